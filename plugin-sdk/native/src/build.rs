@@ -1,0 +1,300 @@
+//! What a plugin is given while it is built.
+
+use std::any::Any;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::log::LogSink;
+use crate::outbound::Outbound;
+use crate::secret::{Secret, SecretRef};
+
+/// What the gateway offers while plugins are built; implemented by the control plane and by
+/// [`PluginTester`](crate::PluginTester).
+pub trait BuildHost {
+    /// Reads a file, relative to the configuration's directory, and puts it under watch.
+    fn file(&mut self, path: &str) -> Result<SourceFile, String>;
+
+    /// Reads a secret; a file is put under watch.
+    fn secret(&mut self, secret: &SecretRef) -> Result<Secret, String>;
+
+    /// State that outlives reloads: the one kept under `key`, else what `make` makes.
+    fn shared(
+        &mut self,
+        key: StateKey,
+        make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
+    ) -> Arc<dyn Any + Send + Sync>;
+
+    /// A cache that outlives reloads, of at most `entries` entries.
+    fn cache(&mut self, key: StateKey, entries: u64) -> Arc<dyn Cache>;
+
+    /// The way to a named upstream; none if the configuration has no such upstream.
+    fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>>;
+
+    /// The names of all upstreams, for error messages.
+    fn upstream_names(&self) -> Vec<String>;
+
+    /// Compiled code from earlier starts.
+    fn artifacts(&self) -> Option<Arc<dyn ArtifactStore>>;
+
+    /// The sink for lines to `target`: `stdout`, `stderr`, or a file's path.
+    fn log_sink(&mut self, target: &str) -> Result<Arc<dyn LogSink>, String>;
+
+    /// Takes a remark about a configuration that works but looks wrong.
+    fn warn(&mut self, warning: BuildWarning);
+}
+
+/// Which instance is being built.
+#[derive(Debug, Clone)]
+pub struct Instance {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its name; the kind's unless the configuration gives one.
+    pub name: Arc<str>,
+    /// Version of its state's layout.
+    pub state_schema: u32,
+}
+
+/// What identifies state across reloads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct StateKey {
+    /// Plugin kind.
+    pub kind: &'static str,
+    /// Instance name; empty for state of the kind itself.
+    pub name: Arc<str>,
+    /// Version of the state's layout.
+    pub schema: u32,
+}
+
+/// A file as it was read.
+#[derive(Debug, Clone)]
+pub struct SourceFile {
+    /// Where it stands, absolute.
+    pub path: PathBuf,
+    /// Its content.
+    pub bytes: Bytes,
+}
+
+impl SourceFile {
+    /// The content as text, or an error that names the first bad byte's line.
+    pub fn text(&self) -> Result<&str, String> {
+        std::str::from_utf8(&self.bytes).map_err(|error| {
+            let line = 1 + self.bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            format!("`{}` is not UTF-8 text (line {line})", self.path.display())
+        })
+    }
+}
+
+/// A cache of bytes, bounded, with a lifetime per entry.
+pub trait Cache: Send + Sync {
+    /// What is kept under `key` and has not expired.
+    fn get(&self, key: &str) -> Option<Bytes>;
+
+    /// Keeps `value` under `key` for `lifetime`.
+    fn insert(&self, key: &str, value: Bytes, lifetime: Duration);
+}
+
+/// A store of compiled code. What it returns is exactly what this installation stored under that
+/// key: anything tampered with counts as absent.
+pub trait ArtifactStore: Send + Sync {
+    /// The artifact under `key`.
+    fn load(&self, key: &str) -> Option<Vec<u8>>;
+
+    /// Stores an artifact; a failure only costs time later.
+    fn store(&self, key: &str, artifact: &[u8]);
+}
+
+/// What [`PluginType::build`](crate::PluginType::build) works with.
+pub struct BuildContext<'a> {
+    instance: Instance,
+    host: &'a mut dyn BuildHost,
+}
+
+impl<'a> BuildContext<'a> {
+    /// A context for one instance.
+    pub fn new(instance: Instance, host: &'a mut dyn BuildHost) -> Self {
+        BuildContext { instance, host }
+    }
+
+    /// The instance's name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.instance.name
+    }
+
+    /// A typed slot for state per exchange.
+    pub fn slot<T: Send + 'static>(&mut self) -> Slot<T> {
+        Slot::new()
+    }
+
+    /// State of this instance that outlives reloads.
+    pub fn shared<T: Send + Sync + 'static>(&mut self, make: impl FnOnce() -> T) -> Arc<T> {
+        self.shared_under(self.instance.name.clone(), make)
+    }
+
+    /// State of all instances of this kind that outlives reloads, such as an engine.
+    pub fn shared_by_kind<T: Send + Sync + 'static>(&mut self, make: impl FnOnce() -> T) -> Arc<T> {
+        self.shared_under("".into(), make)
+    }
+
+    fn shared_under<T: Send + Sync + 'static>(&mut self, name: Arc<str>, make: impl FnOnce() -> T) -> Arc<T> {
+        let key = StateKey { kind: self.instance.kind, name, schema: self.instance.state_schema };
+        let mut make = Some(make);
+        let mut made = None;
+        let state = self.host.shared(key, &mut || {
+            let fresh = make.take().map(|make| Arc::new(make()));
+            made.clone_from(&fresh);
+            fresh.map_or_else(|| Arc::new(()) as _, |fresh| fresh as _)
+        });
+        match (state.downcast::<T>(), made, make) {
+            (Ok(state), ..) => state,
+            // Another type under the same key: the plugin changed its layout without its number.
+            (Err(_), Some(made), _) => made,
+            (Err(_), None, Some(make)) => Arc::new(make()),
+            (Err(_), None, None) => unreachable!("`make` is used up only by making"),
+        }
+    }
+
+    /// A cache of this instance that outlives reloads.
+    pub fn cache(&mut self, entries: u64) -> Arc<dyn Cache> {
+        let Instance { kind, name, state_schema } = self.instance.clone();
+        self.host.cache(StateKey { kind, name, schema: state_schema }, entries)
+    }
+
+    /// Reads a file, relative to the configuration's directory, and puts it under watch; `at` is the
+    /// path of the setting that names it.
+    pub fn file(&mut self, at: &str, path: &str) -> Result<SourceFile, BuildError> {
+        self.host.file(path).map_err(|message| BuildError::at(at, message))
+    }
+
+    /// Reads a secret; `at` is the path of the setting that names it.
+    pub fn secret(&mut self, at: &str, secret: &SecretRef) -> Result<Secret, BuildError> {
+        self.host.secret(secret).map_err(|message| BuildError::at(at, message))
+    }
+
+    /// The way to a named upstream; `at` is the path of the setting that names it.
+    pub fn upstream(&mut self, at: &str, name: &str) -> Result<Arc<dyn Outbound>, BuildError> {
+        self.host.upstream(name).ok_or_else(|| {
+            let known = self.host.upstream_names().join("`, `");
+            let help = if known.is_empty() {
+                "there are no upstreams".into()
+            } else {
+                format!("there is `{known}`")
+            };
+            BuildError::at(at, format!("no upstream is named `{name}`")).help(help)
+        })
+    }
+
+    /// Compiled code from earlier starts.
+    pub fn artifacts(&self) -> Option<Arc<dyn ArtifactStore>> {
+        self.host.artifacts()
+    }
+
+    /// The sink for lines to `target`; `at` is the path of the setting that names it.
+    pub fn log_sink(&mut self, at: &str, target: &str) -> Result<Arc<dyn LogSink>, BuildError> {
+        self.host.log_sink(target).map_err(|message| BuildError::at(at, message))
+    }
+
+    /// Remarks on something that works but looks wrong.
+    pub fn warn(&mut self, at: &str, message: impl Into<String>) {
+        self.host.warn(BuildWarning { path: at.to_owned(), message: message.into() });
+    }
+}
+
+/// A typed place for state per exchange, unique in the process.
+pub struct Slot<T> {
+    id: u32,
+    content: PhantomData<fn() -> T>,
+}
+
+impl<T> Slot<T> {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Slot { id: NEXT.fetch_add(1, Ordering::Relaxed), content: PhantomData }
+    }
+
+    pub(crate) fn id(self) -> u32 {
+        self.id
+    }
+}
+
+impl<T> Clone for Slot<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Slot<T> {}
+
+/// A remark about a configuration that works but looks wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildWarning {
+    /// Path in the plugin's table, like [`BuildError::path`].
+    pub path: String,
+    /// Lower case, no full stop.
+    pub message: String,
+}
+
+/// Why a plugin can't be built from its table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildError {
+    /// Path in the plugin's table, e.g. `rules[2].cidr`; empty for the table itself.
+    pub path: String,
+    /// What is wrong: lower case, no full stop, names the thing.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// Where in a file that the table names, when the fault is there.
+    pub position: Option<Box<SourcePosition>>,
+}
+
+/// A place in a file, e.g. a script.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourcePosition {
+    /// The file.
+    pub file: PathBuf,
+    /// Its text.
+    pub text: Arc<str>,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+}
+
+impl BuildError {
+    /// The value at `path` is wrong.
+    pub fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
+        BuildError { path: path.into(), message: message.into(), help: None, position: None }
+    }
+
+    /// The same with advice.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// The same, located in another file.
+    #[must_use]
+    pub fn within(mut self, position: SourcePosition) -> Self {
+        self.position = Some(Box::new(position));
+        self
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.position {
+            Some(place) => write!(f, "{}:{}:{}: ", place.file.display(), place.line, place.column)?,
+            None if !self.path.is_empty() => write!(f, "{}: ", self.path)?,
+            None => {}
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for BuildError {}

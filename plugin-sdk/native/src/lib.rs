@@ -1,0 +1,43 @@
+//! The contract between the gateway and its plugins, whatever they are written in.
+//!
+//! A plugin is a [`Plugin`]: it says once, at load, what it [`Needs`], and is then called at those
+//! [hooks](HookName) with the [`Exchange`], one request with its response. It answers with a
+//! [`Decision`], at once if it can ([`Hook::Ready`]) or after a wait ([`Hook::Wait`]).
+//! A built-in plugin is a [`PluginType`] listed as a [`Registration`]; the script and Wasm runtimes
+//! are plugin types like any other. [`PluginTester`] runs a plugin without a gateway.
+//!
+//! This crate knows no executor, no HTTP implementation and no configuration format.
+
+mod body;
+mod build;
+mod connection;
+mod exchange;
+mod hook;
+mod log;
+mod message;
+mod outbound;
+mod plugin;
+mod principal;
+mod reply;
+mod secret;
+mod tester;
+
+pub use body::{BodyFilter, Filtered};
+pub use build::{
+    ArtifactStore, BuildContext, BuildError, BuildHost, BuildWarning, Cache, Instance, Slot, SourceFile,
+    SourcePosition, StateKey,
+};
+pub use connection::{Admission, Connection, TlsSession};
+pub use exchange::{
+    Attempt, Change, ChangeKind, Cursor, Decider, End, Exchange, Outcome, Part, Parts, RequestId, RouteMeta,
+    Step, Verdict,
+};
+pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs, PluginError};
+pub use log::{LogSink, LogSinks};
+pub use message::{HeadMut, Request, RequestMut, Response, ResponseMut};
+pub use outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
+pub use plugin::{Build, BuildFailure, Plugin, PluginType, Registration};
+pub use principal::Principal;
+pub use reply::{Content, Reason, Reply};
+pub use secret::{Secret, SecretRef};
+pub use tester::{ExchangeBuilder, PluginTester, TestedPlugin, block_on};

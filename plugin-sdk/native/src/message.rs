@@ -1,0 +1,303 @@
+//! Heads of requests and responses, and the mutators through which plugins change them.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, StatusCode, Version};
+
+use crate::exchange::{ChangeKind, Journal};
+
+/// Headers that a message may have at most once plugins are done with it; well below what the map
+/// can hold, well above what clients and servers accept.
+pub(crate) const MAX_HEADERS: usize = 256;
+
+/// A request's head. The path is normalised, and `Host` is present on every HTTP version.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub(crate) method: Method,
+    pub(crate) target: PathAndQuery,
+    pub(crate) version: Version,
+    pub(crate) headers: HeaderMap,
+}
+
+impl Request {
+    /// A head; `target` is path and query.
+    pub fn new(method: Method, target: PathAndQuery, version: Version, headers: HeaderMap) -> Self {
+        Request { method, target, version, headers }
+    }
+
+    /// The method.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Path and query as they go upstream.
+    pub fn target(&self) -> &PathAndQuery {
+        &self.target
+    }
+
+    /// The normalised path, still percent-encoded where it must be.
+    pub fn path(&self) -> &str {
+        self.target.path()
+    }
+
+    /// The query without its question mark.
+    pub fn query(&self) -> Option<&str> {
+        self.target.query()
+    }
+
+    /// The first query parameter of this name, decoded (`application/x-www-form-urlencoded`).
+    pub fn query_param(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.query()?.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (form_decode(key) == name).then(|| form_decode(value))
+        })
+    }
+
+    /// Version that the client spoke.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The host that was asked for, lower case, without port; empty if there is none.
+    pub fn host(&self) -> &str {
+        let authority = self.header(&HOST).unwrap_or_default();
+        let port = match authority.rfind(']') {
+            Some(end) => authority[end..].find(':').map(|at| end + at),
+            None => authority.find(':'),
+        };
+        port.map_or(authority, |at| &authority[..at])
+    }
+
+    /// A header's first value; none if it is absent or not visible ASCII.
+    pub fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// All headers.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// A cookie's value (RFC 6265, 5.4).
+    pub fn cookie(&self, name: &str) -> Option<&str> {
+        let lines = self.headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
+        lines.flat_map(|line| line.split(';')).find_map(|pair| {
+            let (key, value) = pair.trim().split_once('=')?;
+            (key == name).then_some(value)
+        })
+    }
+
+    /// Takes it apart.
+    pub fn into_parts(self) -> (Method, PathAndQuery, Version, HeaderMap) {
+        (self.method, self.target, self.version, self.headers)
+    }
+}
+
+fn form_decode(text: &str) -> Cow<'_, str> {
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let hex = |at: usize| tail.get(at).and_then(|digit| (*digit as char).to_digit(16));
+        match (first, hex(0), hex(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push((high * 16 + low) as u8);
+                rest = &tail[2..];
+                continue;
+            }
+            (b'+', ..) => bytes.push(b' '),
+            _ => bytes.push(*first),
+        }
+        rest = tail;
+    }
+    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A response's head.
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+}
+
+impl Response {
+    /// A head.
+    pub fn new(status: StatusCode, headers: HeaderMap) -> Self {
+        Response { status, headers }
+    }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// A header's first value; none if it is absent or not visible ASCII.
+    pub fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// All headers.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// Takes it apart.
+    pub fn into_parts(self) -> (StatusCode, HeaderMap) {
+        (self.status, self.headers)
+    }
+}
+
+/// Changes the headers of a message and journals what was changed.
+///
+/// Framing (`Content-Length`, `Transfer-Encoding`) and hop-by-hop headers are the gateway's: it
+/// writes them after the last hook, whatever was set here.
+pub struct HeadMut<'a> {
+    pub(crate) headers: &'a mut HeaderMap,
+    pub(crate) journal: Journal<'a>,
+}
+
+impl HeadMut<'_> {
+    /// Sets a header to this one value.
+    pub fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        if self.headers.len() >= MAX_HEADERS && !self.headers.contains_key(&name) {
+            return self.journal.overflow("header");
+        }
+        self.journal.note(|| ChangeKind::Header(name.clone()));
+        self.headers.insert(name, value);
+    }
+
+    /// Adds a value to a header.
+    pub fn append(&mut self, name: HeaderName, value: HeaderValue) {
+        if self.headers.len() >= MAX_HEADERS {
+            return self.journal.overflow("header");
+        }
+        self.journal.note(|| ChangeKind::Header(name.clone()));
+        self.headers.append(name, value);
+    }
+
+    /// Removes a header with all its values.
+    pub fn remove(&mut self, name: &HeaderName) {
+        if self.headers.remove(name).is_some() {
+            self.journal.note(|| ChangeKind::Header(name.clone()));
+        }
+    }
+
+    /// Gives the values of `from` the name `to`, in place of what `to` had.
+    pub fn rename(&mut self, from: &HeaderName, to: &HeaderName) {
+        let values: Vec<_> = self.headers.get_all(from).iter().cloned().collect();
+        if values.is_empty() || from == to {
+            return;
+        }
+        self.remove(from);
+        self.remove(to);
+        for value in values {
+            self.append(to.clone(), value);
+        }
+    }
+}
+
+/// Changes a request's head.
+pub struct RequestMut<'a> {
+    pub(crate) method: &'a mut Method,
+    pub(crate) target: &'a mut PathAndQuery,
+    /// Its headers.
+    pub headers: HeadMut<'a>,
+}
+
+impl RequestMut<'_> {
+    /// Another method.
+    pub fn set_method(&mut self, method: Method) {
+        self.headers.journal.note(|| ChangeKind::Method);
+        *self.method = method;
+    }
+
+    /// Another path, with the query as it was. The route stays as chosen. Refused unless it begins
+    /// with a slash and is a valid path (RFC 3986, 3.3).
+    pub fn set_path(&mut self, path: &str) -> Result<(), &'static str> {
+        if path.contains(['?', '#']) {
+            return Err("a path has neither query nor fragment");
+        }
+        let query = self.target.query();
+        self.set_target(join(path, query), ChangeKind::Path)
+    }
+
+    /// Another query, without question mark; none to remove it.
+    pub fn set_query(&mut self, query: Option<&str>) -> Result<(), &'static str> {
+        let target = join(self.target.path(), query);
+        self.set_target(target, ChangeKind::Query)
+    }
+
+    fn set_target(&mut self, target: Bytes, kind: ChangeKind) -> Result<(), &'static str> {
+        if !target.starts_with(b"/") {
+            return Err("a path begins with a slash");
+        }
+        *self.target = PathAndQuery::from_maybe_shared(target).map_err(|_| "not a valid path and query")?;
+        self.headers.journal.note(|| kind);
+        Ok(())
+    }
+}
+
+fn join(path: &str, query: Option<&str>) -> Bytes {
+    match query {
+        Some(query) => Bytes::from(format!("{path}?{query}")),
+        None => Bytes::copy_from_slice(path.as_bytes()),
+    }
+}
+
+/// Changes a response's head.
+pub struct ResponseMut<'a> {
+    pub(crate) status: &'a mut StatusCode,
+    /// Its headers.
+    pub headers: HeadMut<'a>,
+}
+
+impl ResponseMut<'_> {
+    /// Another status.
+    pub fn set_status(&mut self, status: StatusCode) {
+        self.headers.journal.note(|| ChangeKind::Status);
+        *self.status = status;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(target: &'static str, headers: &[(HeaderName, &'static str)]) -> Request {
+        let headers = headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
+        Request::new(Method::GET, PathAndQuery::from_static(target), Version::HTTP_11, headers.collect())
+    }
+
+    #[test]
+    fn host_is_read_without_port_also_for_ipv6() {
+        for (value, host) in
+            [("a.example", "a.example"), ("a:80", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]")]
+        {
+            assert_eq!(request("/", &[(HOST, value)]).host(), host);
+        }
+        assert_eq!(request("/", &[]).host(), "");
+    }
+
+    #[test]
+    fn query_parameters_are_decoded_and_broken_escapes_are_kept() {
+        let request = request("/?a=1&b=x%20y+z&c&d=%zz&e=%C3%A9&f=%4", &[]);
+        let get = |name| request.query_param(name);
+        assert_eq!(get("b").as_deref(), Some("x y z"));
+        assert_eq!((get("c").as_deref(), get("missing")), (Some(""), None));
+        assert_eq!(
+            (get("d").as_deref(), get("e").as_deref(), get("f").as_deref()),
+            (Some("%zz"), Some("é"), Some("%4"))
+        );
+    }
+
+    #[test]
+    fn cookies_are_found_across_lines() {
+        let request = request("/", &[(COOKIE, "a=1; session=abc=="), (HOST, "x")]);
+        assert_eq!((request.cookie("session"), request.cookie("b")), (Some("abc=="), None));
+    }
+}

@@ -1,0 +1,446 @@
+//! Runs a plugin without a gateway.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, StatusCode, Version};
+use serde_json::Value;
+
+use crate::build::{
+    ArtifactStore, BuildContext, BuildError, BuildHost, BuildWarning, Cache, Instance, SourceFile, StateKey,
+};
+use crate::connection::{Admission, Connection, TlsSession};
+use crate::exchange::{Cursor, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
+use crate::hook::{Decision, Hook, HookName, PluginError};
+use crate::log::LogSink;
+use crate::message::{Request, Response};
+use crate::outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
+use crate::plugin::{BuildFailure, Plugin, PluginType, Registration};
+use crate::principal::Principal;
+use crate::secret::{Secret, SecretRef};
+
+type Answer = dyn Fn(&http::Request<Bytes>) -> Result<http::Response<Bytes>, OutboundError> + Send + Sync;
+
+/// Builds a plugin from a table and runs its hooks on exchanges of the test's making.
+///
+/// ```
+/// # use portcullis_plugin::*;
+/// # struct Teapot;
+/// # #[derive(serde::Deserialize, schemars::JsonSchema)] struct Table {}
+/// # impl Plugin for Teapot {
+/// #     fn needs(&self) -> Needs { Needs::hooks([HookName::OnRequest]) }
+/// #     fn on_request<'a>(&'a self, _: &'a mut Exchange) -> Hook<'a> {
+/// #         Hook::respond(Reply::deny(http::StatusCode::IM_A_TEAPOT, "teapot.short"))
+/// #     }
+/// # }
+/// # impl PluginType for Teapot {
+/// #     const KIND: &'static str = "teapot"; const SUMMARY: &'static str = ""; const EXAMPLE: &'static str = "";
+/// #     type Config = Table;
+/// #     fn build(_: Table, _: &mut BuildContext<'_>) -> Result<Self, BuildError> { Ok(Teapot) }
+/// # }
+/// let teapot = PluginTester::new().build::<Teapot>(serde_json::json!({})).unwrap();
+/// let mut exchange = ExchangeBuilder::get("/coffee").build();
+/// let Ok(Decision::Respond(reply)) = teapot.on_request(&mut exchange) else { panic!() };
+/// assert_eq!(reply.status, 418);
+/// ```
+#[derive(Default)]
+pub struct PluginTester {
+    files: HashMap<String, Bytes>,
+    secrets: HashMap<String, Bytes>,
+    upstreams: HashMap<String, Arc<dyn Outbound>>,
+    state: HashMap<StateKey, Arc<dyn Any + Send + Sync>>,
+    caches: HashMap<StateKey, Arc<MemoryCache>>,
+    lines: Arc<Lines>,
+    warnings: Vec<BuildWarning>,
+}
+
+impl PluginTester {
+    /// A tester without files, secrets and upstreams.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Offers a file.
+    #[must_use]
+    pub fn file(mut self, path: &str, content: impl Into<Bytes>) -> Self {
+        self.files.insert(path.to_owned(), content.into());
+        self
+    }
+
+    /// Offers a secret, by name of variable or file.
+    #[must_use]
+    pub fn secret(mut self, name: &str, secret: impl Into<Bytes>) -> Self {
+        self.secrets.insert(name.to_owned(), secret.into());
+        self
+    }
+
+    /// Offers an upstream that answers with what `answer` returns.
+    #[must_use]
+    pub fn upstream(
+        mut self,
+        name: &str,
+        answer: impl Fn(&http::Request<Bytes>) -> Result<http::Response<Bytes>, OutboundError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.upstreams.insert(name.to_owned(), Arc::new(FakeUpstream(Box::new(answer))));
+        self
+    }
+
+    /// Builds an instance of `T`, by way of its registration; errors as a user would get them.
+    pub fn build<T: PluginType>(&mut self, table: Value) -> Result<TestedPlugin, BuildError> {
+        self.build_registered(&Registration::of::<T>(), table)
+    }
+
+    /// Builds an instance of a registered kind.
+    pub fn build_registered(
+        &mut self,
+        kind: &Registration,
+        table: Value,
+    ) -> Result<TestedPlugin, BuildError> {
+        let instance = Instance { kind: kind.kind, name: kind.kind.into(), state_schema: kind.state_schema };
+        let mut context = BuildContext::new(instance, self);
+        let mut table = <dyn erased_serde::Deserializer<'_>>::erase(table);
+        match (kind.build)(&mut table, &mut context) {
+            Ok(plugin) => Ok(TestedPlugin(plugin)),
+            Err(BuildFailure::Config(error)) => Err(BuildError::at("", error.to_string())),
+            Err(BuildFailure::Build(error)) => Err(error),
+        }
+    }
+
+    /// Remarks made while building.
+    pub fn warnings(&self) -> &[BuildWarning] {
+        &self.warnings
+    }
+
+    /// Lines written to log sinks, whatever their target.
+    pub fn logged(&self) -> Vec<String> {
+        self.lines.0.lock().map(|lines| lines.clone()).unwrap_or_default()
+    }
+}
+
+impl BuildHost for PluginTester {
+    fn file(&mut self, path: &str) -> Result<SourceFile, String> {
+        let bytes = self.files.get(path).cloned().ok_or_else(|| format!("there is no file `{path}`"))?;
+        Ok(SourceFile { path: path.into(), bytes })
+    }
+
+    fn secret(&mut self, secret: &SecretRef) -> Result<Secret, String> {
+        let (SecretRef::Env(name) | SecretRef::File(name)) = secret;
+        let found = self.secrets.get(name).ok_or_else(|| format!("there is no secret `{name}`"))?;
+        Ok(Secret::new(found.to_vec()))
+    }
+
+    fn shared(
+        &mut self,
+        key: StateKey,
+        make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
+    ) -> Arc<dyn Any + Send + Sync> {
+        self.state.entry(key).or_insert_with(make).clone()
+    }
+
+    fn cache(&mut self, key: StateKey, _entries: u64) -> Arc<dyn Cache> {
+        self.caches.entry(key).or_default().clone()
+    }
+
+    fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {
+        self.upstreams.get(name).cloned()
+    }
+
+    fn upstream_names(&self) -> Vec<String> {
+        self.upstreams.keys().cloned().collect()
+    }
+
+    fn artifacts(&self) -> Option<Arc<dyn ArtifactStore>> {
+        None
+    }
+
+    fn log_sink(&mut self, _target: &str) -> Result<Arc<dyn LogSink>, String> {
+        Ok(self.lines.clone())
+    }
+
+    fn warn(&mut self, warning: BuildWarning) {
+        self.warnings.push(warning);
+    }
+}
+
+#[derive(Default)]
+struct MemoryCache(Mutex<HashMap<String, Bytes>>);
+
+impl Cache for MemoryCache {
+    fn get(&self, key: &str) -> Option<Bytes> {
+        self.0.lock().ok()?.get(key).cloned()
+    }
+
+    fn insert(&self, key: &str, value: Bytes, _lifetime: Duration) {
+        if let Ok(mut entries) = self.0.lock() {
+            entries.insert(key.to_owned(), value);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Lines(Mutex<Vec<String>>);
+
+impl LogSink for Lines {
+    fn write(&self, line: &[u8]) {
+        if let Ok(mut lines) = self.0.lock() {
+            lines.push(String::from_utf8_lossy(line).into_owned());
+        }
+    }
+}
+
+struct FakeUpstream(Box<Answer>);
+
+impl Outbound for FakeUpstream {
+    fn send(&self, request: http::Request<Bytes>, _limits: OutboundLimits) -> OutboundFuture<'_> {
+        Box::pin(async move { (self.0)(&request) })
+    }
+}
+
+/// A plugin under test.
+pub struct TestedPlugin(Arc<dyn Plugin>);
+
+impl TestedPlugin {
+    /// The plugin itself.
+    pub fn plugin(&self) -> &Arc<dyn Plugin> {
+        &self.0
+    }
+
+    /// Calls `on_connection` for a client at `peer`.
+    pub fn on_connection(&self, peer: &str) -> Admission {
+        let exchange = ExchangeBuilder::get("/").peer(peer).build();
+        self.0.on_connection(exchange.connection())
+    }
+
+    /// Calls `on_request`.
+    pub fn on_request(&self, exchange: &mut Exchange) -> Result<Decision, PluginError> {
+        self.call(HookName::OnRequest, exchange)
+    }
+
+    /// Calls `on_response`.
+    pub fn on_response(&self, exchange: &mut Exchange) -> Result<Decision, PluginError> {
+        self.call(HookName::OnResponse, exchange)
+    }
+
+    /// Calls a hook and waits for its verdict.
+    pub fn call(&self, hook: HookName, exchange: &mut Exchange) -> Result<Decision, PluginError> {
+        exchange.core().cursor = Cursor { plugin: 0, hook };
+        let answer = match hook {
+            HookName::OnConnection => match self.0.on_connection(exchange.connection()) {
+                Admission::Accept => Hook::CONTINUE,
+                Admission::Drop => Hook::from(Decision::Drop),
+            },
+            HookName::OnRequest => self.0.on_request(exchange),
+            HookName::OnRequestBody => self.0.on_request_body(exchange),
+            HookName::OnUpstream => self.0.on_upstream(exchange),
+            HookName::OnResponse => self.0.on_response(exchange),
+            HookName::OnResponseBody => self.0.on_response_body(exchange),
+            HookName::OnLog => self.0.on_log(exchange),
+        };
+        match answer {
+            Hook::Ready(result) => result,
+            Hook::Wait(future) => block_on(future),
+        }
+    }
+}
+
+/// Waits for a future on the current thread, without timers or I/O of its own.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+type PartsChange = Box<dyn FnOnce(&mut Parts)>;
+
+/// Makes an exchange for a test. Bad literals panic, as tests should.
+pub struct ExchangeBuilder {
+    method: Method,
+    target: PathAndQuery,
+    headers: HeaderMap,
+    connection: Connection,
+    parts: Vec<PartsChange>,
+}
+
+#[expect(clippy::expect_used, reason = "literals of tests")]
+impl ExchangeBuilder {
+    /// A GET request from 192.0.2.1 to `gateway.test`.
+    pub fn get(target: &str) -> Self {
+        Self::request(Method::GET, target)
+    }
+
+    /// A request from 192.0.2.1 to `gateway.test`.
+    pub fn request(method: Method, target: &str) -> Self {
+        let connection = Connection {
+            listener: "test".into(),
+            peer: "192.0.2.1:40000".parse().expect("an address"),
+            local: "192.0.2.2:80".parse().expect("an address"),
+            tls: None,
+        };
+        let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("gateway.test"))]);
+        let target = target.parse().expect("a path and query");
+        ExchangeBuilder { method, target, headers, connection, parts: Vec::new() }
+    }
+
+    /// Adds a request header.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let name: HeaderName = name.parse().expect("a header name");
+        let value = value.parse().expect("a header value");
+        if name == HOST {
+            self.headers.insert(name, value);
+        } else {
+            self.headers.append(name, value);
+        }
+        self
+    }
+
+    /// The peer's address, without port.
+    #[must_use]
+    pub fn peer(mut self, address: &str) -> Self {
+        self.connection.peer.set_ip(address.parse().expect("an address"));
+        self
+    }
+
+    /// Over TLS.
+    #[must_use]
+    pub fn tls(mut self, session: TlsSession) -> Self {
+        self.connection.tls = Some(session);
+        self
+    }
+
+    /// Who is calling.
+    #[must_use]
+    pub fn principal(self, principal: Principal) -> Self {
+        self.with(move |parts| parts.principal = Some(Box::new(principal)))
+    }
+
+    /// The whole request body.
+    #[must_use]
+    pub fn body(self, body: impl Into<Bytes>) -> Self {
+        let body = body.into();
+        self.with(move |parts| parts.request_body = Some(body))
+    }
+
+    /// The route, with captures as names and values that occur in the path.
+    #[must_use]
+    pub fn route(self, name: &str, captures: &[(&str, &str)]) -> Self {
+        let name = name.into();
+        let captures: Vec<(Box<str>, String)> =
+            captures.iter().map(|(name, value)| ((*name).into(), (*value).to_owned())).collect();
+        self.with(move |parts| {
+            for (_, value) in &captures {
+                let at = parts.matched.path().find(value.as_str()).expect("the capture occurs in the path");
+                parts.captures.push((at as u32, (at + value.len()) as u32));
+            }
+            let captures = captures.into_iter().map(|(name, _)| name).collect();
+            parts.route = Some(Arc::new(RouteMeta { name, captures }));
+        })
+    }
+
+    /// The response, with its whole body.
+    #[must_use]
+    pub fn response(self, status: u16, headers: &[(&'static str, &str)], body: impl Into<Bytes>) -> Self {
+        let status = StatusCode::from_u16(status).expect("a status");
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a header value")))
+            .collect();
+        let body = body.into();
+        self.with(move |parts| {
+            parts.response = Some(Response::new(status, headers));
+            parts.response_body = Some(body);
+        })
+    }
+
+    /// An attempt is about to be sent to `endpoint`.
+    #[must_use]
+    pub fn attempt(self, upstream: &str, endpoint: &str) -> Self {
+        let (upstream, endpoint) = (upstream.into(), endpoint.into());
+        self.with(move |parts| {
+            parts.outgoing = Some(parts.request.clone());
+            parts.attempt = Some(crate::exchange::Attempt { number: 1, upstream, endpoint });
+        })
+    }
+
+    /// The exchange is over, with this status after a millisecond.
+    #[must_use]
+    pub fn ended(self, status: u16) -> Self {
+        self.with(move |parts| {
+            parts.outcome = Some(Box::new(Outcome {
+                end: End::Complete,
+                status: StatusCode::from_u16(status).ok(),
+                request_bytes: 0,
+                response_bytes: 0,
+                duration: Duration::from_millis(1),
+                upstream_duration: None,
+            }));
+        })
+    }
+
+    /// Anything else.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Parts) + 'static) -> Self {
+        self.parts.push(Box::new(change));
+        self
+    }
+
+    /// The exchange, with request id 1.
+    pub fn build(self) -> Exchange {
+        let request = Request::new(self.method, self.target, Version::HTTP_11, self.headers);
+        let mut parts = Parts::new(RequestId::Bits(1), Arc::new(self.connection), request);
+        for change in self.parts {
+            change(&mut parts);
+        }
+        Exchange::new(parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_state_is_made_once_and_kept() {
+        let mut tester = PluginTester::new();
+        let mut shared = |value: u32| {
+            let instance = Instance { kind: "k", name: "n".into(), state_schema: 1 };
+            BuildContext::new(instance, &mut tester).shared(|| value)
+        };
+        assert_eq!((*shared(1), *shared(2)), (1, 1));
+    }
+
+    #[test]
+    fn an_exchange_has_what_the_test_gave_it() {
+        let exchange =
+            ExchangeBuilder::get("/users/42?x=1").route("users", &[("id", "42")]).peer("2001:db8::1").build();
+        assert_eq!((exchange.route(), exchange.capture("id")), (Some("users"), Some("42")));
+        assert_eq!(
+            (exchange.client().to_string(), exchange.request().host()),
+            ("2001:db8::1".into(), "gateway.test")
+        );
+    }
+}
