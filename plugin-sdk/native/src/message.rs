@@ -90,6 +90,12 @@ impl Request {
         })
     }
 
+    /// Another target, for the gateway's core only: no journal knows of it.
+    #[doc(hidden)]
+    pub fn replace_target(&mut self, target: PathAndQuery) {
+        self.target = target;
+    }
+
     /// Takes it apart.
     pub fn into_parts(self) -> (Method, PathAndQuery, Version, HeaderMap) {
         (self.method, self.target, self.version, self.headers)

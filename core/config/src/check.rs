@@ -1,0 +1,229 @@
+//! What no single value shows: names used twice, references to nothing, contradictions.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route};
+use crate::error::{NodeError, suggestion};
+use crate::node::{Node, join};
+
+/// Errors and warnings about a configuration that was read without any.
+pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeError>) {
+    let mut check = Check { root, errors: Vec::new(), warnings: Vec::new() };
+    check.workers(config);
+    check.listeners(config);
+    check.chains(config);
+    check.routes(config);
+    check.unused_upstreams(config);
+    (check.errors, check.warnings)
+}
+
+struct Check<'c> {
+    root: &'c Node,
+    errors: Vec<NodeError>,
+    warnings: Vec<NodeError>,
+}
+
+/// More workers than any machine has cores.
+const MAX_WORKERS: u32 = 1024;
+
+impl Check<'_> {
+    fn workers(&mut self, config: &Config) {
+        if config.workers.is_some_and(|workers| workers.get() > MAX_WORKERS) {
+            self.error(
+                "workers",
+                &format!("more than {MAX_WORKERS} workers"),
+                Some("one for each core is best"),
+            );
+        }
+    }
+
+    fn listeners(&mut self, config: &Config) {
+        if config.listeners.is_empty() {
+            self.error(
+                "listeners",
+                "at least one listener is needed",
+                Some("`listeners: [{ bind: 0.0.0.0:8080 }]`"),
+            );
+        }
+        let names = config.listeners.iter().enumerate();
+        self.unique(
+            names.map(|(index, listener)| (format!("listeners[{index}].name"), listener.name.as_str())),
+        );
+        self.addresses(config);
+        for (index, listener) in config.listeners.iter().enumerate() {
+            self.listener(&format!("listeners[{index}]"), listener);
+        }
+    }
+
+    fn listener(&mut self, path: &str, listener: &Listener) {
+        let Some(tls) = &listener.tls else { return };
+        if listener.redirect_https.is_some() {
+            let message = "a listener with TLS would redirect to itself";
+            self.error(
+                &format!("{path}.redirect_https"),
+                message,
+                Some("redirect from a plain-text listener"),
+            );
+        }
+        if tls.certificates.is_empty() {
+            self.error(&format!("{path}.tls.certificates"), "at least one certificate is needed", None);
+        }
+        if tls.alpn.is_empty() {
+            self.error(&format!("{path}.tls.alpn"), "at least one protocol is needed", None);
+        }
+    }
+
+    /// Port 0 is a fresh port each time, so it cannot be taken.
+    fn addresses(&mut self, config: &Config) {
+        let mut users = HashMap::new();
+        if let Admin::On(admin) = config.admin {
+            users.insert(admin.bind, "the admin interface".to_owned());
+        }
+        for (index, listener) in config.listeners.iter().enumerate() {
+            for (position, address) in listener.bind.iter().enumerate().filter(|(_, bind)| bind.0.port() != 0)
+            {
+                if let Some(user) = users.get(address) {
+                    let path = format!("listeners[{index}].bind[{position}]");
+                    self.error(&path, &format!("{address} is already used by {user}"), None);
+                }
+                users.entry(*address).or_insert_with(|| format!("listener `{}`", listener.name));
+            }
+        }
+    }
+
+    fn chains(&mut self, config: &Config) {
+        self.chain("plugins", &config.plugins);
+        for (index, listener) in config.listeners.iter().enumerate() {
+            self.chain(&format!("listeners[{index}].plugins"), &listener.plugins);
+        }
+        for (index, route) in config.routes.iter().enumerate() {
+            self.chain(&format!("routes[{index}].plugins"), &route.plugins);
+        }
+        let placed = config.plugins.iter().position(|entry| matches!(entry, ChainEntry::Policies(_)));
+        if let (Some(position), None) = (placed, &config.policies) {
+            let help = "name it: `policies: { dir: policies }`";
+            self.error(&format!("plugins[{position}]"), "there is no policy directory", Some(help));
+        }
+    }
+
+    /// State belongs to kind and name, so two plugins of one list must not share both.
+    fn chain(&mut self, path: &str, chain: &[ChainEntry]) {
+        let mut seen = Vec::new();
+        for (index, entry) in chain.iter().enumerate() {
+            let (kind, name) = match entry {
+                ChainEntry::Policies(_) => ("policies", None),
+                ChainEntry::Plugin(plugin) => (plugin.kind.as_str(), plugin.options.name.as_deref()),
+            };
+            if seen.contains(&(kind, name.unwrap_or(kind))) {
+                let path = format!("{path}[{index}]");
+                match (entry, name) {
+                    (ChainEntry::Policies(_), _) => self.error(&path, "`policies` stands here twice", None),
+                    (_, Some(name)) => self.error(&path, &format!("a second `{kind}` named `{name}`"), None),
+                    (_, None) => {
+                        let help = format!("tell them apart: `- {{ name: ..., {kind}: ... }}`");
+                        self.error(&path, &format!("a second `{kind}` without a name"), Some(&help));
+                    }
+                }
+            }
+            seen.push((kind, name.unwrap_or(kind)));
+        }
+    }
+
+    fn routes(&mut self, config: &Config) {
+        let names = config.routes.iter().enumerate();
+        self.unique(names.map(|(index, route)| (format!("routes[{index}].name"), route.name.as_str())));
+        let mut matches: HashMap<String, &str> = HashMap::new();
+        for (index, route) in config.routes.iter().enumerate() {
+            let path = format!("routes[{index}]");
+            self.route(&path, route, config);
+            let canonical = canonical(&route.matches);
+            if let Some(first) = matches.get(&canonical) {
+                let message = format!("never reached: route `{first}` has the same match");
+                self.error(&format!("{path}.match"), &message, None);
+            }
+            matches.entry(canonical).or_insert(&route.name);
+        }
+    }
+
+    fn route(&mut self, path: &str, route: &Route, config: &Config) {
+        if route.matches.path.is_some() && route.matches.prefix.is_some() {
+            let help = "`path: /static/**` matches both";
+            self.error(&format!("{path}.match.prefix"), "a match has either `path` or `prefix`", Some(help));
+        }
+        let rewrite = &route.rewrite;
+        if rewrite.path.is_some() && (rewrite.strip_prefix.is_some() || rewrite.add_prefix.is_some()) {
+            let message = "a rewrite has either `path`, or `strip_prefix` and `add_prefix`";
+            self.error(&format!("{path}.rewrite.path"), message, None);
+        }
+        match &route.action {
+            Action::Upstream(name) => self.upstream_exists(&format!("{path}.upstream"), name, config),
+            Action::Respond(respond) if respond.body.is_some() && respond.json.is_some() => {
+                self.error(&format!("{path}.respond.json"), "a response has either `body` or `json`", None);
+            }
+            _ => {}
+        }
+    }
+
+    fn upstream_exists(&mut self, path: &str, name: &str, config: &Config) {
+        let known = config.upstreams.iter().map(|upstream| upstream.name.as_str());
+        if !known.clone().any(|known| known == name) {
+            let help = suggestion(name, known, "known upstreams");
+            self.error(path, &format!("there is no upstream `{name}`"), help.as_deref());
+        }
+    }
+
+    /// Plugins may send requests to an upstream too, which cannot be seen here; so only a warning, and only
+    /// where no plugin is configured.
+    fn unused_upstreams(&mut self, config: &Config) {
+        let chains = config.routes.iter().map(|route| &route.plugins);
+        let chains = chains.chain(config.listeners.iter().map(|listener| &listener.plugins));
+        if config.policies.is_some()
+            || !config.plugins.is_empty()
+            || chains.into_iter().any(|c| !c.is_empty())
+        {
+            return;
+        }
+        for upstream in &config.upstreams {
+            let used =
+                |route: &Route| matches!(&route.action, Action::Upstream(name) if *name == upstream.name);
+            if !config.routes.iter().any(used) {
+                let path = join("upstreams", &upstream.name);
+                let message = format!("no route uses upstream `{}`", upstream.name);
+                self.warnings.push(self.at(&path, &message));
+            }
+        }
+    }
+
+    fn unique<'n>(&mut self, names: impl Iterator<Item = (String, &'n str)>) {
+        let mut seen = HashSet::new();
+        for (path, name) in names {
+            if !seen.insert(name) {
+                self.error(&path, &format!("the name `{name}` is taken"), None);
+            }
+        }
+    }
+
+    fn error(&mut self, path: &str, message: &str, help: Option<&str>) {
+        let error = self.at(path, message);
+        self.errors.push(match help {
+            Some(help) => error.with_help(help),
+            None => error,
+        });
+    }
+
+    fn at(&self, path: &str, message: &str) -> NodeError {
+        let message = self.root.redact(message.to_owned());
+        NodeError::new(self.root.locate(path), path, message)
+    }
+}
+
+/// A text that is equal for matches that take the same requests.
+fn canonical(matches: &Match) -> String {
+    let mut matches = matches.clone();
+    matches.hosts.sort();
+    matches.hosts.dedup();
+    matches.methods.sort();
+    matches.methods.dedup();
+    let path = matches.path.take().map(|path| path.shape());
+    format!("{path:?} {matches:?}")
+}

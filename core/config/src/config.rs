@@ -1,0 +1,659 @@
+//! The configuration file's types. Their field docs become the descriptions of the JSON Schema.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::diagnostics::Span;
+use crate::node::Node;
+use crate::schema;
+use crate::values::{
+    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
+    SizeLimit, positive,
+};
+
+/// A whole configuration file.
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields, default)]
+pub struct Config {
+    /// Worker threads, each with its own listeners and connection pools. Default: the number of cores. Fixed for
+    /// the life of the process, at most 1024. Example: `4`.
+    pub workers: Option<NonZeroU32>,
+    /// Directory for what survives a restart: accepted inputs, compiled modules, stores. Default: a directory of
+    /// the user's own. Example: `/var/lib/portcullis`.
+    pub state_dir: Option<PathBuf>,
+    /// File that holds the process id while the gateway runs. Default: none. Example: `/run/portcullis.pid`.
+    pub pid_file: Option<PathBuf>,
+    /// The admin interface, or `off`. Default: on, at `127.0.0.1:9901`.
+    #[schemars(schema_with = "schema::admin")]
+    pub admin: Admin,
+    /// Logging.
+    pub log: Log,
+    /// How long running requests may take to end at shutdown. Default `30s`.
+    pub drain: Duration,
+    /// Limits of the whole process.
+    pub limits: Limits,
+    /// Networks whose `X-Forwarded-*` and `Forwarded` headers are believed. Default: none.
+    /// Example: `[10.0.0.0/8, "::1"]`.
+    pub trusted_proxies: Vec<Network>,
+    /// Where the gateway accepts connections; at least one.
+    pub listeners: Vec<Listener>,
+    /// The plugins every request passes first. The bare word `policies` places the policy directory's plugins;
+    /// without it they come last.
+    #[schemars(schema_with = "schema::chain", default)]
+    pub plugins: Vec<ChainEntry>,
+    /// The policy directory, whose files apply without being named here. Default: none.
+    pub policies: Option<Policies>,
+    /// Where requests are sent, by name.
+    #[schemars(with = "BTreeMap<String, Upstream>")]
+    pub upstreams: Vec<Upstream>,
+    /// Which request goes where. The order does not matter: the most specific match wins.
+    pub routes: Vec<Route>,
+}
+
+/// The admin interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admin {
+    /// Served at this address.
+    On(AdminOptions),
+    /// Not served.
+    Off,
+}
+
+/// Options of the admin interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminOptions {
+    /// Address of the admin interface. It has no authentication of its own: keep it on loopback. Default
+    /// `127.0.0.1:9901`.
+    pub bind: Address,
+}
+
+/// Logging.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// The least important level that is logged. Default `info`.
+    pub level: LogLevel,
+    /// `text` for people, `json` for machines, one object a line. Default `text`.
+    pub format: LogFormat,
+}
+
+/// How important a log line is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// Only failures.
+    Error,
+    /// And what should be looked at.
+    Warn,
+    /// And what happens to the gateway as a whole.
+    #[default]
+    Info,
+    /// And what happens to each connection.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Readable by people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Limits of the whole process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest request body, or `unlimited`. Default `10MiB`.
+    pub body: SizeLimit,
+    /// Memory for all bodies that plugins asked to see whole, together; when it is used up, requests that need
+    /// more are answered with 503. Default `256MiB`.
+    pub whole_bodies: ByteSize,
+}
+
+/// The policy directory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Policies {
+    /// Its path, relative to this file. Example: `policies`.
+    pub dir: PathBuf,
+}
+
+/// A place where connections are accepted.
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Listener {
+    /// Its name in logs and metrics. Default: its first address.
+    #[schemars(default)]
+    pub name: String,
+    /// Address to listen on, or a list of them. Example: `0.0.0.0:8080` or `[::]:8080`.
+    #[schemars(schema_with = "schema::addresses")]
+    pub bind: Vec<Address>,
+    /// Accept TLS instead of plain text. Default: plain text.
+    pub tls: Option<Tls>,
+    /// Answer everything with a redirect to HTTPS: `true`, or a table. Default `false`.
+    #[schemars(schema_with = "schema::redirect_https", default)]
+    pub redirect_https: Option<RedirectHttps>,
+    /// HTTP/2 settings.
+    #[schemars(default)]
+    pub http2: Http2,
+    /// Limits of each connection.
+    #[schemars(default)]
+    pub limits: ListenerLimits,
+    /// Plugins for what arrives here, after the gateway's own.
+    #[schemars(schema_with = "schema::chain", default)]
+    pub plugins: Vec<ChainEntry>,
+}
+
+/// TLS of a listener.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Certificates, chosen by the name that the client asks for (SNI); the first is the default.
+    #[schemars(length(min = 1))]
+    pub certificates: Vec<Certificate>,
+    /// Lowest version accepted: `"1.2"` or `"1.3"`. Default `"1.2"`.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+    /// Which ciphers and key exchanges are offered. Default `intermediate`.
+    #[serde(default)]
+    pub policy: TlsPolicy,
+    /// Protocols offered (ALPN), best first. Default `[h2, http/1.1]`.
+    #[serde(default = "default_alpn")]
+    pub alpn: Vec<Alpn>,
+    /// Ask clients for a certificate. Default: no.
+    #[serde(default)]
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// PEM file with the certificate and its chain, relative to this file. Example: `tls/api.pem`.
+    pub cert: PathBuf,
+    /// PEM file with the private key, relative to this file. Example: `tls/api.key`.
+    pub key: PathBuf,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum TlsVersion {
+    /// TLS 1.2 (RFC 5246).
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    /// TLS 1.3 (RFC 8446).
+    #[serde(rename = "1.3")]
+    V1_3,
+}
+
+/// A choice of ciphers and key exchanges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TlsPolicy {
+    /// TLS 1.3 only.
+    Modern,
+    /// TLS 1.3, and TLS 1.2 with forward secrecy and authenticated encryption.
+    #[default]
+    Intermediate,
+}
+
+/// A protocol negotiated by ALPN (RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Alpn {
+    /// HTTP/2.
+    #[serde(rename = "h2")]
+    H2,
+    /// HTTP/1.1.
+    #[serde(rename = "http/1.1")]
+    Http1,
+}
+
+/// Client certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClientAuth {
+    /// Whether a client may connect without one.
+    pub mode: ClientAuthMode,
+    /// PEM file with the authorities that issue them, relative to this file. Example: `tls/clients-ca.pem`.
+    pub ca: PathBuf,
+}
+
+/// Whether a client certificate must be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuthMode {
+    /// A client may show none; one that it shows must be valid.
+    Optional,
+    /// Every client must show one.
+    Required,
+}
+
+/// The redirect that a plain-text listener answers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedirectHttps {
+    /// Port of the HTTPS listener as clients see it. Default `443`.
+    pub port: u16,
+    /// Status code. Default `308`, which keeps the method.
+    pub status: RedirectStatus,
+}
+
+/// The status code of a redirect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct RedirectStatus(u16);
+
+/// HTTP/2 settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http2 {
+    /// Requests that one connection may have open at a time. Default `100`.
+    pub max_streams: NonZeroU32,
+}
+
+/// Limits of each connection of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenerLimits {
+    /// Connections open at a time, over all workers. Default `10000`.
+    pub connections: NonZeroU32,
+    /// Size of a request's head. Default `16KiB`.
+    pub header_bytes: ByteSize,
+    /// Number of header lines in a request. Default `100`.
+    pub header_count: NonZeroU32,
+    /// Time to send a request's head. Default `10s`.
+    #[serde(deserialize_with = "positive")]
+    pub header_timeout: Duration,
+    /// Time a connection may be open without a request. Default `60s`.
+    #[serde(deserialize_with = "positive")]
+    pub idle_timeout: Duration,
+}
+
+/// One place in a list of plugins.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ChainEntry {
+    /// A plugin.
+    Plugin(Box<PluginEntry>),
+    /// Where the policy directory's plugins go: the bare word `policies`.
+    Policies(Span),
+}
+
+/// A plugin instance, its own table still unread.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PluginEntry {
+    /// Which plugin, such as `cors`.
+    pub kind: String,
+    /// Where the kind stands.
+    pub kind_span: Span,
+    /// Options that every instance has.
+    pub options: InstanceOptions,
+    /// The plugin's own table.
+    pub table: Node,
+    /// The table's path, such as `routes[2].plugins[0].cors`.
+    pub path: String,
+    /// Where the entry begins.
+    pub span: Span,
+}
+
+/// Options of a plugin instance, whatever its kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct InstanceOptions {
+    /// Name in logs, metrics and stores; needed where two plugins of one kind stand in one list. Default: the kind.
+    pub name: Option<String>,
+    /// What happens to a request when the plugin itself fails. Default `deny`.
+    pub on_error: OnError,
+    /// Longest single wait of this plugin. Default: the plugin's own. Example: `5s`.
+    pub timeout: Option<Duration>,
+}
+
+/// What happens to a request when a plugin fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// It is refused.
+    #[default]
+    Deny,
+    /// It goes on as if the plugin were not there.
+    Allow,
+}
+
+/// The file beside a policy (`NN-name.yaml`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct SideFile {
+    /// The options that every plugin instance has.
+    pub options: InstanceOptions,
+    /// The table `config`, unread; empty if it is missing. Its path is `config`.
+    pub config: Node,
+}
+
+/// A group of endpoints that serve the same.
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Upstream {
+    /// Its key in `upstreams`.
+    #[schemars(skip)]
+    pub name: String,
+    /// Where it is served; at least one.
+    #[schemars(length(min = 1))]
+    pub endpoints: Vec<Endpoint>,
+    /// Timeouts.
+    #[schemars(default)]
+    pub timeouts: Timeouts,
+    /// Idle connections kept by each worker to each endpoint. Default `64`.
+    #[schemars(default = "default_max_idle")]
+    pub max_idle: u32,
+    /// Further attempts after a failed one, where repeating is safe. Default `1`.
+    #[schemars(default = "default_retries")]
+    pub retries: u8,
+    /// The `Host` header that is sent: `preserve` the client's, the `endpoint`'s, or this name. Default `preserve`.
+    #[schemars(with = "String", default)]
+    pub host: HostHeader,
+}
+
+/// One server of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Host name or IP address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Share of the requests, relative to the other endpoints. Default `1`.
+    pub weight: NonZeroU32,
+}
+
+/// Timeouts of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// To open a connection. Default `2s`.
+    #[serde(deserialize_with = "positive")]
+    pub connect: Duration,
+    /// From the end of the request to the response's headers. Default `30s`.
+    #[serde(deserialize_with = "positive")]
+    pub response: Duration,
+    /// An unused connection is closed after this. Default `60s`.
+    #[serde(deserialize_with = "positive")]
+    pub idle: Duration,
+    /// The longest pause between two pieces of a body. Default `60s`.
+    #[serde(deserialize_with = "positive")]
+    pub body: Duration,
+}
+
+/// The `Host` header sent to an upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HostHeader {
+    /// The client's.
+    #[default]
+    Preserve,
+    /// The endpoint's.
+    Endpoint,
+    /// This one.
+    Name(String),
+}
+
+/// Which requests, what runs on them, and where they go: to exactly one of `upstream`, `redirect`, `respond`.
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Route {
+    /// Its name in logs and metrics. Default: `route-` and its place in the list, from 0.
+    #[schemars(default)]
+    pub name: String,
+    /// Which requests; everything, if it is missing.
+    #[schemars(rename = "match", default)]
+    pub matches: Match,
+    /// Plugins for these requests, after the gateway's and the listener's.
+    #[schemars(schema_with = "schema::chain", default)]
+    pub plugins: Vec<ChainEntry>,
+    /// Changes to the request before it is sent on.
+    #[schemars(default)]
+    pub rewrite: Rewrite,
+    /// What answers them.
+    #[schemars(flatten)]
+    pub action: Action,
+}
+
+/// Which requests a route takes. Everything given must fit; what is missing fits always.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Match {
+    /// Host names, any of them. Example: `[api.example.com, "*.example.com"]`.
+    pub hosts: Vec<HostPattern>,
+    /// The path: `{name}` stands for one segment, a last `/**` or `/{name**}` for the rest. Example: `/users/{id}`.
+    pub path: Option<PathTemplate>,
+    /// The beginning of the path, whole segments; instead of `path`. Example: `/static`.
+    pub prefix: Option<PathPrefix>,
+    /// Methods, any of them. Example: `[GET, POST]`.
+    pub methods: Vec<Method>,
+    /// Headers, all of them: a value, `{ present: true }` or `{ regex: "^a" }`.
+    pub headers: BTreeMap<HeaderName, Predicate>,
+    /// Query parameters, all of them, in the same forms as headers. Example: `{ version: "2" }`.
+    pub query: BTreeMap<String, Predicate>,
+}
+
+/// What a header or query parameter must be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Predicate {
+    /// This value.
+    Is(String),
+    /// There at all (`true`), or not there (`false`).
+    Present(bool),
+    /// A value in which this is found.
+    Regex(Pattern),
+}
+
+/// Changes to a request before it is sent on. They never change which route it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rewrite {
+    /// A new path, with the placeholders of `match.path`. Example: `/internal/{id}`.
+    pub path: Option<PathTemplate>,
+    /// Removed from the beginning of the path. Example: `/static`.
+    pub strip_prefix: Option<PathPrefix>,
+    /// Put before the path, after `strip_prefix`. Example: `/v2`.
+    pub add_prefix: Option<PathPrefix>,
+    /// A new `Host`. Example: `internal.example`.
+    pub host: Option<String>,
+}
+
+/// What answers a route's requests.
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+pub enum Action {
+    /// The name of an upstream.
+    Upstream(String),
+    /// A redirect.
+    Redirect(Redirect),
+    /// A fixed answer.
+    Respond(Respond),
+}
+
+/// A redirect.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Redirect {
+    /// Where to, with placeholders. Example: `https://example.com{path}`.
+    pub to: String,
+    /// Status code. Default `308`, which keeps the method.
+    #[serde(default)]
+    pub status: RedirectStatus,
+}
+
+/// A fixed answer.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Respond {
+    /// Status code. Default `200`.
+    pub status: Status,
+    /// Headers. Example: `{ retry-after: "60" }`.
+    pub headers: BTreeMap<HeaderName, String>,
+    /// The body, a text. Default: empty.
+    pub body: Option<String>,
+    /// The body as JSON, instead of `body`.
+    pub json: Option<serde_json::Value>,
+}
+
+/// The status code of a final response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct Status(u16);
+
+impl RedirectStatus {
+    /// The number.
+    pub fn code(self) -> u16 {
+        self.0
+    }
+}
+
+impl Status {
+    /// The number.
+    pub fn code(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u16> for RedirectStatus {
+    type Error = String;
+
+    fn try_from(code: u16) -> Result<Self, String> {
+        match code {
+            301 | 302 | 303 | 307 | 308 => Ok(Self(code)),
+            _ => Err(format!("{code} is no redirect: use 301, 302, 303, 307 or 308")),
+        }
+    }
+}
+
+impl TryFrom<u16> for Status {
+    type Error = String;
+
+    fn try_from(code: u16) -> Result<Self, String> {
+        match code {
+            200..=599 => Ok(Self(code)),
+            _ => Err(format!("{code} is no final status: use 200 to 599")),
+        }
+    }
+}
+
+impl From<RedirectStatus> for u16 {
+    fn from(status: RedirectStatus) -> u16 {
+        status.0
+    }
+}
+
+impl From<Status> for u16 {
+    fn from(status: Status) -> u16 {
+        status.0
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            state_dir: None,
+            pid_file: None,
+            admin: Admin::default(),
+            log: Log::default(),
+            drain: seconds(30),
+            limits: Limits::default(),
+            trusted_proxies: Vec::new(),
+            listeners: Vec::new(),
+            plugins: Vec::new(),
+            policies: None,
+            upstreams: Vec::new(),
+            routes: Vec::new(),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self::On(AdminOptions::default())
+    }
+}
+
+impl Default for AdminOptions {
+    fn default() -> Self {
+        Self { bind: Address(([127, 0, 0, 1], 9901).into()) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { body: SizeLimit::Bytes(ByteSize(10 << 20)), whole_bodies: ByteSize(256 << 20) }
+    }
+}
+
+impl Default for RedirectHttps {
+    fn default() -> Self {
+        Self { port: 443, status: RedirectStatus::default() }
+    }
+}
+
+impl Default for RedirectStatus {
+    fn default() -> Self {
+        Self(308)
+    }
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self(200)
+    }
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self { max_streams: at_least_one(100) }
+    }
+}
+
+impl Default for ListenerLimits {
+    fn default() -> Self {
+        Self {
+            connections: at_least_one(10_000),
+            header_bytes: ByteSize(16 << 10),
+            header_count: at_least_one(100),
+            header_timeout: seconds(10),
+            idle_timeout: seconds(60),
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: seconds(2), response: seconds(30), idle: seconds(60), body: seconds(60) }
+    }
+}
+
+fn default_alpn() -> Vec<Alpn> {
+    vec![Alpn::H2, Alpn::Http1]
+}
+
+pub(crate) fn default_max_idle() -> u32 {
+    64
+}
+
+pub(crate) fn default_retries() -> u8 {
+    1
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration(std::time::Duration::from_secs(seconds))
+}
+
+fn at_least_one(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN)
+}

@@ -1,0 +1,227 @@
+//! Values that may be written in more than one form: a word or a table.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::config::{Endpoint, HostHeader, Predicate};
+use crate::node::shortened;
+use crate::values::{Pattern, is_host_name};
+
+impl<'de> Deserialize<'de> for Predicate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PredicateVisitor)
+    }
+}
+
+struct PredicateVisitor;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PredicateTable {
+    Present(bool),
+    Regex(Pattern),
+}
+
+impl<'de> Visitor<'de> for PredicateVisitor {
+    type Value = Predicate;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a quoted value, `{ present: true }` or `{ regex: \"...\" }`")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Predicate, E> {
+        Ok(Predicate::Is(text.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Predicate, A::Error> {
+        Ok(match PredicateTable::deserialize(MapAccessDeserializer::new(map))? {
+            PredicateTable::Present(present) => Predicate::Present(present),
+            PredicateTable::Regex(pattern) => Predicate::Regex(pattern),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for HostHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "preserve" => Ok(Self::Preserve),
+            "endpoint" => Ok(Self::Endpoint),
+            name if split_port(name).is_ok() => Ok(Self::Name(text)),
+            _ => Err(de::Error::custom(
+                "expected `preserve`, `endpoint` or a host name such as `internal.example`",
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(EndpointVisitor)
+    }
+}
+
+struct EndpointVisitor;
+
+/// `http://host:port`, nothing before or after.
+struct EndpointUrl(String, u16);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EndpointTable {
+    url: EndpointUrl,
+    #[serde(default)]
+    weight: Option<NonZeroU32>,
+}
+
+impl<'de> Visitor<'de> for EndpointVisitor {
+    type Value = Endpoint;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an address such as `http://10.0.0.1:8080`, or `{ url: ..., weight: 2 }`")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Endpoint, E> {
+        let (host, port) = endpoint_url(text).map_err(E::custom)?;
+        Ok(Endpoint { host, port, weight: NonZeroU32::MIN })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
+        let EndpointTable { url: EndpointUrl(host, port), weight } =
+            EndpointTable::deserialize(MapAccessDeserializer::new(map))?;
+        Ok(Endpoint { host, port, weight: weight.unwrap_or(NonZeroU32::MIN) })
+    }
+}
+
+impl<'de> Deserialize<'de> for EndpointUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        endpoint_url(&text).map(|(host, port)| Self(host, port)).map_err(de::Error::custom)
+    }
+}
+
+fn endpoint_url(text: &str) -> Result<(String, u16), String> {
+    if text.starts_with("https://") {
+        return Err("https upstreams are not supported yet: use `http://`".to_owned());
+    }
+    let Some(authority) = text.strip_prefix("http://") else {
+        return Err(format!(
+            "expected an address such as `http://10.0.0.1:8080`, found string `{}`",
+            shortened(text)
+        ));
+    };
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    if authority.contains(['/', '?', '#']) {
+        return Err("an endpoint has no path: change paths with a route's `rewrite`".to_owned());
+    }
+    if authority.contains('@') {
+        return Err("an endpoint has no user name or password".to_owned());
+    }
+    let (host, port) = split_port(authority)?;
+    Ok((host, port.unwrap_or(80)))
+}
+
+/// Host, without the brackets of an IPv6 address, and port.
+fn split_port(authority: &str) -> Result<(String, Option<u16>), String> {
+    let bad =
+        || format!("expected a host and port such as `10.0.0.1:8080`, found `{}`", shortened(authority));
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, after) = rest.split_once(']').ok_or_else(bad)?;
+            host.parse::<std::net::Ipv6Addr>().map_err(|_| bad())?;
+            let port = if after.is_empty() { None } else { Some(after.strip_prefix(':').ok_or_else(bad)?) };
+            (host, port)
+        }
+        None => {
+            let (host, port) = match authority.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (authority, None),
+            };
+            if !is_host_name(host) {
+                return Err(bad());
+            }
+            (host, port)
+        }
+    };
+    let port = match port {
+        Some(port) => Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?),
+        None => None,
+    };
+    Ok((host.to_owned(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::yaml;
+
+    fn read<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
+        yaml::parse(text, &|_| None).unwrap().read("x").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn predicates_have_three_forms() {
+        assert_eq!(read::<Predicate>("acme"), Ok(Predicate::Is("acme".to_owned())));
+        assert_eq!(read::<Predicate>("{ present: false }"), Ok(Predicate::Present(false)));
+        assert!(matches!(read::<Predicate>("{ regex: ^a }"), Ok(Predicate::Regex(_))));
+        assert_eq!(
+            read::<Predicate>("2").unwrap_err(),
+            "x: expected a quoted value, `{ present: true }` or `{ regex: \"...\" }`, found number 2"
+        );
+        assert_eq!(
+            read::<Predicate>("{ regex: \"(\" }").unwrap_err(),
+            "x.regex: not a regular expression: unclosed group"
+        );
+        assert_eq!(read::<Predicate>("{ absent: true }").unwrap_err(), "unknown key `absent` in `x`");
+        assert_eq!(
+            read::<Predicate>("{ present: true, regex: a }").unwrap_err(),
+            "unknown key `regex` in `x`"
+        );
+    }
+
+    #[test]
+    fn endpoints_are_http_addresses() {
+        let endpoint = |text| read::<Endpoint>(text).map(|e| (e.host, e.port, e.weight.get()));
+        assert_eq!(endpoint("http://127.0.0.1:9000"), Ok(("127.0.0.1".to_owned(), 9000, 1)));
+        assert_eq!(endpoint("{ url: \"http://[::1]:9001\", weight: 3 }"), Ok(("::1".to_owned(), 9001, 3)));
+        assert_eq!(endpoint("http://api.internal/"), Ok(("api.internal".to_owned(), 80, 1)));
+        assert_eq!(
+            endpoint("https://a:1").unwrap_err(),
+            "x: https upstreams are not supported yet: use `http://`"
+        );
+        assert_eq!(
+            endpoint("{ url: \"https://a:1\" }").unwrap_err(),
+            "x.url: https upstreams are not supported yet: use `http://`"
+        );
+        assert_eq!(
+            endpoint("http://a:1/b").unwrap_err(),
+            "x: an endpoint has no path: change paths with a route's `rewrite`"
+        );
+        assert!(endpoint("127.0.0.1:9000").unwrap_err().starts_with("x: expected an address such as"));
+        for bad in [
+            "http://a:0",
+            "http://a:b",
+            "http://[::1",
+            "http://[x]:1",
+            "http://u@a",
+            "http://",
+            "http://a:99999",
+        ] {
+            assert!(endpoint(bad).is_err(), "{bad}");
+        }
+        assert!(
+            endpoint("{ url: \"http://a\", weight: 0 }").unwrap_err().contains("a whole number, 1 or more")
+        );
+    }
+
+    #[test]
+    fn host_headers() {
+        assert_eq!(read("endpoint"), Ok(HostHeader::Endpoint));
+        assert_eq!(read("internal.example:8080"), Ok(HostHeader::Name("internal.example:8080".to_owned())));
+        assert!(read::<HostHeader>("a b").is_err());
+    }
+}

@@ -1,0 +1,36 @@
+//! Configuration files into typed values that remember where they stand.
+//!
+//! [`load`] reads YAML into a tree of [`Node`]s, of which every value and key knows its place; the tree is read
+//! into [`Config`], and what is wrong comes back as [`Diagnostics`], all of it at once. This crate knows no
+//! plugin: a plugin's table stays a [`Node`], which whoever builds the plugin reads with [`Node::reader`].
+
+mod check;
+mod config;
+mod de;
+mod diagnostics;
+mod error;
+mod forms;
+mod interpolate;
+mod load;
+mod node;
+mod read;
+mod schema;
+mod values;
+mod yaml;
+
+pub use config::{
+    Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Endpoint,
+    HostHeader, Http2, InstanceOptions, Limits, Listener, ListenerLimits, Log, LogFormat, LogLevel, Match,
+    OnError, PluginEntry, Policies, Predicate, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite,
+    Route, SideFile, Status, Timeouts, Tls, TlsPolicy, TlsVersion, Upstream,
+};
+pub use de::{NodeDeserializer, Reader};
+pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
+pub use error::{NodeError, Raised, nearest};
+pub use load::{Loaded, load, parse, parse_side_file, parse_table, read_text};
+pub use node::{Key, Node, Scalar, Value};
+pub use schema::schema;
+pub use values::{
+    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
+    SizeLimit,
+};

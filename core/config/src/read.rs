@@ -1,0 +1,336 @@
+//! The tree of a configuration file into its types, section by section, so that one mistake hides no other.
+
+use serde::de::DeserializeOwned;
+
+use crate::config::{
+    Action, Admin, ChainEntry, Config, Endpoint, InstanceOptions, Listener, PluginEntry, RedirectHttps,
+    Route, SideFile, Upstream, default_max_idle, default_retries,
+};
+use crate::diagnostics::Span;
+use crate::error::{NodeError, nearest};
+use crate::node::{Key, Node, Value, join};
+use crate::values::Address;
+
+/// Keys of a plugin entry that are not its kind.
+const INSTANCE_OPTIONS: [&str; 3] = ["name", "on_error", "timeout"];
+
+/// Reads the whole file. Every error is added to `errors`; if there is any, the result is incomplete.
+pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
+    let default = Config::default();
+    let Some(mut table) = Place::root(root, errors).table() else { return default };
+    let config = Config {
+        workers: table.optional("workers"),
+        state_dir: table.optional("state_dir"),
+        pid_file: table.optional("pid_file"),
+        admin: table.with("admin", admin).unwrap_or(default.admin),
+        log: table.optional("log").unwrap_or(default.log),
+        drain: table.optional("drain").unwrap_or(default.drain),
+        limits: table.optional("limits").unwrap_or(default.limits),
+        trusted_proxies: table.items("trusted_proxies", |place| place.read()),
+        listeners: table.items("listeners", listener),
+        plugins: table.items("plugins", gateway_chain_entry),
+        policies: table.optional("policies"),
+        upstreams: table.with("upstreams", upstreams).unwrap_or_default(),
+        routes: table.items("routes", route),
+    };
+    table.close();
+    config
+}
+
+/// Reads the file beside a policy.
+pub(crate) fn side_file(root: &Node, errors: &mut Vec<NodeError>) -> SideFile {
+    let mut side = SideFile { options: InstanceOptions::default(), config: root.empty_table() };
+    let Some(mut table) = Place::root(root, errors).table() else { return side };
+    side.options = InstanceOptions {
+        name: table.optional("name"),
+        on_error: table.optional("on_error").unwrap_or_default(),
+        timeout: table.optional("timeout"),
+    };
+    if let Some(config) = table.with("config", |place| Some(place.node.clone())) {
+        side.config = config;
+    }
+    table.close();
+    side
+}
+
+fn admin(place: Place<'_, '_>) -> Option<Admin> {
+    match place.node.text() {
+        Some("off" | "false") => Some(Admin::Off),
+        Some("on" | "true") => Some(Admin::default()),
+        _ => place.read().map(Admin::On),
+    }
+}
+
+fn listener(place: Place<'_, '_>) -> Option<Listener> {
+    let mut table = place.table()?;
+    let name = table.optional("name");
+    let bind = table.required("bind", addresses);
+    let tls = table.optional("tls");
+    let redirect_https = table.with("redirect_https", redirect_https).flatten();
+    let http2 = table.optional("http2").unwrap_or_default();
+    let limits = table.optional("limits").unwrap_or_default();
+    let plugins = table.items("plugins", chain_entry);
+    table.close();
+    let bind = bind?;
+    let name = name.or_else(|| bind.first().map(Address::to_string)).unwrap_or_default();
+    Some(Listener { name, bind, tls, redirect_https, http2, limits, plugins })
+}
+
+/// One address or a list of them.
+fn addresses(place: Place<'_, '_>) -> Option<Vec<Address>> {
+    match place.node.items() {
+        Some([]) => place.fail("expected at least one address"),
+        Some(_) => Some(place.items(|place| place.read())),
+        None => place.read().map(|address| vec![address]),
+    }
+}
+
+fn redirect_https(place: Place<'_, '_>) -> Option<Option<RedirectHttps>> {
+    if place.node.entries().is_some() {
+        return place.read().map(Some);
+    }
+    let wanted: bool = place.read()?;
+    Some(wanted.then(RedirectHttps::default))
+}
+
+fn upstreams(place: Place<'_, '_>) -> Option<Vec<Upstream>> {
+    let table = place.table()?;
+    Some(table.each(upstream))
+}
+
+fn upstream(name: &str, place: Place<'_, '_>) -> Option<Upstream> {
+    let mut table = place.table()?;
+    let endpoints = table.required("endpoints", endpoints);
+    let timeouts = table.optional("timeouts").unwrap_or_default();
+    let max_idle = table.optional("max_idle").unwrap_or_else(default_max_idle);
+    let retries = table.optional("retries").unwrap_or_else(default_retries);
+    let host = table.optional("host").unwrap_or_default();
+    table.close();
+    Some(Upstream { name: name.to_owned(), endpoints: endpoints?, timeouts, max_idle, retries, host })
+}
+
+fn endpoints(place: Place<'_, '_>) -> Option<Vec<Endpoint>> {
+    let none = place.node.is_null() || place.node.items().is_some_and(<[Node]>::is_empty);
+    if none { place.fail("expected at least one endpoint") } else { Some(place.items(|place| place.read())) }
+}
+
+fn route(place: Place<'_, '_>) -> Option<Route> {
+    let index = place.index;
+    let mut table = place.table()?;
+    let name = table.optional("name").unwrap_or_else(|| format!("route-{index}"));
+    let matches = table.optional("match").unwrap_or_default();
+    let plugins = table.items("plugins", chain_entry);
+    let rewrite = table.optional("rewrite").unwrap_or_default();
+    let action = action(&mut table);
+    table.close();
+    Some(Route { name, matches, plugins, rewrite, action: action? })
+}
+
+/// Exactly one of the three.
+fn action(table: &mut Table<'_, '_>) -> Option<Action> {
+    let present = |key| (key, table.node.entry(key).filter(|(_, node)| !node.is_absent()));
+    let present = ["upstream", "redirect", "respond"].map(present);
+    let actions = [
+        table.optional("upstream").map(Action::Upstream),
+        table.optional("redirect").map(Action::Redirect),
+        table.optional("respond").map(Action::Respond),
+    ];
+    let mut present = present.into_iter().filter_map(|(name, entry)| Some((name, entry?)));
+    match (present.next(), present.next()) {
+        (None, _) => table.fail(table.span, "a route needs one of `upstream`, `redirect`, `respond`"),
+        (Some(_), None) => actions.into_iter().flatten().next(),
+        (Some((first, _)), Some((second, (key, _)))) => {
+            table.fail(key.span, &format!("a route has one action: either `{first}` or `{second}`"))
+        }
+    }
+}
+
+/// An entry of the gateway's own list, the only one in which the policy directory can have its place.
+fn gateway_chain_entry(place: Place<'_, '_>) -> Option<ChainEntry> {
+    if place.node.text() == Some("policies") {
+        return Some(ChainEntry::Policies(place.node.span));
+    }
+    chain_entry(place)
+}
+
+fn chain_entry(place: Place<'_, '_>) -> Option<ChainEntry> {
+    if place.node.text() == Some("policies") {
+        return place.fail("`policies` can only stand in the gateway's own list of plugins");
+    }
+    plugin_entry(place).map(|entry| ChainEntry::Plugin(Box::new(entry)))
+}
+
+/// A bare kind, or a table of one kind and instance options.
+fn plugin_entry(mut place: Place<'_, '_>) -> Option<PluginEntry> {
+    let span = place.node.span;
+    if let Some(kind) = place.node.text() {
+        return Some(PluginEntry {
+            kind: kind.to_owned(),
+            kind_span: span,
+            options: InstanceOptions::default(),
+            table: place.node.empty_table(),
+            path: join(&place.path, kind),
+            span,
+        });
+    }
+    let Some(entries) = place.node.entries() else {
+        return place.fail("expected a plugin: `- kind` or `- kind: { ... }`");
+    };
+    let (options, kinds): (Vec<_>, Vec<_>) =
+        entries.iter().cloned().partition(|(key, _)| INSTANCE_OPTIONS.contains(&key.text.as_str()));
+    let options = place.read_part(Node { span, value: Value::Table(options) });
+    let mut kinds = kinds.into_iter();
+    let Some((key, value)) = kinds.next() else {
+        return place.fail("this entry names no plugin: write `- kind: { ... }`");
+    };
+    if let Some((extra, _)) = kinds.next() {
+        return place.second_kind(&key, &extra);
+    }
+    Some(PluginEntry {
+        table: plugin_table(&key, value),
+        path: join(&place.path, &key.text),
+        kind: key.text,
+        kind_span: key.span,
+        options: options?,
+        span,
+    })
+}
+
+/// A plugin's table stands where its kind stands: that is the place to say what it lacks.
+fn plugin_table(key: &Key, value: Node) -> Node {
+    if value.is_null() {
+        return Node { span: key.span, value: Value::Table(Vec::new()) };
+    }
+    Node { span: key.span, ..value }
+}
+
+/// A value to be read, its place, and where errors go.
+struct Place<'n, 'e> {
+    node: &'n Node,
+    path: String,
+    /// The key, for a value of a table.
+    key: Option<Span>,
+    /// The position, for an item of a list.
+    index: usize,
+    errors: &'e mut Vec<NodeError>,
+}
+
+/// A table of which keys are asked for one by one; those asked for are the known ones.
+struct Table<'n, 'e> {
+    node: &'n Node,
+    path: String,
+    /// Where to say that something is missing.
+    span: Span,
+    known: Vec<&'static str>,
+    errors: &'e mut Vec<NodeError>,
+}
+
+impl<'n, 'e> Place<'n, 'e> {
+    fn root(node: &'n Node, errors: &'e mut Vec<NodeError>) -> Self {
+        Self { node, path: String::new(), key: None, index: 0, errors }
+    }
+
+    fn read<T: DeserializeOwned>(self) -> Option<T> {
+        self.node.read(&self.path).map_err(|error| self.errors.push(error)).ok()
+    }
+
+    /// Reads a part of this value that was taken out of it.
+    fn read_part<T: DeserializeOwned>(&mut self, part: Node) -> Option<T> {
+        part.read(&self.path).map_err(|error| self.errors.push(error)).ok()
+    }
+
+    /// The items of a list; a key whose items are all commented out holds none.
+    fn items<T>(self, mut read: impl FnMut(Place<'n, '_>) -> Option<T>) -> Vec<T> {
+        if self.node.is_null() {
+            return Vec::new();
+        }
+        let Some(items) = self.node.items() else {
+            self.expected::<T>("a list");
+            return Vec::new();
+        };
+        let place = |(index, node)| {
+            let path = format!("{}[{index}]", self.path);
+            read(Place { node, path, key: None, index, errors: &mut *self.errors })
+        };
+        items.iter().enumerate().filter_map(place).collect()
+    }
+
+    fn table(self) -> Option<Table<'n, 'e>> {
+        if self.node.entries().is_none() && !self.node.is_null() {
+            return self.expected("a table");
+        }
+        let span = self.key.unwrap_or(self.node.span);
+        Some(Table { node: self.node, path: self.path, span, known: Vec::new(), errors: self.errors })
+    }
+
+    fn expected<T>(self, what: &str) -> Option<T> {
+        let message = format!("expected {what}, found {}", self.node.describe());
+        self.fail(&message)
+    }
+
+    fn fail<T>(self, message: &str) -> Option<T> {
+        self.errors.push(NodeError::new(self.node.span, &self.path, message));
+        None
+    }
+
+    /// A second key that is no instance option: a misspelt option, or an option of the plugin not indented.
+    fn second_kind<T>(self, kind: &Key, extra: &Key) -> Option<T> {
+        let message = format!("`{}` stands beside the plugin `{}`", extra.text, kind.text);
+        let help = match nearest(&extra.text, INSTANCE_OPTIONS.into_iter()) {
+            Some(option) => format!("did you mean `{option}`?"),
+            None => format!(
+                "options of `{}` go below it, further indented; a second plugin begins with `-`",
+                kind.text
+            ),
+        };
+        self.errors.push(NodeError::new(extra.span, &self.path, message).with_help(help));
+        None
+    }
+}
+
+impl<'n> Table<'n, '_> {
+    /// The value of a key, read by a function of its own, which must add an error whenever it returns `None`.
+    fn with<T>(&mut self, key: &'static str, read: impl FnOnce(Place<'n, '_>) -> Option<T>) -> Option<T> {
+        self.known.push(key);
+        let (found, node) = self.node.entry(key).filter(|(_, node)| !node.is_absent())?;
+        let path = join(&self.path, key);
+        read(Place { node, path, key: Some(found.span), index: 0, errors: self.errors })
+    }
+
+    fn optional<T: DeserializeOwned>(&mut self, key: &'static str) -> Option<T> {
+        self.with(key, |place| place.read())
+    }
+
+    fn required<T>(&mut self, key: &'static str, read: impl FnOnce(Place<'n, '_>) -> Option<T>) -> Option<T> {
+        if self.node.child(key).is_none_or(Node::is_absent) {
+            self.errors.push(NodeError::missing_key(self.span, &self.path, key));
+        }
+        self.with(key, read)
+    }
+
+    fn items<T>(&mut self, key: &'static str, read: impl FnMut(Place<'n, '_>) -> Option<T>) -> Vec<T> {
+        self.with(key, |place| Some(place.items(read))).unwrap_or_default()
+    }
+
+    /// Reads every entry of a table whose keys are names.
+    fn each<T>(self, read: impl Fn(&str, Place<'n, '_>) -> Option<T>) -> Vec<T> {
+        let entry = |(index, (key, node)): (usize, &'n (Key, Node))| {
+            let path = join(&self.path, &key.text);
+            read(&key.text, Place { node, path, key: Some(key.span), index, errors: &mut *self.errors })
+        };
+        self.node.entries().unwrap_or_default().iter().enumerate().filter_map(entry).collect()
+    }
+
+    fn fail<T>(&mut self, span: Span, message: &str) -> Option<T> {
+        self.errors.push(NodeError::new(span, &self.path, message));
+        None
+    }
+
+    /// Refuses the keys that nobody asked for.
+    fn close(self) {
+        let unknown = self.node.entries().unwrap_or_default().iter();
+        let unknown = unknown.filter(|(key, _)| !self.known.contains(&key.text.as_str()));
+        let known = self.known.iter().copied();
+        self.errors.extend(unknown.map(|(key, _)| NodeError::unknown_key(key, &self.path, known.clone())));
+    }
+}

@@ -1,0 +1,1 @@
+//! The control plane: registry, generations, state, watching and reload.

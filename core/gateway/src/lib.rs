@@ -1,0 +1,1 @@
+//! The portcullis gateway: command line, telemetry and admin.

@@ -1,0 +1,529 @@
+//! Bodies on their way through: counted, bounded, filtered.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use portcullis_plugin::{Cursor, End, Reply};
+
+use crate::chain::{Filter, Instance};
+use crate::http1::screen::Refusal;
+use crate::live::Live;
+use crate::reply::Fault;
+use crate::upstream::UpstreamBody;
+
+/// The process's budget of whole bodies: bytes held at once.
+#[derive(Debug)]
+pub struct Budget {
+    limit: AtomicU64,
+    used: AtomicU64,
+}
+
+impl Budget {
+    /// A budget of this many bytes.
+    pub fn new(bytes: u64) -> Arc<Self> {
+        Arc::new(Budget { limit: AtomicU64::new(bytes), used: AtomicU64::new(0) })
+    }
+
+    /// Another limit; what is held already stays.
+    pub fn resize(&self, bytes: u64) {
+        self.limit.store(bytes, Relaxed);
+    }
+
+    /// Bytes held now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    pub(crate) fn hold(self: &Arc<Self>) -> Held {
+        Held { budget: self.clone(), bytes: 0 }
+    }
+}
+
+/// A share of the budget, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Held {
+    fn grow(&mut self, bytes: u64) -> Result<(), Fault> {
+        if self.budget.used.fetch_add(bytes, Relaxed) + bytes > self.budget.limit.load(Relaxed) {
+            self.budget.used.fetch_sub(bytes, Relaxed);
+            return Err(Fault::BodyBudget);
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// Reads a whole body of at most `limit` bytes; `too_large` is the fault of a longer one.
+/// Trailers are dropped: a whole body is sent with its length.
+pub(crate) async fn whole<B>(
+    body: &mut B,
+    limit: u64,
+    held: &mut Held,
+    too_large: Fault,
+) -> Result<Bytes, WholeError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    if body.size_hint().lower() > limit {
+        return Err(too_large.into());
+    }
+    let mut first = Bytes::new();
+    let mut buffer = BytesMut::new();
+    let mut length = 0_u64;
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+        let Ok(chunk) = frame.map_err(|error| WholeError::Body(error.into()))?.into_data() else { continue };
+        length += chunk.len() as u64;
+        if length > limit {
+            return Err(too_large.into());
+        }
+        held.grow(chunk.len() as u64)?;
+        // A body of one chunk, the common case, is not copied.
+        if first.is_empty() && buffer.is_empty() {
+            first = chunk;
+        } else {
+            if buffer.is_empty() {
+                buffer.extend_from_slice(&std::mem::take(&mut first));
+            }
+            buffer.extend_from_slice(&chunk);
+        }
+    }
+    Ok(if buffer.is_empty() { first } else { buffer.freeze() })
+}
+
+/// Why a body could not be read whole.
+#[derive(Debug)]
+pub(crate) enum WholeError {
+    Fault(Fault),
+    Body(Box<dyn Error + Send + Sync>),
+}
+
+impl From<Fault> for WholeError {
+    fn from(fault: Fault) -> Self {
+        WholeError::Fault(fault)
+    }
+}
+
+impl WholeError {
+    /// The fault, when the body is the client's.
+    pub(crate) fn of_client(self) -> Fault {
+        match self {
+            WholeError::Fault(fault) => fault,
+            WholeError::Body(error) => client_fault(&*error),
+        }
+    }
+
+    /// The fault, when the body is the upstream's.
+    pub(crate) fn of_upstream(self) -> Fault {
+        match self {
+            WholeError::Fault(fault) => fault,
+            WholeError::Body(_) => Fault::UpstreamFailed,
+        }
+    }
+}
+
+fn client_fault(error: &(dyn Error + 'static)) -> Fault {
+    Refusal::in_error(error).map_or(Fault::ClientBody, Fault::Screened)
+}
+
+/// The filters of a body, in the order in which chunks pass them.
+#[derive(Default)]
+struct Filters(Vec<Filter>);
+
+/// A filter refused.
+pub(crate) struct FilterRefusal {
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) cursor: Cursor,
+    pub(crate) reply: Box<Reply>,
+}
+
+impl Filters {
+    fn chunk(&mut self, chunk: Bytes) -> Result<Bytes, FilterRefusal> {
+        self.0.iter_mut().try_fold(chunk, |chunk, filter| {
+            if chunk.is_empty() { Ok(chunk) } else { pass(filter, Some(chunk)) }
+        })
+    }
+
+    /// What the filters still hold; what one gives at its end passes those after it.
+    fn end(&mut self) -> Result<Bytes, FilterRefusal> {
+        self.0.iter_mut().try_fold(Bytes::new(), |carried, filter| {
+            let passed = if carried.is_empty() { carried } else { pass(filter, Some(carried))? };
+            let rest = pass(filter, None)?;
+            Ok(match (passed.is_empty(), rest.is_empty()) {
+                (_, true) => passed,
+                (true, _) => rest,
+                _ => [passed, rest].concat().into(),
+            })
+        })
+    }
+}
+
+/// Passes a whole body through filters that would also take it in chunks.
+pub(crate) fn pass_whole(body: Bytes, filters: Vec<Filter>) -> Result<Bytes, FilterRefusal> {
+    let mut filters = Filters(filters);
+    let passed = filters.chunk(body)?;
+    let rest = filters.end()?;
+    Ok(if rest.is_empty() { passed } else { [passed, rest].concat().into() })
+}
+
+fn pass(filter: &mut Filter, chunk: Option<Bytes>) -> Result<Bytes, FilterRefusal> {
+    filter.pass(chunk).map_err(|reply| FilterRefusal {
+        instance: filter.instance.clone(),
+        cursor: filter.cursor,
+        reply,
+    })
+}
+
+/// What an upload came to, for the exchange to see: the body itself is with the upstream's connection.
+#[derive(Default)]
+pub(crate) struct UploadState {
+    pub(crate) bytes: AtomicU64,
+    /// Whether any of it was read, so that the request can't be sent again.
+    pub(crate) begun: AtomicBool,
+    failure: Mutex<Option<UploadFailure>>,
+}
+
+/// Why an upload broke off.
+pub(crate) enum UploadFailure {
+    Fault(Fault),
+    Refused(FilterRefusal),
+}
+
+impl UploadState {
+    fn fail(&self, failure: UploadFailure) -> BodyError {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+        BodyError("the request's body broke off")
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<UploadFailure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A body that broke off; the cause is recorded with its exchange.
+#[derive(Debug)]
+pub struct BodyError(&'static str);
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl Error for BodyError {}
+
+/// A request's body on its way to the upstream.
+pub(crate) enum RequestBody {
+    Empty,
+    Whole(Bytes),
+    Stream(Box<Upload>),
+}
+
+/// A request's body that streams through.
+pub(crate) struct Upload {
+    incoming: Incoming,
+    filters: Filters,
+    remaining: u64,
+    state: Arc<UploadState>,
+    /// Trailers that wait for what the filters still held.
+    trailers: Option<HeaderMap>,
+    ended: bool,
+}
+
+impl RequestBody {
+    /// The same once more; none of a body that can be read only once.
+    pub(crate) fn copy(&self) -> Option<Self> {
+        match self {
+            RequestBody::Empty => Some(RequestBody::Empty),
+            RequestBody::Whole(bytes) => Some(RequestBody::Whole(bytes.clone())),
+            RequestBody::Stream(_) => None,
+        }
+    }
+
+    /// The client's body, at most `limit` bytes of it, through `filters`.
+    pub(crate) fn stream(
+        incoming: Incoming,
+        filters: Vec<Filter>,
+        limit: Option<u64>,
+    ) -> (Self, Arc<UploadState>) {
+        let state = Arc::new(UploadState::default());
+        let upload = Upload {
+            incoming,
+            filters: Filters(filters),
+            remaining: limit.unwrap_or(u64::MAX),
+            state: state.clone(),
+            trailers: None,
+            ended: false,
+        };
+        (RequestBody::Stream(Box::new(upload)), state)
+    }
+}
+
+impl Upload {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        while !self.ended {
+            self.state.begun.store(true, Relaxed);
+            let chunk = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(chunk) => chunk,
+                    Err(frame) => {
+                        self.trailers = frame.into_trailers().ok();
+                        continue;
+                    }
+                },
+                Some(Err(error)) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(self
+                        .state
+                        .fail(UploadFailure::Fault(client_fault(&error))))));
+                }
+                None => {
+                    self.ended = true;
+                    match self.filters.end() {
+                        Ok(rest) if rest.is_empty() => break,
+                        Ok(rest) => return Poll::Ready(Some(Ok(Frame::data(rest)))),
+                        Err(refusal) => {
+                            return Poll::Ready(Some(Err(self.state.fail(UploadFailure::Refused(refusal)))));
+                        }
+                    }
+                }
+            };
+            self.state.bytes.fetch_add(chunk.len() as u64, Relaxed);
+            self.remaining = match self.remaining.checked_sub(chunk.len() as u64) {
+                Some(remaining) => remaining,
+                None => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(self
+                        .state
+                        .fail(UploadFailure::Fault(Fault::BodyTooLarge)))));
+                }
+            };
+            match self.filters.chunk(chunk) {
+                Ok(chunk) if chunk.is_empty() => {}
+                Ok(chunk) => return Poll::Ready(Some(Ok(Frame::data(chunk)))),
+                Err(refusal) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(self.state.fail(UploadFailure::Refused(refusal)))));
+                }
+            }
+        }
+        Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            RequestBody::Empty => Poll::Ready(None),
+            RequestBody::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            RequestBody::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            RequestBody::Stream(upload) => upload.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RequestBody::Empty => true,
+            RequestBody::Whole(bytes) => bytes.is_empty(),
+            RequestBody::Stream(upload) => upload.filters.0.is_empty() && upload.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            RequestBody::Stream(upload) if upload.filters.0.is_empty() => upload.incoming.size_hint(),
+            RequestBody::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// Where a response's body comes from.
+pub(crate) enum Source {
+    Empty,
+    Whole(Bytes),
+    Upstream(UpstreamBody),
+}
+
+/// A response's body on its way to the client. It carries the exchange: its end, or its drop, is
+/// the exchange's end.
+pub struct ResponseBody {
+    source: Source,
+    filters: Filters,
+    /// What comes after the source's end: what the filters still held, and trailers.
+    tail: VecDeque<Frame<Bytes>>,
+    source_ended: bool,
+    live: Live,
+}
+
+impl ResponseBody {
+    pub(crate) fn new(source: Source, filters: Vec<Filter>, live: Live) -> Self {
+        let filters = Filters(filters);
+        let mut body = ResponseBody { source, filters, tail: VecDeque::new(), source_ended: false, live };
+        // hyper drops a body that is empty from the start without asking.
+        if body.is_end_stream() {
+            body.live.end(End::Complete);
+        }
+        body
+    }
+
+    fn fail(&mut self, end: End, what: &'static str) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.source = Source::Empty;
+        self.source_ended = true;
+        self.live.end(end);
+        Poll::Ready(Some(Err(BodyError(what))))
+    }
+
+    fn refuse(&mut self, refusal: FilterRefusal) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.live.refused_by(&refusal);
+        self.fail(End::Refused, "a plugin refused the response's body")
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        while !self.source_ended {
+            let frame = match &mut self.source {
+                Source::Empty => None,
+                Source::Whole(bytes) if bytes.is_empty() => None,
+                Source::Whole(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+                Source::Upstream(body) => ready!(body.poll_frame(cx)),
+            };
+            let chunk = match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(chunk) => chunk,
+                    Err(trailers) => {
+                        self.tail.push_back(trailers);
+                        continue;
+                    }
+                },
+                Some(Err(_)) => {
+                    return self.fail(End::UpstreamFailed, "the upstream failed within the response's body");
+                }
+                None => {
+                    self.source_ended = true;
+                    match self.filters.end() {
+                        Ok(rest) if rest.is_empty() => break,
+                        Ok(rest) => self.tail.push_front(Frame::data(rest)),
+                        Err(refusal) => return self.refuse(refusal),
+                    }
+                    break;
+                }
+            };
+            match self.filters.chunk(chunk) {
+                Ok(chunk) if chunk.is_empty() => {}
+                Ok(chunk) => return self.deliver(Frame::data(chunk)),
+                Err(refusal) => return self.refuse(refusal),
+            }
+        }
+        match self.tail.pop_front() {
+            Some(frame) => self.deliver(frame),
+            None => {
+                self.live.end(End::Complete);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn deliver(&mut self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(data) = frame.data_ref() {
+            self.live.sent(data.len() as u64);
+        }
+        // hyper drops a body that says it has ended without asking again.
+        if self.is_end_stream() {
+            self.live.end(End::Complete);
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.poll(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source_ended = match &self.source {
+            Source::Empty => true,
+            Source::Whole(bytes) => bytes.is_empty(),
+            Source::Upstream(body) => body.is_end_stream(),
+        };
+        // Filters may hold something back until they are told of the end.
+        self.tail.is_empty() && (self.source_ended || (source_ended && self.filters.0.is_empty()))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            _ if !self.filters.0.is_empty() => SizeHint::default(),
+            Source::Empty => SizeHint::with_exact(0),
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Upstream(body) => body.size_hint(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Full, StreamBody};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_budget_bites_and_is_given_back() {
+        let budget = Budget::new(10);
+        let mut held = budget.hold();
+        let mut body = Full::new(Bytes::from_static(b"12345678"));
+        let read = whole(&mut body, 100, &mut held, Fault::BodyTooLarge).await;
+        assert_eq!(read.ok().as_deref(), Some(&b"12345678"[..]));
+        let mut more = budget.hold();
+        let mut body = Full::new(Bytes::from_static(b"1234"));
+        let refused = whole(&mut body, 100, &mut more, Fault::BodyTooLarge).await;
+        assert!(matches!(refused, Err(WholeError::Fault(Fault::BodyBudget))));
+        drop((held, more));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_whole_body_is_bounded_whether_or_not_it_says_its_length() {
+        let budget = Budget::new(1000);
+        let mut known = Full::new(Bytes::from_static(b"123456"));
+        let refused = whole(&mut known, 5, &mut budget.hold(), Fault::BodyTooLarge).await;
+        assert!(matches!(refused, Err(WholeError::Fault(Fault::BodyTooLarge))));
+        let chunks =
+            ["123", "456"].map(|chunk| Ok::<_, BodyError>(Frame::data(Bytes::from_static(chunk.as_bytes()))));
+        let mut unknown = StreamBody::new(futures_util::stream::iter(chunks)).boxed();
+        let refused = whole(&mut unknown, 5, &mut budget.hold(), Fault::BodyTooLarge).await;
+        assert!(matches!(refused, Err(WholeError::Fault(Fault::BodyTooLarge))));
+    }
+}

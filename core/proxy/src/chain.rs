@@ -1,0 +1,360 @@
+//! Chains of plugin instances, and how a hook is run along one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use http::StatusCode;
+use portcullis_plugin::{
+    Admission, BodyFilter, BodyWish, Connection, Cursor, Decider, Decision, ErrorKind, Exchange, Hook,
+    HookFuture, HookName, Needs, Plugin, PluginError, Reply, Step, Verdict,
+};
+
+use crate::metrics::PluginMetrics;
+
+/// What follows a plugin's own failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnError {
+    /// The exchange is refused with 500.
+    #[default]
+    Deny,
+    /// The exchange goes on as if the plugin had agreed.
+    Allow,
+}
+
+/// A plugin as configured at one place.
+pub struct Instance {
+    /// Its name: the kind's unless the configuration gives one.
+    pub name: Arc<str>,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Content hash of its table and files.
+    pub version: Arc<str>,
+    /// The plugin.
+    pub plugin: Arc<dyn Plugin>,
+    /// What it wants.
+    pub needs: Needs,
+    /// What follows its failures.
+    pub on_error: OnError,
+    /// How long one wait of it may take.
+    pub timeout: Duration,
+    /// What is counted.
+    pub metrics: Arc<PluginMetrics>,
+}
+
+/// Plugin instances in the order of the configuration, with the list per hook.
+#[derive(Default)]
+pub struct Chain {
+    instances: Box<[Arc<Instance>]>,
+    hooks: [Box<[u16]>; HookName::ALL.len()],
+    /// The largest whole request body that a plugin wants, in bytes.
+    pub(crate) whole_request: Option<usize>,
+    /// The largest whole response body that a plugin wants, in bytes.
+    pub(crate) whole_response: Option<usize>,
+}
+
+/// What a hook's run along a chain came to.
+#[derive(Debug)]
+pub(crate) enum Flow {
+    /// Every plugin agreed.
+    Continue,
+    /// One answered.
+    Reply(Box<Reply>),
+    /// One dropped the connection.
+    Drop,
+}
+
+impl Chain {
+    /// A chain of these instances, at most 65,535.
+    pub fn new(instances: Vec<Arc<Instance>>) -> Self {
+        let hooks = HookName::ALL.map(|hook| {
+            let wanted = instances.iter().enumerate().filter(|(_, instance)| instance.needs.wants(hook));
+            wanted.filter_map(|(at, _)| u16::try_from(at).ok()).collect()
+        });
+        let largest = |wish: fn(&Needs) -> BodyWish| {
+            let limits = instances.iter().filter_map(|instance| match wish(&instance.needs) {
+                BodyWish::Whole { limit } => Some(limit),
+                _ => None,
+            });
+            // The smallest limit refuses first, so no more than that is ever buffered.
+            limits.min()
+        };
+        let (whole_request, whole_response) =
+            (largest(|needs| needs.request_body), largest(|needs| needs.response_body));
+        Chain { instances: instances.into(), hooks, whole_request, whole_response }
+    }
+
+    /// The instances in order.
+    pub fn instances(&self) -> &[Arc<Instance>] {
+        &self.instances
+    }
+
+    /// Whether any plugin wants `hook`.
+    pub(crate) fn wants(&self, hook: HookName) -> bool {
+        !self.hooks[hook as usize].is_empty()
+    }
+
+    /// The number of plugins, for an exchange that all of them were asked about.
+    pub(crate) fn len(&self) -> u16 {
+        self.instances.len() as u16
+    }
+
+    /// Asks the plugins about a connection.
+    pub(crate) fn on_connection(&self, connection: &Connection) -> Admission {
+        for at in &self.hooks[HookName::OnConnection as usize] {
+            let instance = &self.instances[usize::from(*at)];
+            let start = Instant::now();
+            let admission = guarded(|| instance.plugin.on_connection(connection));
+            instance.metrics.hooks[HookName::OnConnection as usize].observe(start.elapsed());
+            let admission = admission.unwrap_or_else(|error| {
+                instance.failed(HookName::OnConnection, &error, None);
+                match instance.on_error {
+                    OnError::Deny => Admission::Drop,
+                    OnError::Allow => Admission::Accept,
+                }
+            });
+            if admission == Admission::Drop {
+                instance.metrics.drops.increment();
+                return Admission::Drop;
+            }
+        }
+        Admission::Accept
+    }
+
+    /// Runs a hook in the order of the configuration. The second value is how many plugins were
+    /// entered: those up to and including the one that answered, or all.
+    pub(crate) async fn forward(&self, hook: HookName, exchange: &mut Exchange) -> (Flow, u16) {
+        for at in &self.hooks[hook as usize] {
+            match self.call(*at, hook, exchange).await {
+                Flow::Continue => {}
+                flow => return (flow, at + 1),
+            }
+        }
+        (Flow::Continue, self.len())
+    }
+
+    /// Runs a hook in reverse, for plugins among the first `entered` and for response-only ones.
+    /// `below` continues a run outward from a plugin that replaced the response. Returns the flow
+    /// and the index of the plugin that interrupted the run.
+    pub(crate) async fn backward(
+        &self,
+        hook: HookName,
+        exchange: &mut Exchange,
+        entered: u16,
+        below: u16,
+    ) -> (Flow, u16) {
+        for at in self.hooks[hook as usize].iter().rev() {
+            let instance = &self.instances[usize::from(*at)];
+            if *at >= below || (*at >= entered && !instance.needs.response_only()) {
+                continue;
+            }
+            match self.call(*at, hook, exchange).await {
+                Flow::Continue => {}
+                flow => return (flow, *at),
+            }
+        }
+        (Flow::Continue, 0)
+    }
+
+    /// The filters for a streamed request body, in the order of the configuration.
+    pub(crate) fn request_filters(&self, exchange: &Exchange) -> Vec<Filter> {
+        let wanting = self.hooks[HookName::OnRequestBody as usize].iter();
+        let streams =
+            wanting.filter(|at| self.instances[usize::from(**at)].needs.request_body == BodyWish::Stream);
+        streams
+            .filter_map(|at| {
+                let instance = &self.instances[usize::from(*at)];
+                Some(Filter::new(instance.clone(), instance.plugin.request_body_filter(exchange)?, *at, true))
+            })
+            .collect()
+    }
+
+    /// The filters for a streamed response body, in reverse, for plugins that were entered.
+    pub(crate) fn response_filters(&self, exchange: &Exchange, entered: u16) -> Vec<Filter> {
+        let wanting = self.hooks[HookName::OnResponseBody as usize].iter().rev();
+        let streams = wanting.filter(|at| {
+            let needs = self.instances[usize::from(**at)].needs;
+            needs.response_body == BodyWish::Stream && (**at < entered || needs.response_only())
+        });
+        streams
+            .filter_map(|at| {
+                let instance = &self.instances[usize::from(*at)];
+                Some(Filter::new(
+                    instance.clone(),
+                    instance.plugin.response_body_filter(exchange)?,
+                    *at,
+                    false,
+                ))
+            })
+            .collect()
+    }
+
+    async fn call(&self, at: u16, hook: HookName, exchange: &mut Exchange) -> Flow {
+        let instance = &*self.instances[usize::from(at)];
+        exchange.core().cursor = Cursor { plugin: at, hook };
+        let start = Instant::now();
+        let answer = match instance.start(hook, exchange) {
+            Ok(Hook::Ready(result)) => result,
+            Ok(Hook::Wait(future)) => instance.wait(future).await,
+            Err(panic) => Err(panic),
+        };
+        let elapsed = start.elapsed();
+        instance.metrics.hooks[hook as usize].observe(elapsed);
+        instance.settle(at, hook, exchange, answer, elapsed)
+    }
+}
+
+impl Instance {
+    /// Calls the hook; a panic is the plugin's error.
+    fn start<'a>(&'a self, hook: HookName, exchange: &'a mut Exchange) -> Result<Hook<'a>, PluginError> {
+        let plugin = &*self.plugin;
+        guarded(move || match hook {
+            HookName::OnConnection => Hook::CONTINUE,
+            HookName::OnRequest => plugin.on_request(exchange),
+            HookName::OnRequestBody if self.needs.request_body == BodyWish::Stream => Hook::CONTINUE,
+            HookName::OnRequestBody => plugin.on_request_body(exchange),
+            HookName::OnUpstream => plugin.on_upstream(exchange),
+            HookName::OnResponse => plugin.on_response(exchange),
+            HookName::OnResponseBody if self.needs.response_body == BodyWish::Stream => Hook::CONTINUE,
+            HookName::OnResponseBody => plugin.on_response_body(exchange),
+            HookName::OnLog => plugin.on_log(exchange),
+        })
+    }
+
+    async fn wait(&self, future: HookFuture<'_>) -> Result<Decision, PluginError> {
+        let guarded = AssertUnwindSafe(future).catch_unwind();
+        match tokio::time::timeout(self.timeout, guarded).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => Err(PluginError::new(ErrorKind::Panic, panic_text(&*panic))),
+            Err(_) => {
+                Err(PluginError::new(ErrorKind::Timeout, format!("no verdict within {:?}", self.timeout)))
+            }
+        }
+    }
+
+    /// Records what the plugin answered and turns it into what follows.
+    fn settle(
+        &self,
+        at: u16,
+        hook: HookName,
+        exchange: &mut Exchange,
+        answer: Result<Decision, PluginError>,
+        elapsed: Duration,
+    ) -> Flow {
+        let parts = exchange.core();
+        let overflow = parts.overflow.take();
+        let answer = match (answer, overflow) {
+            (Ok(_), Some(what)) => Err(PluginError::new(
+                ErrorKind::Budget,
+                format!("set more than the allowed number of {what}s"),
+            )),
+            (answer, _) => answer,
+        };
+        let verdict = match &answer {
+            Ok(Decision::Continue) => Verdict::Continue,
+            Ok(Decision::Respond(_)) => Verdict::Respond,
+            Ok(Decision::Drop) => Verdict::Drop,
+            Err(error) => Verdict::Error(error.kind()),
+        };
+        let micros = u32::try_from(elapsed.as_micros()).unwrap_or(u32::MAX);
+        parts.steps.push(Step { cursor: Cursor { plugin: at, hook }, verdict, micros });
+        match answer {
+            Ok(Decision::Continue) => Flow::Continue,
+            Ok(_) if hook == HookName::OnLog => Flow::Continue,
+            Ok(Decision::Respond(reply)) => {
+                self.metrics.responses.increment();
+                self.decides(hook, exchange, reply.reason.clone());
+                Flow::Reply(reply)
+            }
+            Ok(Decision::Drop) => {
+                self.metrics.drops.increment();
+                self.decides(hook, exchange, Some("dropped".into()));
+                Flow::Drop
+            }
+            Err(error) => {
+                self.failed(hook, &error, Some(exchange));
+                if hook == HookName::OnLog || self.on_error == OnError::Allow {
+                    return Flow::Continue;
+                }
+                let reason = error.kind().reason();
+                self.decides(hook, exchange, Some(reason.into()));
+                Flow::Reply(Box::new(Reply::deny(StatusCode::INTERNAL_SERVER_ERROR, reason)))
+            }
+        }
+    }
+
+    fn decides(&self, hook: HookName, exchange: &mut Exchange, reason: Option<portcullis_plugin::Reason>) {
+        let decider = Decider { by: self.name.clone(), hook: Some(hook), reason };
+        exchange.core().decider = Some(Box::new(decider));
+    }
+
+    fn failed(&self, hook: HookName, error: &PluginError, exchange: Option<&Exchange>) {
+        self.metrics.error(error.kind());
+        tracing::warn!(
+            plugin = &*self.name,
+            kind = self.kind,
+            hook = hook.as_str(),
+            failure = error.kind().reason(),
+            on_error = if self.on_error == OnError::Deny { "deny" } else { "allow" },
+            request_id = exchange.map(|exchange| exchange.id().to_string()),
+            error = error.message(),
+            "plugin failed"
+        );
+    }
+}
+
+/// Calls into a plugin; a panic is the plugin's error and nobody else's.
+fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, PluginError> {
+    catch_unwind(AssertUnwindSafe(call))
+        .map_err(|panic| PluginError::new(ErrorKind::Panic, panic_text(&*panic)))
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    format!("panicked: {}", text.unwrap_or("no message"))
+}
+
+/// A body filter with the instance it belongs to.
+pub(crate) struct Filter {
+    pub(crate) instance: Arc<Instance>,
+    filter: Box<dyn BodyFilter>,
+    pub(crate) cursor: Cursor,
+}
+
+impl Filter {
+    fn new(instance: Arc<Instance>, filter: Box<dyn BodyFilter>, plugin: u16, request: bool) -> Self {
+        let hook = if request { HookName::OnRequestBody } else { HookName::OnResponseBody };
+        Filter { instance, filter, cursor: Cursor { plugin, hook } }
+    }
+
+    /// Passes a chunk, or the body's end, through the filter. A failure follows `on_error`: the
+    /// chunk passes unfiltered, or the body is refused.
+    pub(crate) fn pass(&mut self, chunk: Option<bytes::Bytes>) -> Result<bytes::Bytes, Box<Reply>> {
+        use portcullis_plugin::Filtered;
+        let original = chunk.clone().unwrap_or_default();
+        let start = Instant::now();
+        let filter = &mut self.filter;
+        let result = guarded(|| match chunk {
+            Some(chunk) => filter.chunk(chunk),
+            None => filter.end(),
+        });
+        self.instance.metrics.hooks[self.cursor.hook as usize].observe(start.elapsed());
+        match result.and_then(|result| result) {
+            Ok(Filtered::Pass(bytes)) => Ok(bytes),
+            Ok(Filtered::Refuse(reply)) => {
+                self.instance.metrics.responses.increment();
+                Err(reply)
+            }
+            Err(error) => {
+                self.instance.failed(self.cursor.hook, &error, None);
+                match self.instance.on_error {
+                    OnError::Allow => Ok(original),
+                    OnError::Deny => {
+                        Err(Box::new(Reply::deny(StatusCode::INTERNAL_SERVER_ERROR, error.kind().reason())))
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! A client's connection: from the accepted socket to the last exchange on it.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use portcullis_plugin::{Admission, Connection};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::exchange::serve;
+use crate::forwarded::ForwardedBy;
+use crate::generation::ListenerLimits;
+use crate::http1::screen::{Handle, Limits, Screen};
+use crate::linger::Linger;
+use crate::timer::LazyTimer;
+use crate::tls;
+use crate::worker::{Worker, WorkerGeneration};
+
+/// The first bytes of every HTTP/2 connection (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What a client may send on one HTTP/2 stream before it must wait.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// hyper's smallest read buffer.
+const MIN_BUFFER: usize = 8192;
+
+/// What the exchanges of a connection share.
+pub(crate) struct Client {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) forwarded_by: ForwardedBy,
+    /// The listener's index, and the generation that it is valid in.
+    listener: Cell<(u64, Option<usize>)>,
+    screen: Option<Handle>,
+    requests: Cell<u64>,
+    open: Cell<u32>,
+}
+
+impl Client {
+    /// The index of this connection's listener in `generation`; none if it is no longer configured.
+    pub(crate) fn listener(&self, generation: &WorkerGeneration) -> Option<usize> {
+        let (number, found) = self.listener.get();
+        if number == generation.number {
+            return found;
+        }
+        let found = generation.listener_named(&self.connection.listener);
+        self.listener.set((generation.number, found));
+        found
+    }
+
+    /// Counts a request; it is being served until the return value is dropped.
+    pub(crate) fn begin(self: &Rc<Self>) -> Serving {
+        let ordinal = self.requests.replace(self.requests.get() + 1);
+        self.open.set(self.open.get() + 1);
+        Serving { ordinal, _screen: self.screen.as_ref().map(Handle::serve), client: self.clone() }
+    }
+
+    pub(crate) fn screen(&self) -> Option<&Handle> {
+        self.screen.as_ref()
+    }
+}
+
+/// A request of a connection, being served.
+pub(crate) struct Serving {
+    pub(crate) ordinal: u64,
+    _screen: Option<crate::http1::screen::Serving>,
+    pub(crate) client: Rc<Client>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.client.open.set(self.client.open.get() - 1);
+    }
+}
+
+/// How a worker asks a connection to end.
+#[derive(Default)]
+pub(crate) struct Control {
+    drain: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Control {
+    /// Lets what runs end, and takes nothing new.
+    pub(crate) fn drain(&self) {
+        self.drain.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn is_draining(&self, cx: &Context<'_>) -> bool {
+        let waker = self.waker.take().filter(|waker| waker.will_wake(cx.waker()));
+        self.waker.set(Some(waker.unwrap_or_else(|| cx.waker().clone())));
+        self.drain.get()
+    }
+}
+
+/// Serves a connection from its first byte to its last.
+pub(crate) async fn accept(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: Arc<str>,
+    control: &Control,
+) {
+    // Fails only on a dead socket, which the first read will notice.
+    let _ = stream.set_nodelay(true);
+    let local = stream.local_addr().unwrap_or(peer);
+    let mut connection = Connection { listener, peer, local, tls: None };
+    let generation = worker.generation();
+    let Some(listener) = generation.listener_named(&connection.listener).map(|at| &generation.listeners[at])
+    else {
+        return;
+    };
+    if listener.chain.on_connection(&connection) == Admission::Drop {
+        worker.metrics.connections_refused.increment();
+        return;
+    }
+    let (limits, tls) = (listener.limits, listener.tls.clone());
+    // A connection lives long, a generation must not.
+    drop(generation);
+    let Some(tls) = tls else {
+        return plain(worker, stream, connection, limits, control).await;
+    };
+    let handshake = timeout(limits.header_timeout, TlsAcceptor::from(tls).accept(stream));
+    match handshake.await {
+        Ok(Ok(stream)) => {
+            let session = stream.get_ref().1;
+            connection.tls = Some(tls::session(session));
+            let http2 = session.alpn_protocol() == Some(b"h2");
+            let stream = Linger::new(stream);
+            if http2 {
+                http2_connection(worker, stream, connection, limits, control).await;
+            } else {
+                http1_connection(worker, stream, Bytes::new(), connection, limits, control).await;
+            }
+        }
+        Ok(Err(error)) => {
+            worker.metrics.handshake_failures.increment();
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+        }
+        Err(_) => {
+            worker.metrics.handshake_failures.increment();
+        }
+    }
+}
+
+/// Without TLS, the first bytes tell whether the client speaks HTTP/2.
+async fn plain(
+    worker: Rc<Worker>,
+    mut stream: TcpStream,
+    connection: Connection,
+    limits: ListenerLimits,
+    control: &Control,
+) {
+    let Ok(Some(begin)) = timeout(limits.header_timeout, sniff(&mut stream)).await else { return };
+    let stream = Linger::new(stream);
+    if &*begin == HTTP2_PREFACE {
+        http2_connection(worker, Prefixed { prefix: begin, io: stream }, connection, limits, control).await;
+    } else {
+        http1_connection(worker, stream, begin, connection, limits, control).await;
+    }
+}
+
+/// Reads until the bytes are, or can't be, HTTP/2's preface; none if the client went away first.
+async fn sniff(stream: &mut TcpStream) -> Option<Bytes> {
+    let mut buffer = [0; HTTP2_PREFACE.len()];
+    let mut length = 0;
+    while length < buffer.len() && HTTP2_PREFACE.starts_with(&buffer[..length]) {
+        match stream.read(&mut buffer[length..]).await {
+            Ok(0) | Err(_) => return None,
+            Ok(read) => length += read,
+        }
+    }
+    Some(Bytes::copy_from_slice(&buffer[..length]))
+}
+
+async fn http1_connection<T: AsyncRead + AsyncWrite + Unpin>(
+    worker: Rc<Worker>,
+    stream: T,
+    begin: Bytes,
+    connection: Connection,
+    limits: ListenerLimits,
+    control: &Control,
+) {
+    let screen_limits = Limits {
+        max_head_bytes: limits.header_bytes,
+        max_headers: limits.header_count,
+        max_request_line: limits.header_bytes,
+        header_timeout: limits.header_timeout,
+        idle_timeout: limits.idle_timeout,
+    };
+    let (screen, handle) = Screen::with_prefix(stream, &begin, screen_limits);
+    let client = client(worker, connection, Some(handle));
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    // The screen judges sizes and times; hyper's bounds only must not be tighter.
+    builder.max_buf_size(limits.header_bytes.max(MIN_BUFFER) * 2).max_headers(limits.header_count + 1);
+    let service = service_fn(move |request| serve(client.clone(), request));
+    let mut running = pin!(builder.serve_connection(TokioIo::new(screen), service));
+    let mut draining = false;
+    let ended = poll_fn(|cx| {
+        if !draining && control.is_draining(cx) {
+            draining = true;
+            running.as_mut().graceful_shutdown();
+        }
+        running.as_mut().poll(cx)
+    });
+    if let Err(error) = ended.await {
+        tracing::trace!(%error, "connection ended");
+    }
+}
+
+async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
+    worker: Rc<Worker>,
+    stream: T,
+    connection: Connection,
+    limits: ListenerLimits,
+    control: &Control,
+) {
+    let client = client(worker, connection, None);
+    let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
+    builder
+        .max_concurrent_streams(limits.http2_streams)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        // Streams whose uploads stall must not keep others from theirs.
+        .initial_connection_window_size(connection_window(limits.http2_streams));
+    let service = {
+        let client = client.clone();
+        service_fn(move |request| serve(client.clone(), request))
+    };
+    let mut running = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut idle = LazyTimer::new();
+    idle.start(limits.idle_timeout);
+    let mut draining = false;
+    let ended = poll_fn(|cx| {
+        if client.open.get() > 0 {
+            idle.start(limits.idle_timeout);
+        }
+        if !draining && (control.is_draining(cx) || idle.poll_expired(cx).is_ready()) {
+            draining = true;
+            running.as_mut().graceful_shutdown();
+        }
+        running.as_mut().poll(cx)
+    });
+    if let Err(error) = ended.await {
+        tracing::trace!(%error, "connection ended");
+    }
+}
+
+fn connection_window(streams: u32) -> u32 {
+    // RFC 9113, 6.9.1: a window is at most 2^31-1.
+    (streams + 1).saturating_mul(STREAM_WINDOW).min(i32::MAX as u32)
+}
+
+fn client(worker: Rc<Worker>, connection: Connection, screen: Option<Handle>) -> Rc<Client> {
+    Rc::new(Client {
+        worker,
+        forwarded_by: ForwardedBy::new(connection.peer.ip(), connection.tls.is_some()),
+        connection: Arc::new(connection),
+        listener: Cell::new((0, None)),
+        screen,
+        requests: Cell::new(0),
+        open: Cell::new(0),
+    })
+}
+
+/// Runs HTTP/2 streams on the worker's own thread.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// A stream of which the beginning has been read already.
+struct Prefixed<T> {
+    prefix: Bytes,
+    io: T,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let length = self.prefix.len().min(buf.remaining());
+        buf.put_slice(&self.prefix.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Prefixed<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

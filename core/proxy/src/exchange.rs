@@ -1,0 +1,599 @@
+//! The life of a request, from its head to the response that carries it away.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, Response, StatusCode, Uri};
+use hyper::body::{Body, Incoming};
+use portcullis_plugin::{Attempt, Content, End, HookName, Reply, Request};
+
+use crate::body::{RequestBody, ResponseBody, Source, UploadFailure, pass_whole, whole};
+use crate::chain::Flow;
+use crate::client::Client;
+use crate::forwarded::client_address;
+use crate::generation::{Action, Rewrite};
+use crate::hops::strip_hop_by_hop;
+use crate::live::Live;
+use crate::path::normalise;
+use crate::reply::{Fault, render};
+use crate::routes::Found;
+use crate::upstream::{AttemptError, AttemptFailure, Endpoint, HostHeader, Upstream, UpstreamBody, send};
+
+/// Attempts on connections that turned out to be closed, for requests that may be repeated; they do
+/// not count as retries, because the endpoint did not fail.
+const MAX_STALE: u32 = 3;
+
+/// The exchange ended without an answer: the connection is to be closed.
+#[derive(Debug)]
+pub(crate) struct Dropped;
+
+impl std::fmt::Display for Dropped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("dropped")
+    }
+}
+
+impl std::error::Error for Dropped {}
+
+/// What is to be sent to the client, before the response hooks have seen it.
+enum Answer {
+    Upstream(Response<UpstreamBody>),
+    Reply(Box<Reply>),
+    Fault(Fault),
+    Drop,
+}
+
+impl From<Fault> for Answer {
+    fn from(fault: Fault) -> Self {
+        Answer::Fault(fault)
+    }
+}
+
+/// Serves one request. Dropping the future, as hyper does when the client goes away, ends the
+/// exchange like any other end.
+pub(crate) async fn serve(
+    client: Rc<Client>,
+    request: http::Request<Incoming>,
+) -> Result<Response<ResponseBody>, Dropped> {
+    let generation = client.worker.generation();
+    let Some(listener) = client.listener(&generation) else {
+        // Its listener is gone, and with it everything that says how to answer.
+        return Err(Dropped);
+    };
+    let (head, body) = request.into_parts();
+    let (request, fault) = understand(head);
+    let mut live = Live::new(client.begin(), generation, listener, request);
+    let refusal = client.screen().and_then(|screen| screen.take_refusal(live.ordinal()));
+    let answer = match refusal.map(Fault::Screened).or(fault) {
+        Some(fault) => Answer::Fault(fault),
+        None => answer(&mut live, body).await,
+    };
+    respond(live, answer).await
+}
+
+/// Turns hyper's head into ours: normalised path, one lower-case `Host` whatever the version.
+fn understand(head: http::request::Parts) -> (Request, Option<Fault>) {
+    let http::request::Parts { method, uri, version, mut headers, .. } = head;
+    let uri = uri.into_parts();
+    let mut fault = None;
+    let target = match uri.path_and_query.map(normalised) {
+        Some(Ok(target)) => target,
+        Some(Err(error)) => {
+            fault = Some(error);
+            PathAndQuery::from_static("/")
+        }
+        None => {
+            fault = Some(Fault::Target);
+            PathAndQuery::from_static("/")
+        }
+    };
+    if let Some(authority) = uri.authority {
+        match headers.get(HOST) {
+            Some(host) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+                fault = Some(Fault::Target);
+            }
+            Some(_) => {}
+            None => match HeaderValue::try_from(authority.as_str()) {
+                Ok(host) => {
+                    headers.insert(HOST, host);
+                }
+                Err(_) => fault = Some(Fault::Target),
+            },
+        }
+    }
+    match headers.get(HOST).map(HeaderValue::as_bytes) {
+        Some(host) if host.iter().any(u8::is_ascii_uppercase) => {
+            let lower = HeaderValue::from_bytes(&host.to_ascii_lowercase());
+            if let Ok(lower) = lower {
+                headers.insert(HOST, lower);
+            }
+        }
+        None if version >= http::Version::HTTP_11 => fault = fault.or(Some(Fault::Host)),
+        _ => {}
+    }
+    (Request::new(method, target, version, headers), fault)
+}
+
+fn normalised(target: PathAndQuery) -> Result<PathAndQuery, Fault> {
+    match normalise(target.path()).map_err(Fault::Path)? {
+        std::borrow::Cow::Borrowed(_) => Ok(target),
+        std::borrow::Cow::Owned(path) => with_path(&path, &target).ok_or(Fault::Target),
+    }
+}
+
+fn with_path(path: &str, target: &PathAndQuery) -> Option<PathAndQuery> {
+    let text = match target.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    PathAndQuery::from_maybe_shared(Bytes::from(text)).ok()
+}
+
+/// From the request's head to what the client is to get.
+async fn answer(live: &mut Live, body: Incoming) -> Answer {
+    identify_client(live);
+    let routed = route(live);
+    if let Some(answer) = forward(live, HookName::OnRequest).await {
+        return answer;
+    }
+    if let Err(fault) = routed {
+        return fault.into();
+    }
+    if let Some(redirect) = redirect_https(live) {
+        return redirect;
+    }
+    match receive(live, body).await {
+        Ok(body) => act(live, body).await,
+        Err(answer) => answer,
+    }
+}
+
+fn identify_client(live: &mut Live) {
+    let peer = live.client().connection.peer.ip();
+    let (exchange, scope) = live.split();
+    let parts = exchange.core();
+    parts.client = client_address(peer, parts.request.headers(), &scope.generation.trusted_proxies);
+}
+
+/// Chooses the route, which fixes the chain. A listener that only redirects has none.
+fn route(live: &mut Live) -> Result<(), Fault> {
+    let (exchange, scope) = live.split();
+    if scope.listener().redirect_https.is_some() {
+        return Ok(());
+    }
+    let generation = scope.generation.clone();
+    let request = exchange.request();
+    let found = generation.table.find(
+        request.host(),
+        request.path(),
+        request.method(),
+        request.query(),
+        request.headers(),
+    );
+    match found {
+        Found::Route { index, captures } => {
+            live.take_route(index);
+            let parts = live.parts();
+            parts.route = generation.meta(index).cloned();
+            parts.captures = captures;
+            Ok(())
+        }
+        Found::MethodNotAllowed { allow } => {
+            let allow = allow.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+            let allow = HeaderValue::try_from(allow).unwrap_or(HeaderValue::from_static(""));
+            Err(Fault::MethodNotAllowed(allow))
+        }
+        Found::NotFound => Err(Fault::NotFound),
+    }
+}
+
+/// Runs a hook of the request's way in; an answer ends the way.
+async fn forward(live: &mut Live, hook: HookName) -> Option<Answer> {
+    let (exchange, scope) = live.split();
+    let (flow, entered) = scope.chain().forward(hook, exchange).await;
+    if hook == HookName::OnRequest {
+        live.entered = entered;
+    }
+    match flow {
+        Flow::Continue => None,
+        Flow::Reply(reply) => Some(Answer::Reply(reply)),
+        Flow::Drop => Some(Answer::Drop),
+    }
+}
+
+fn redirect_https(live: &mut Live) -> Option<Answer> {
+    let (exchange, scope) = live.split();
+    let redirect = scope.listener().redirect_https?;
+    let port = redirect.port.filter(|port| *port != 443).map_or(String::new(), |port| format!(":{port}"));
+    let (host, target) = (exchange.request().host(), exchange.request().target());
+    let location = HeaderValue::try_from(format!("https://{host}{port}{target}"));
+    live.decided_by_core("core.redirect_https", None);
+    Some(match location {
+        Ok(location) if !live.exchange().request().host().is_empty() => {
+            Answer::Reply(Box::new(Reply::redirect(redirect.status, location)))
+        }
+        _ => Fault::Host.into(),
+    })
+}
+
+/// Takes the request's body: none, whole if a plugin wants it so, else as it streams.
+async fn receive(live: &mut Live, mut body: Incoming) -> Result<RequestBody, Answer> {
+    let limit = live.scope().generation.max_body;
+    if limit.is_some_and(|limit| body.size_hint().lower() > limit) {
+        return Err(Fault::BodyTooLarge.into());
+    }
+    let Some(wish) = live.scope().chain().whole_request else {
+        let (exchange, scope) = live.split();
+        let filters = scope.chain().request_filters(exchange);
+        if filters.is_empty() && body.is_end_stream() {
+            return Ok(RequestBody::Empty);
+        }
+        let (body, state) = RequestBody::stream(body, filters, limit);
+        live.upload = Some(state);
+        return Ok(body);
+    };
+    let mut held = live.scope().generation.budget.hold();
+    let limit = limit.unwrap_or(u64::MAX).min(wish as u64);
+    let read = whole(&mut body, limit, &mut held, Fault::BodyTooLarge).await;
+    live.held = Some(held);
+    let read = read.map_err(|error| Answer::Fault(error.of_client()))?;
+    live.parts().request_body = Some(read);
+    if let Some(answer) = forward(live, HookName::OnRequestBody).await {
+        return Err(answer);
+    }
+    let read = live.exchange().request_body().cloned().unwrap_or_default();
+    let (exchange, scope) = live.split();
+    let filters = scope.chain().request_filters(exchange);
+    pass_whole(read, filters).map(RequestBody::Whole).map_err(|refusal| {
+        live.refused_by(&refusal);
+        Answer::Reply(refusal.reply)
+    })
+}
+
+/// Does what the route says.
+async fn act(live: &mut Live, body: RequestBody) -> Answer {
+    let generation = live.scope().generation.clone();
+    let route = live.scope().route_index().and_then(|index| generation.routes.get(index));
+    let Some(route) = route else { return Fault::NotFound.into() };
+    match &route.action {
+        Action::Respond { status, headers, body } => {
+            live.decided_by_core("core.respond", None);
+            let content = Content::Bytes(body.clone());
+            Answer::Reply(Box::new(Reply {
+                status: *status,
+                reason: None,
+                headers: headers.clone(),
+                content,
+            }))
+        }
+        Action::Redirect { status, to } => {
+            live.decided_by_core("core.redirect", None);
+            match HeaderValue::try_from(to.render(live.exchange())) {
+                Ok(to) => Answer::Reply(Box::new(Reply::redirect(*status, to))),
+                Err(_) => Fault::Rewrite.into(),
+            }
+        }
+        Action::Upstream(upstream) => match apply(&route.rewrite, live) {
+            Ok(()) => attempt(live, upstream, route.rewrite.host.as_ref(), body).await,
+            Err(fault) => fault.into(),
+        },
+    }
+}
+
+fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {
+    let Rewrite { path, strip_prefix, add_prefix, .. } = rewrite;
+    if path.is_none() && strip_prefix.is_none() && add_prefix.is_none() {
+        return Ok(());
+    }
+    let exchange = live.exchange();
+    let mut text = match path {
+        Some(template) => template.render(exchange),
+        None => exchange.request().path().to_owned(),
+    };
+    if let Some(rest) =
+        strip_prefix.as_ref().and_then(|prefix| text.strip_prefix(prefix.trim_end_matches('/')))
+        && (rest.is_empty() || rest.starts_with('/'))
+    {
+        text = if rest.is_empty() { "/".to_owned() } else { rest.to_owned() };
+    }
+    if let Some(prefix) = add_prefix {
+        text.insert_str(0, prefix.trim_end_matches('/'));
+    }
+    // A capture may hold `..` only in encoded forms, which are refused; what plugins wrote is judged here.
+    let text = normalise(&text).map_err(|_| Fault::Rewrite)?;
+    let target = with_path(&text, exchange.request().target()).ok_or(Fault::Rewrite)?;
+    exchange.core().request.replace_target(target);
+    Ok(())
+}
+
+/// Sends the request upstream, again where that is safe, until there is a response or no more hope.
+async fn attempt(
+    live: &mut Live,
+    upstream: &Arc<Upstream>,
+    host: Option<&HeaderValue>,
+    body: RequestBody,
+) -> Answer {
+    let start = Instant::now();
+    let (mut number, mut stale, mut avoid) = (1, 0, None);
+    let mut body = Some(body);
+    loop {
+        let endpoint = upstream.next(avoid).clone();
+        let outgoing = outgoing(live, upstream, &endpoint, host);
+        let parts = live.parts();
+        let (name, address) = (upstream.name.clone(), endpoint.authority.clone());
+        parts.attempt = Some(Attempt { number, upstream: name, endpoint: address });
+        parts.outgoing = Some(outgoing);
+        if live.scope().chain().wants(HookName::OnUpstream)
+            && let Some(answer) = forward(live, HookName::OnUpstream).await
+        {
+            return answer;
+        }
+        let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
+        let sending = body.take().unwrap_or(RequestBody::Empty);
+        let again = sending.copy();
+        let error = match send(upstream, &endpoint, into_hyper(outgoing, sending)).await {
+            Ok(response) => {
+                live.upstream_duration = Some(start.elapsed());
+                upstream.metrics.duration.observe(start.elapsed());
+                return Answer::Upstream(response);
+            }
+            Err(error) => error,
+        };
+        if let Some(answer) = failed_upload(live) {
+            return answer;
+        }
+        upstream.metrics.failures.increment();
+        let AttemptError { kind, unsent, reused } = error;
+        let is_safe = unsent.is_some() || (again.is_some() && live.exchange().method().is_idempotent());
+        body = unsent.map(http::Request::into_body).or(again);
+        if !is_safe {
+            return fault_of(kind).into();
+        }
+        if reused && kind == AttemptFailure::Failed && stale < MAX_STALE {
+            stale += 1;
+        } else if number > upstream.retries {
+            return fault_of(kind).into();
+        } else {
+            number += 1;
+            avoid = Some(endpoint.id);
+            upstream.metrics.retries.increment();
+        }
+    }
+}
+
+fn fault_of(kind: AttemptFailure) -> Fault {
+    match kind {
+        AttemptFailure::Unreachable => Fault::Unreachable,
+        AttemptFailure::ConnectTimeout => Fault::ConnectTimeout,
+        AttemptFailure::ResponseTimeout => Fault::ResponseTimeout,
+        AttemptFailure::Failed => Fault::UpstreamFailed,
+    }
+}
+
+/// Whether the attempt failed because the upload did, on the client's side or in a filter.
+fn failed_upload(live: &mut Live) -> Option<Answer> {
+    match live.upload.as_ref()?.take_failure()? {
+        UploadFailure::Fault(fault) => Some(fault.into()),
+        UploadFailure::Refused(refusal) => {
+            live.refused_by(&refusal);
+            Some(Answer::Reply(refusal.reply))
+        }
+    }
+}
+
+/// The request for one attempt: what the client sent, less what concerns only its connection.
+fn outgoing(
+    live: &mut Live,
+    upstream: &Upstream,
+    endpoint: &Endpoint,
+    host: Option<&HeaderValue>,
+) -> Request {
+    let peer = live.client().connection.peer.ip();
+    let (exchange, scope) = live.split();
+    let request = exchange.request();
+    let mut headers = request.headers().clone();
+    strip_hop_by_hop(&mut headers);
+    headers.remove(CONTENT_LENGTH);
+    // The client has been told to go on, if it asked.
+    headers.remove(EXPECT);
+    let (method, target, version) = (request.method().clone(), request.target().clone(), request.version());
+    let generation = scope.generation.clone();
+    let trusted = &generation.trusted_proxies;
+    live.client().forwarded_by.apply(peer, trusted, &mut headers);
+    let host = host.or(match &upstream.host {
+        HostHeader::Preserve => None,
+        HostHeader::Endpoint => Some(&endpoint.host),
+        HostHeader::Name(name) => Some(name),
+    });
+    match host {
+        Some(host) => {
+            headers.insert(HOST, host.clone());
+        }
+        // HTTP/1.0 clients need not send one, HTTP/1.1 servers need one.
+        None => {
+            headers.entry(HOST).or_insert_with(|| endpoint.host.clone());
+        }
+    }
+    Request::new(method, target, version, headers)
+}
+
+fn into_hyper(request: Request, body: RequestBody) -> http::Request<RequestBody> {
+    let (method, target, _, mut headers) = request.into_parts();
+    // Framing is hyper's, from the body itself; what a plugin set must not contradict it.
+    strip_hop_by_hop(&mut headers);
+    headers.remove(CONTENT_LENGTH);
+    let mut request = http::Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from(target);
+    *request.headers_mut() = headers;
+    request
+}
+
+/// From what the client is to get to hyper's response, by way of the response hooks.
+async fn respond(mut live: Live, answer: Answer) -> Result<Response<ResponseBody>, Dropped> {
+    let mut source = match answer {
+        Answer::Upstream(response) => take(&mut live, response).await,
+        Answer::Reply(reply) => put(&mut live, *reply),
+        Answer::Fault(fault) => put_fault(&mut live, &fault),
+        Answer::Drop => return drop_connection(live),
+    };
+    let mut below = u16::MAX;
+    loop {
+        match outward(&mut live, HookName::OnResponse, &mut below).await {
+            Flow::Continue => {}
+            Flow::Reply(reply) => {
+                source = put(&mut live, *reply);
+                continue;
+            }
+            Flow::Drop => return drop_connection(live),
+        }
+        let Some(limit) = live.scope().chain().whole_response else { break };
+        if let Err(fault) = gather(&mut live, &mut source, limit).await {
+            source = put_fault(&mut live, &fault);
+            below = u16::MAX;
+            continue;
+        }
+        match outward(&mut live, HookName::OnResponseBody, &mut below).await {
+            Flow::Continue => {
+                source = Source::Whole(live.parts().response_body.clone().unwrap_or_default());
+                break;
+            }
+            // Plugins further out have seen the head that is now gone; they see the new one.
+            Flow::Reply(reply) => source = put(&mut live, *reply),
+            Flow::Drop => return drop_connection(live),
+        }
+    }
+    Ok(finish(live, source))
+}
+
+fn drop_connection(mut live: Live) -> Result<Response<ResponseBody>, Dropped> {
+    live.end(End::Refused);
+    Err(Dropped)
+}
+
+/// Runs a hook of the response's way out. After an answer the run goes on outward of who gave it.
+async fn outward(live: &mut Live, hook: HookName, below: &mut u16) -> Flow {
+    let entered = live.entered;
+    let (exchange, scope) = live.split();
+    let (flow, at) = scope.chain().backward(hook, exchange, entered, *below).await;
+    if !matches!(flow, Flow::Continue) {
+        *below = at;
+    }
+    flow
+}
+
+/// Takes the upstream's response over.
+async fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
+    let (head, body) = response.into_parts();
+    if head.status.is_informational() {
+        // Nobody asked to switch protocols.
+        return put_fault(live, &Fault::UpstreamFailed);
+    }
+    let mut headers = head.headers;
+    strip_hop_by_hop(&mut headers);
+    live.respond(portcullis_plugin::Response::new(head.status, headers));
+    if Reply::may_have_body(head.status, live.exchange().method()) {
+        return Source::Upstream(body);
+    }
+    body.release().await;
+    Source::Empty
+}
+
+/// Puts a reply in place of the upstream's response.
+fn put(live: &mut Live, reply: Reply) -> Source {
+    let (status, headers, body) = render(reply, live.exchange().id());
+    live.respond(portcullis_plugin::Response::new(status, headers));
+    Source::Whole(body)
+}
+
+fn put_fault(live: &mut Live, fault: &Fault) -> Source {
+    let (_, _, reason) = fault.describe();
+    live.decided_by_core(fault.decider(), Some(reason));
+    put(live, fault.reply())
+}
+
+/// Reads the response's body whole, for plugins that want it so.
+async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<(), Fault> {
+    let body = match std::mem::replace(source, Source::Empty) {
+        Source::Empty => Bytes::new(),
+        Source::Whole(body) => body,
+        Source::Upstream(mut body) => {
+            let mut held = live.scope().generation.budget.hold();
+            let read = whole(&mut body, limit as u64, &mut held, Fault::ResponseTooLarge).await;
+            live.held_response = Some(held);
+            read.map_err(|error| error.of_upstream())?
+        }
+    };
+    live.parts().response_body = Some(body);
+    Ok(())
+}
+
+/// Hands the response to hyper. Framing follows from the body alone, so that no header that a
+/// plugin or an upstream set can contradict what is sent.
+fn finish(mut live: Live, mut source: Source) -> Response<ResponseBody> {
+    let entered = live.entered;
+    let (exchange, scope) = live.split();
+    let chain = scope.chain();
+    let keeps_head = chain.wants(HookName::OnLog);
+    let filters = match source {
+        Source::Empty => Vec::new(),
+        _ => chain.response_filters(exchange, entered),
+    };
+    let is_head_request = exchange.method() == Method::HEAD;
+    let parts = exchange.core();
+    let response = if keeps_head { parts.response.clone() } else { parts.response.take() };
+    let (status, mut headers) = match response {
+        Some(response) => response.into_parts(),
+        None => (StatusCode::BAD_GATEWAY, HeaderMap::new()),
+    };
+    strip_hop_by_hop(&mut headers);
+    match &source {
+        // The length that a GET would have been answered with.
+        Source::Empty if is_head_request && !chain.wants(HookName::OnResponseBody) => {}
+        Source::Whole(body) if is_head_request => {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            source = Source::Empty;
+        }
+        _ => {
+            headers.remove(CONTENT_LENGTH);
+        }
+    }
+    if !Reply::may_have_body(status, &Method::GET) {
+        source = Source::Empty;
+    }
+    live.status = Some(status);
+    let mut response = Response::new(ResponseBody::new(source, filters, live));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(request: http::Request<()>) -> (Request, Option<Fault>) {
+        understand(request.into_parts().0)
+    }
+
+    #[test]
+    fn the_path_is_normalised_once_and_the_query_kept() {
+        let (request, fault) = head(http::Request::get("http://A.Example/a//b/../c?x=%20").body(()).unwrap());
+        assert_eq!((request.target().as_str(), request.host(), fault), ("/a/c?x=%20", "a.example", None));
+        let (_, fault) = head(http::Request::get("http://a/..%2fx").body(()).unwrap());
+        assert!(matches!(fault, Some(Fault::Path(_))));
+    }
+
+    #[test]
+    fn a_host_that_contradicts_the_target_is_refused() {
+        let request = http::Request::get("http://a.example/").header(HOST, "b.example").body(()).unwrap();
+        assert_eq!(head(request).1, Some(Fault::Target));
+        assert_eq!(head(http::Request::get("/").body(()).unwrap()).1, Some(Fault::Host));
+        let connect = http::Request::connect("a.example:443").body(()).unwrap();
+        assert!(head(connect).1.is_some());
+    }
+}

@@ -1,0 +1,267 @@
+//! A generation: everything that shapes behaviour, resolved and immutable.
+//!
+//! The control plane builds one from the files on disk and hands it to every worker; a request
+//! takes the current one at its beginning and keeps it to its end. Nothing here is looked up by
+//! name while traffic flows.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderValue};
+use http::{StatusCode, Uri};
+use ipnet::IpNet;
+use portcullis_plugin::RouteMeta;
+use rustls::ServerConfig;
+
+use crate::body::Budget;
+use crate::chain::Chain;
+use crate::metrics::RouteMetrics;
+use crate::routes::RouteTable;
+use crate::upstream::Upstream;
+
+/// Everything that a request needs to know.
+pub struct Generation {
+    /// Counts up from 1 with every accepted reload.
+    pub number: u64,
+    /// Content hash of all inputs.
+    pub version: Arc<str>,
+    /// Listeners by name, in the order of the configuration.
+    pub listeners: Vec<Arc<Listener>>,
+    /// Finds a route's index.
+    pub table: RouteTable,
+    /// Routes in the order of the configuration.
+    pub routes: Vec<Route>,
+    /// What is counted of requests that no route wanted.
+    pub unrouted: Arc<RouteMetrics>,
+    /// Proxies whose word on the client's address is taken.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Request body bytes at most; none for no limit.
+    pub max_body: Option<u64>,
+    /// Budget of whole bodies, shared by all generations.
+    pub budget: Arc<Budget>,
+}
+
+/// How connections are accepted at some addresses.
+pub struct Listener {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub bind: Vec<SocketAddr>,
+    /// How it terminates TLS; none for plain text.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Answers everything with a redirect to HTTPS.
+    pub redirect_https: Option<RedirectHttps>,
+    /// Bounds per connection.
+    pub limits: ListenerLimits,
+    /// The chain for what is refused before a route is chosen: the gateway's list, then this
+    /// listener's; its `on_connection` hooks judge connections.
+    pub chain: Arc<Chain>,
+    /// The chain of each route for requests that come through this listener, in the order of
+    /// [`Generation::routes`].
+    pub route_chains: Vec<Arc<Chain>>,
+}
+
+/// A redirect to the same URL over HTTPS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RedirectHttps {
+    /// Port to put into the URL; none for 443.
+    pub port: Option<u16>,
+    /// 301, 302, 307 or 308.
+    pub status: StatusCode,
+}
+
+/// Bounds per listener and connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenerLimits {
+    /// Connections at once, over all workers.
+    pub connections: usize,
+    /// Bytes of a request's head.
+    pub header_bytes: usize,
+    /// Headers of a request.
+    pub header_count: usize,
+    /// From a head's first byte to its end.
+    pub header_timeout: Duration,
+    /// Between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// Streams of an HTTP/2 connection at once.
+    pub http2_streams: u32,
+}
+
+/// A route.
+pub struct Route {
+    /// Name and captures.
+    pub meta: Arc<RouteMeta>,
+    /// What is changed before the request goes on.
+    pub rewrite: Rewrite,
+    /// What is done with it.
+    pub action: Action,
+    /// What is counted.
+    pub metrics: Arc<RouteMetrics>,
+}
+
+/// What a route does with a request that its chain let pass.
+pub enum Action {
+    /// Sends it upstream.
+    Upstream(Arc<Upstream>),
+    /// Redirects; the target may use captures.
+    Redirect {
+        /// Status, 3xx.
+        status: StatusCode,
+        /// Value of `Location`.
+        to: Template,
+    },
+    /// Answers with the same every time.
+    Respond {
+        /// Status.
+        status: StatusCode,
+        /// Headers, with the content type.
+        headers: HeaderMap,
+        /// Body.
+        body: Bytes,
+    },
+}
+
+/// Changes to path and host.
+#[derive(Debug, Default)]
+pub struct Rewrite {
+    /// The whole path anew.
+    pub path: Option<Template>,
+    /// Cut off the front; whole segments.
+    pub strip_prefix: Option<String>,
+    /// Put in front.
+    pub add_prefix: Option<String>,
+    /// Another host.
+    pub host: Option<HeaderValue>,
+}
+
+/// Text with places for parts of the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template(pub Vec<TemplatePart>);
+
+/// A part of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplatePart {
+    /// As it stands.
+    Text(String),
+    /// The capture of this index.
+    Capture(usize),
+    /// The request's path.
+    Path,
+    /// The query with its question mark; nothing if there is none.
+    Query,
+    /// The host without port.
+    Host,
+}
+
+impl Template {
+    /// Parses text with `{name}` for captures, and `{path}`, `{query}`, `{host}`; `captures` are
+    /// the route's names in order. An unknown name is the error.
+    pub fn parse(text: &str, captures: &[impl AsRef<str>]) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(start) = rest.find('{') {
+            let (before, after) = rest.split_at(start);
+            let Some((name, tail)) = after[1..].split_once('}') else {
+                return Err(format!("`{{` without `}}` in `{text}`"));
+            };
+            if !before.is_empty() {
+                parts.push(TemplatePart::Text(before.to_owned()));
+            }
+            parts.push(match captures.iter().position(|capture| capture.as_ref() == name) {
+                Some(at) => TemplatePart::Capture(at),
+                None => match name {
+                    "path" => TemplatePart::Path,
+                    "query" => TemplatePart::Query,
+                    "host" => TemplatePart::Host,
+                    _ => {
+                        return Err(format!(
+                            "`{{{name}}}` is neither a capture of the path nor path, query or host"
+                        ));
+                    }
+                },
+            });
+            rest = tail;
+        }
+        if !rest.is_empty() {
+            parts.push(TemplatePart::Text(rest.to_owned()));
+        }
+        Ok(Template(parts))
+    }
+
+    /// The text for an exchange.
+    pub(crate) fn render(&self, exchange: &portcullis_plugin::Exchange) -> String {
+        let mut text = String::new();
+        for part in &self.0 {
+            match part {
+                TemplatePart::Text(part) => text.push_str(part),
+                TemplatePart::Capture(at) => text.push_str(capture(exchange, *at).unwrap_or_default()),
+                TemplatePart::Path => text.push_str(exchange.request().path()),
+                TemplatePart::Query => {
+                    if let Some(query) = exchange.request().query() {
+                        text.push('?');
+                        text.push_str(query);
+                    }
+                }
+                TemplatePart::Host => text.push_str(exchange.request().host()),
+            }
+        }
+        text
+    }
+}
+
+fn capture(exchange: &portcullis_plugin::Exchange, at: usize) -> Option<&str> {
+    let parts = exchange.core_ref();
+    let (start, end) = *parts.captures.get(at)?;
+    parts.matched.path().get(start as usize..end as usize)
+}
+
+/// The sockets of a worker, by address; bound once and kept while the address is configured.
+pub type Sockets = BTreeMap<SocketAddr, std::net::TcpListener>;
+
+/// The endpoint that a URL of the configuration names: `http://host:port`.
+pub fn endpoint_authority(url: &str) -> Result<String, String> {
+    let uri: Uri = url.parse().map_err(|_| format!("`{url}` is not a URL"))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some(other) => {
+            return Err(format!("`{other}` is not supported for endpoints yet; use `http://host:port`"));
+        }
+        None => return Err(format!("`{url}` has no scheme; write `http://{url}`")),
+    }
+    if uri.path_and_query().is_some_and(|target| target != "/") {
+        return Err("an endpoint has no path; use the route's `rewrite`".into());
+    }
+    let authority = uri.authority().ok_or_else(|| format!("`{url}` has no host"))?;
+    if authority.as_str().contains('@') {
+        return Err("an endpoint has no user name".into());
+    }
+    let port = authority.port_u16().unwrap_or(80);
+    Ok(format!("{}:{port}", authority.host()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_name_captures_and_parts_of_the_request() {
+        let template = Template::parse("/v2/{id}{query}", &["id"]).unwrap();
+        let exchange =
+            portcullis_plugin::ExchangeBuilder::get("/users/42?x=1").route("users", &[("id", "42")]).build();
+        assert_eq!(template.render(&exchange), "/v2/42?x=1");
+        assert!(Template::parse("/{nope}", &["id"]).unwrap_err().contains("`{nope}`"));
+        assert!(Template::parse("/{id", &["id"]).is_err());
+    }
+
+    #[test]
+    fn endpoints_are_plain_origins() {
+        assert_eq!(endpoint_authority("http://127.0.0.1:9000").as_deref(), Ok("127.0.0.1:9000"));
+        assert_eq!(endpoint_authority("http://[::1]").as_deref(), Ok("[::1]:80"));
+        for wrong in ["https://x", "x:1", "http://x/path", "http://u@x", "http://"] {
+            assert!(endpoint_authority(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! HTTP/1 on the client side, before hyper reads it.
+
+pub mod screen;

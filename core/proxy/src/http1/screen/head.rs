@@ -1,0 +1,451 @@
+//! Judges a request head, line by line as its bytes arrive (RFC 9112 sections 2, 3, 5 and 6).
+//!
+//! Nothing is repaired. Where the RFC lets a recipient choose between tolerating and refusing, this refuses, because
+//! what two parsers tolerate differently is what request smuggling is made of.
+
+use std::net::Ipv6Addr;
+use std::ops::Range;
+
+use memchr::{memchr, memrchr};
+
+use super::refusal::*;
+use super::{Limits, Refusal};
+
+/// Longest target that hyper accepts, whatever the limits say.
+const MAX_TARGET: usize = 65_534;
+
+/// Longest field name. hyper's end is at 64 KiB, far above any name in use.
+const MAX_NAME: usize = 1024;
+
+/// How the body behind a head is delimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// No body.
+    Empty,
+    /// As many bytes as `Content-Length` says.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// What is known of an accepted head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadVerdict {
+    /// Bytes of the head, with its final blank line and a blank line before it.
+    pub len: usize,
+    /// How the body is delimited.
+    pub framing: Framing,
+    /// The request asks for the connection to stop being HTTP/1: `CONNECT`, or an `Upgrade` header.
+    pub switches: bool,
+}
+
+/// Judges the head at the start of `bytes`; `None` if it is good so far but incomplete.
+pub fn judge_head(bytes: &[u8], limits: &Limits) -> Result<Option<HeadVerdict>, Refusal> {
+    HeadJudge::default().advance(bytes, limits)
+}
+
+/// A head under judgement: what its complete lines said, and where the next line begins.
+#[derive(Debug, Default)]
+pub(super) struct HeadJudge {
+    /// Start of the first line not judged yet.
+    line: usize,
+    /// Bytes already searched for the end of that line.
+    searched: usize,
+    blank: bool,
+    request: Option<RequestLine>,
+    fields: usize,
+    host: Option<Range<usize>>,
+    length: Option<u64>,
+    chunked: bool,
+    upgrade: bool,
+}
+
+#[derive(Debug)]
+struct RequestLine {
+    is_1_1: bool,
+    is_connect: bool,
+    /// The authority of an absolute-form or authority-form target.
+    authority: Option<Authority>,
+}
+
+#[derive(Debug)]
+struct Authority {
+    /// Where it stands, in the head.
+    range: Range<usize>,
+    /// The port meant when none is written; none for `CONNECT`, which must write one.
+    default_port: Option<u16>,
+}
+
+impl HeadJudge {
+    /// Goes on judging. `head` is all that has arrived since the start of the head.
+    pub(super) fn advance(&mut self, head: &[u8], limits: &Limits) -> Result<Option<HeadVerdict>, Refusal> {
+        while let Some(found) = memchr(b'\n', head.get(self.searched..).unwrap_or_default()) {
+            let start = self.line;
+            let end = self.searched + found;
+            if end >= limits.max_head_bytes {
+                return Err(self.too_large());
+            }
+            self.line = end + 1;
+            self.searched = self.line;
+            let line = head.get(start..end).unwrap_or_default();
+            let line = line.strip_suffix(b"\r").ok_or(BARE_LF)?;
+            if self.request.is_none() {
+                self.first_line(start, line, limits)?;
+            } else if line.is_empty() {
+                return self.verdict(head).map(Some);
+            } else {
+                self.field(start, line, limits)?;
+            }
+        }
+        self.searched = head.len();
+        self.open_line(head, limits)?;
+        Ok(None)
+    }
+
+    /// What can be said of a line whose end has not arrived.
+    fn open_line(&self, head: &[u8], limits: &Limits) -> Result<(), Refusal> {
+        if head.len() >= limits.max_head_bytes {
+            return Err(self.too_large());
+        }
+        if self.request.is_some() {
+            return Ok(());
+        }
+        let line = head.get(self.line..).unwrap_or_default();
+        // A client that speaks another protocol (TLS, say) would never send a line end.
+        if line.first().is_some_and(|&first| first != b'\r' && !is_token_byte(first)) {
+            return Err(METHOD);
+        }
+        if line.len() > limits.max_request_line + 1 {
+            return Err(REQUEST_LINE_TOO_LONG);
+        }
+        Ok(())
+    }
+
+    fn too_large(&self) -> Refusal {
+        if self.request.is_some() { HEAD_TOO_LARGE } else { REQUEST_LINE_TOO_LONG }
+    }
+
+    /// The request line, or the one blank line tolerated before it (RFC 9112 section 2.2).
+    fn first_line(&mut self, start: usize, line: &[u8], limits: &Limits) -> Result<(), Refusal> {
+        if line.is_empty() {
+            return if std::mem::replace(&mut self.blank, true) { Err(BLANK_LINES) } else { Ok(()) };
+        }
+        if line.len() > limits.max_request_line {
+            return Err(REQUEST_LINE_TOO_LONG);
+        }
+        self.request = Some(request_line(start, line)?);
+        Ok(())
+    }
+
+    fn field(&mut self, start: usize, line: &[u8], limits: &Limits) -> Result<(), Refusal> {
+        self.fields += 1;
+        if self.fields > limits.max_headers {
+            return Err(TOO_MANY_HEADERS);
+        }
+        let (name, value) = field_line(line)?;
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => self.host(start, line, value),
+            6 if name.eq_ignore_ascii_case(b"expect") => expect(value),
+            7 if name.eq_ignore_ascii_case(b"upgrade") => {
+                self.upgrade = true;
+                Ok(())
+            }
+            14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length(value),
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.transfer_encoding(value),
+            _ => Ok(()),
+        }
+    }
+
+    fn host(&mut self, start: usize, line: &[u8], value: &[u8]) -> Result<(), Refusal> {
+        if self.host.is_some() {
+            return Err(HOST_REPEATED);
+        }
+        split_authority(value).ok_or(HOST_INVALID)?;
+        // The value ends where the line does, but for whitespace; that is enough to find it in the head again.
+        let end = start + line.trim_ascii_end().len();
+        self.host = Some(end - value.len()..end);
+        Ok(())
+    }
+
+    fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        if self.chunked {
+            return Err(LENGTH_AND_ENCODING);
+        }
+        // A list (`5, 5`) is a repetition too.
+        if self.length.is_some() || memchr(b',', value).is_some() {
+            return Err(LENGTH_REPEATED);
+        }
+        self.length = Some(decimal(value).ok_or(LENGTH_INVALID)?);
+        Ok(())
+    }
+
+    fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        if self.length.is_some() {
+            return Err(LENGTH_AND_ENCODING);
+        }
+        if self.chunked {
+            return Err(ENCODING_INVALID);
+        }
+        if !value.eq_ignore_ascii_case(b"chunked") {
+            return Err(other_encoding(value));
+        }
+        self.chunked = true;
+        Ok(())
+    }
+
+    /// What only the whole head can tell.
+    fn verdict(&self, head: &[u8]) -> Result<HeadVerdict, Refusal> {
+        let request = self.request.as_ref().ok_or(REQUEST_LINE)?;
+        if self.chunked && !request.is_1_1 {
+            return Err(ENCODING_VERSION);
+        }
+        let host = match &self.host {
+            Some(host) => head.get(host.clone()),
+            None if request.is_1_1 => return Err(HOST_MISSING),
+            None => None,
+        };
+        if let (Some(authority), Some(host)) = (&request.authority, host) {
+            let target = head.get(authority.range.clone()).unwrap_or_default();
+            if !same_authority(target, host, authority.default_port) {
+                return Err(HOST_MISMATCH);
+            }
+        }
+        let framing = match (self.chunked, self.length) {
+            (true, _) => Framing::Chunked,
+            (false, None | Some(0)) => Framing::Empty,
+            (false, Some(length)) => Framing::Length(length),
+        };
+        if request.is_connect && framing != Framing::Empty {
+            return Err(CONNECT_BODY);
+        }
+        let switches = request.is_connect || (self.upgrade && request.is_1_1);
+        Ok(HeadVerdict { len: self.line, framing, switches })
+    }
+}
+
+/// Splits and judges a field line without its CRLF; the value comes without the whitespace around it.
+pub(super) fn field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
+    let colon = line.iter().position(|&byte| !is_token_byte(byte));
+    let (name, rest) = line.split_at(colon.unwrap_or(line.len()));
+    let Some((b':', value)) = rest.split_first() else {
+        return Err(broken_name(name, rest));
+    };
+    if name.is_empty() {
+        return Err(HEADER_NAME);
+    }
+    if name.len() > MAX_NAME {
+        return Err(HEADER_NAME_TOO_LONG);
+    }
+    // A fold instead of a search, because it compiles to vector code.
+    let broken = value.iter().fold(false, |broken, &byte| broken | is_control(byte));
+    if broken {
+        return Err(if memchr(b'\r', value).is_some() { BARE_CR } else { HEADER_VALUE });
+    }
+    Ok((name, value.trim_ascii()))
+}
+
+fn broken_name(name: &[u8], rest: &[u8]) -> Refusal {
+    match (name, rest.first()) {
+        ([], Some(b' ' | b'\t')) => OBS_FOLD,
+        (_, Some(b' ' | b'\t')) => HEADER_COLON,
+        (_, Some(b'\r')) => BARE_CR,
+        _ => HEADER_NAME,
+    }
+}
+
+fn request_line(start: usize, line: &[u8]) -> Result<RequestLine, Refusal> {
+    if memchr(b'\r', line).is_some() {
+        return Err(BARE_CR);
+    }
+    let first = memchr(b' ', line).ok_or(REQUEST_LINE)?;
+    let last = memrchr(b' ', line).ok_or(REQUEST_LINE)?;
+    let method = line.get(..first).unwrap_or_default();
+    let target = line.get(first + 1..last).ok_or(REQUEST_LINE)?;
+    if method.is_empty() || !method.iter().all(|&byte| is_token_byte(byte)) {
+        return Err(METHOD);
+    }
+    let is_1_1 = match line.get(last + 1..).unwrap_or_default() {
+        b"HTTP/1.1" => true,
+        b"HTTP/1.0" => false,
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            return Err(VERSION);
+        }
+        _ => return Err(REQUEST_LINE),
+    };
+    if target.is_empty() || memchr(b' ', target).is_some() {
+        return Err(REQUEST_LINE);
+    }
+    if target.len() > MAX_TARGET {
+        return Err(REQUEST_LINE_TOO_LONG);
+    }
+    if !target.iter().all(|&byte| is_target_byte(byte)) {
+        return Err(if memchr(b'#', target).is_some() { FRAGMENT } else { TARGET_BYTES });
+    }
+    let mut authority = target_authority(method, target)?;
+    if let Some(Authority { range, .. }) = &mut authority {
+        let target_start = start + first + 1;
+        *range = range.start + target_start..range.end + target_start;
+    }
+    Ok(RequestLine { is_1_1, is_connect: method == b"CONNECT", authority })
+}
+
+/// The forms of RFC 9112 section 3.2: the authority of the target, if it has one.
+fn target_authority(method: &[u8], target: &[u8]) -> Result<Option<Authority>, Refusal> {
+    if method == b"CONNECT" {
+        return match split_authority(target) {
+            Some((_, Some(_))) => Ok(Some(Authority { range: 0..target.len(), default_port: None })),
+            _ => Err(TARGET),
+        };
+    }
+    if target.first() == Some(&b'/') || (target == b"*" && method == b"OPTIONS") {
+        return Ok(None);
+    }
+    let (start, default_port) = if starts_ignoring_case(target, b"http://") {
+        (7, 80)
+    } else if starts_ignoring_case(target, b"https://") {
+        (8, 443)
+    } else {
+        return Err(TARGET);
+    };
+    let rest = target.get(start..).unwrap_or_default();
+    let len = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    split_authority(rest.get(..len).unwrap_or_default()).ok_or(TARGET)?;
+    Ok(Some(Authority { range: start..start + len, default_port: Some(default_port) }))
+}
+
+fn starts_ignoring_case(bytes: &[u8], prefix: &[u8]) -> bool {
+    bytes.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// Host and port of an authority. Stricter than RFC 3986 section 3.2.2: no user information, no percent-encoding, no
+/// sub-delimiters and no empty port, none of which occur in names that resolve.
+fn split_authority(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
+    let (host, rest) = match authority.strip_prefix(b"[") {
+        Some(rest) => {
+            let end = memchr(b']', rest)?;
+            let address = std::str::from_utf8(rest.get(..end)?).ok()?;
+            address.parse::<Ipv6Addr>().ok()?;
+            authority.split_at(end + 2)
+        }
+        None => {
+            let end = authority.iter().position(|&byte| !is_host_byte(byte)).unwrap_or(authority.len());
+            authority.split_at(end)
+        }
+    };
+    match rest {
+        _ if host.is_empty() => None,
+        [] => Some((host, None)),
+        [b':', port @ ..] if port.len() <= 5 => Some((host, Some(u16::try_from(decimal(port)?).ok()?))),
+        _ => None,
+    }
+}
+
+/// Whether a target's authority and the Host header mean the same. A port that is the scheme's default may be left
+/// out; behind `CONNECT` the Host header may leave out the port altogether.
+fn same_authority(target: &[u8], host: &[u8], default_port: Option<u16>) -> bool {
+    let (Some((target, target_port)), Some((host, host_port))) =
+        (split_authority(target), split_authority(host))
+    else {
+        return false;
+    };
+    let same_port = match default_port {
+        Some(default) => target_port.unwrap_or(default) == host_port.unwrap_or(default),
+        None => host_port.is_none() || host_port == target_port,
+    };
+    same_port && target.eq_ignore_ascii_case(host)
+}
+
+fn expect(value: &[u8]) -> Result<(), Refusal> {
+    if value.eq_ignore_ascii_case(b"100-continue") { Ok(()) } else { Err(EXPECTATION) }
+}
+
+/// 501 for well-formed codings we do not speak (RFC 9112 section 6.1), 400 for everything that is not even that, or
+/// that names `chunked` in another way than alone.
+fn other_encoding(value: &[u8]) -> Refusal {
+    let coding = |part: &[u8]| {
+        let name = part.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii().to_owned();
+        let is_token = !name.is_empty() && name.iter().all(|&byte| is_token_byte(byte));
+        (is_token, name.eq_ignore_ascii_case(b"chunked"), memchr(b';', part).is_some())
+    };
+    let codings: Vec<_> = value.split(|&byte| byte == b',').map(coding).collect();
+    let last = codings.len().saturating_sub(1);
+    let malformed = codings.iter().enumerate().any(|(position, &(is_token, is_chunked, has_parameters))| {
+        !is_token || (is_chunked && (position != last || has_parameters))
+    });
+    if malformed { ENCODING_INVALID } else { ENCODING_UNKNOWN }
+}
+
+/// A plain decimal number up to `i64::MAX`, which every peer can represent.
+fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    let number = digits.iter().try_fold(0u64, |number, &byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })?;
+    (number <= i64::MAX as u64).then_some(number)
+}
+
+fn is_control(byte: u8) -> bool {
+    (byte < 0x20 && byte != b'\t') || byte == 0x7f
+}
+
+fn is_token_byte(byte: u8) -> bool {
+    CLASSES[usize::from(byte)] & TOKEN != 0
+}
+
+fn is_target_byte(byte: u8) -> bool {
+    CLASSES[usize::from(byte)] & IN_TARGET != 0
+}
+
+fn is_host_byte(byte: u8) -> bool {
+    CLASSES[usize::from(byte)] & IN_HOST != 0
+}
+
+const TOKEN: u8 = 1;
+const IN_TARGET: u8 = 2;
+const IN_HOST: u8 = 4;
+
+static CLASSES: [u8; 256] = classes();
+
+const fn classes() -> [u8; 256] {
+    let mut classes = [0; 256];
+    let mut byte = 0u8;
+    while byte < 128 {
+        let mut class = 0;
+        if byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'!' | b'#'
+                    | b'$'
+                    | b'%'
+                    | b'&'
+                    | b'\''
+                    | b'*'
+                    | b'+'
+                    | b'-'
+                    | b'.'
+                    | b'^'
+                    | b'_'
+                    | b'`'
+                    | b'|'
+                    | b'~'
+            )
+        {
+            class |= TOKEN;
+        }
+        // Excluded are the delimiters that URI parsers never let through, so that none of them answers in our place.
+        if byte.is_ascii_graphic() && !matches!(byte, b'#' | b'"' | b'<' | b'>' | b'`') {
+            class |= IN_TARGET;
+        }
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            class |= IN_HOST;
+        }
+        classes[byte as usize] = class;
+        byte += 1;
+    }
+    classes
+}

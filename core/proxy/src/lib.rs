@@ -1,0 +1,27 @@
+//! The data plane: accept, TLS, HTTP, exchange, chains, routes and upstreams.
+//!
+//! A socket is accepted by one of the [workers](DataPlane) and stays with it. [`client`] serves the
+//! connection, [`exchange`] tells the life of each request on it. What a request needs to know is in
+//! a [`Generation`](generation::Generation), which the control plane builds and swaps.
+
+pub mod body;
+pub mod chain;
+mod client;
+mod exchange;
+mod forwarded;
+pub mod generation;
+mod hops;
+pub mod http1;
+mod linger;
+mod live;
+mod logs;
+pub mod metrics;
+pub mod path;
+mod reply;
+pub mod routes;
+mod timer;
+pub mod tls;
+pub mod upstream;
+mod worker;
+
+pub use worker::{BindError, Bound, DataPlane};

@@ -1,0 +1,108 @@
+//! Closing a connection so that the last answer arrives.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::timer::LazyTimer;
+
+/// How long a client may take to notice the end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A stream that, once shut down, reads and forgets what the client still sends, for a short while.
+/// Without that, bytes that nobody read make the kernel answer with a reset, which can overtake the
+/// answer: a client refused in the middle of an upload would not learn why.
+pub(crate) struct Linger<T> {
+    io: T,
+    closing: Option<LazyTimer>,
+    ended: bool,
+}
+
+impl<T> Linger<T> {
+    pub(crate) fn new(io: T) -> Self {
+        Linger { io, closing: None, ended: false }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Linger<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        self.ended = result.is_err() || buf.filled().len() == before && buf.remaining() > 0;
+        Poll::Ready(result)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.closing.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            let mut timer = LazyTimer::new();
+            timer.start(GRACE);
+            this.closing = Some(timer);
+        }
+        let mut scratch = [0; 4096];
+        while !this.ended {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
+                Poll::Ready(result) => this.ended = result.is_err() || buf.filled().is_empty(),
+                Poll::Pending => {
+                    let Some(timer) = &mut this.closing else { break };
+                    ready!(timer.poll_expired(cx));
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn shutdown_waits_for_the_client_but_not_forever() {
+        let (mut client, server) = duplex(16);
+        let mut server = Linger::new(server);
+        let begin = Instant::now();
+        let reading = async {
+            client.write_all(&[0; 100]).await.unwrap();
+            let mut rest = Vec::new();
+            client.read_to_end(&mut rest).await.unwrap();
+        };
+        let (closed, ()) = tokio::join!(server.shutdown(), reading);
+        assert!(closed.is_ok() && begin.elapsed() == GRACE);
+    }
+}

@@ -1,0 +1,223 @@
+//! An exchange while it lives: accounted for from its beginning, logged at its end, whichever it is.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use http::StatusCode;
+use portcullis_plugin::{Decider, End, Exchange, HookName, Outcome, Parts, Reason, Request, Response};
+
+use crate::body::{FilterRefusal, Held, UploadFailure, UploadState};
+use crate::chain::Chain;
+use crate::client::{Client, Serving};
+use crate::generation::{Listener, Route};
+use crate::logs::Ended;
+use crate::metrics::RouteMetrics;
+use crate::reply::Fault;
+use crate::worker::WorkerGeneration;
+
+/// Where in a generation an exchange belongs: its listener, and its route once one is chosen.
+pub(crate) struct Scope {
+    pub(crate) generation: Rc<WorkerGeneration>,
+    listener: usize,
+    route: Option<usize>,
+}
+
+impl Scope {
+    pub(crate) fn listener(&self) -> &Listener {
+        &self.generation.listeners[self.listener]
+    }
+
+    pub(crate) fn route(&self) -> Option<&Route> {
+        self.generation.routes.get(self.route?)
+    }
+
+    pub(crate) fn route_index(&self) -> Option<usize> {
+        self.route
+    }
+
+    /// The route's chain; the listener's until a route is chosen.
+    pub(crate) fn chain(&self) -> &Chain {
+        let listener = self.listener();
+        match self.route {
+            Some(route) => &listener.route_chains[route],
+            None => &listener.chain,
+        }
+    }
+}
+
+/// A living exchange. Dropping it, at whatever point, is its end: it is counted, and queued for
+/// `on_log`.
+pub(crate) struct Live {
+    /// None only while it is dropped.
+    exchange: Option<Exchange>,
+    scope: Option<Scope>,
+    serving: Serving,
+    /// Plugins that were entered: those whose response hooks run.
+    pub(crate) entered: u16,
+    pub(crate) upload: Option<Arc<UploadState>>,
+    pub(crate) held: Option<Held>,
+    pub(crate) held_response: Option<Held>,
+    pub(crate) upstream_duration: Option<std::time::Duration>,
+    pub(crate) status: Option<StatusCode>,
+    start: Instant,
+    end: Option<End>,
+    response_bytes: u64,
+}
+
+impl Live {
+    pub(crate) fn new(
+        serving: Serving,
+        generation: Rc<WorkerGeneration>,
+        listener: usize,
+        request: Request,
+    ) -> Self {
+        let worker = &serving.client.worker;
+        worker.metrics.exchanges_open.increment();
+        let parts = Parts::new(worker.request_id(), serving.client.connection.clone(), request);
+        Live {
+            exchange: Some(Exchange::new(parts)),
+            scope: Some(Scope { generation, listener, route: None }),
+            serving,
+            entered: 0,
+            upload: None,
+            held: None,
+            held_response: None,
+            upstream_duration: None,
+            status: None,
+            start: Instant::now(),
+            end: None,
+            response_bytes: 0,
+        }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.serving.client
+    }
+
+    pub(crate) fn ordinal(&self) -> u64 {
+        self.serving.ordinal
+    }
+
+    #[expect(clippy::expect_used, reason = "taken in drop only")]
+    pub(crate) fn scope(&self) -> &Scope {
+        self.scope.as_ref().expect("present until dropped")
+    }
+
+    #[expect(clippy::expect_used, reason = "taken in drop only")]
+    pub(crate) fn exchange(&mut self) -> &mut Exchange {
+        self.exchange.as_mut().expect("present until dropped")
+    }
+
+    /// The exchange with what it belongs to.
+    #[expect(clippy::expect_used, reason = "taken in drop only")]
+    pub(crate) fn split(&mut self) -> (&mut Exchange, &Scope) {
+        (
+            self.exchange.as_mut().expect("present until dropped"),
+            self.scope.as_ref().expect("present until dropped"),
+        )
+    }
+
+    pub(crate) fn parts(&mut self) -> &mut Parts {
+        self.exchange().core()
+    }
+
+    /// The route is chosen.
+    pub(crate) fn take_route(&mut self, route: usize) {
+        if let Some(scope) = &mut self.scope {
+            scope.route = Some(route);
+        }
+    }
+
+    /// The core answers in place of the upstream.
+    pub(crate) fn decided_by_core(&mut self, by: &'static str, reason: Option<&'static str>) {
+        let decider = Decider { by: by.into(), hook: None, reason: reason.map(Reason::Borrowed) };
+        self.parts().decider = Some(Box::new(decider));
+    }
+
+    pub(crate) fn refused_by(&mut self, refusal: &FilterRefusal) {
+        let decider = Decider {
+            by: refusal.instance.name.clone(),
+            hook: Some(refusal.cursor.hook),
+            reason: refusal.reply.reason.clone(),
+        };
+        self.parts().decider = Some(Box::new(decider));
+    }
+
+    /// Body bytes went to the client's connection.
+    pub(crate) fn sent(&mut self, bytes: u64) {
+        self.response_bytes += bytes;
+    }
+
+    /// Tells how it ended; the first word counts.
+    pub(crate) fn end(&mut self, end: End) {
+        self.end.get_or_insert(end);
+    }
+
+    /// What failed in the upload after the response had begun is known only here.
+    fn late_upload_failure(&mut self) {
+        let Some(failure) = self.upload.as_ref().and_then(|upload| upload.take_failure()) else { return };
+        match failure {
+            UploadFailure::Refused(refusal) => self.refused_by(&refusal),
+            UploadFailure::Fault(Fault::ClientBody) => {}
+            UploadFailure::Fault(fault) => {
+                let (_, _, reason) = fault.describe();
+                self.decided_by_core(fault.decider(), Some(reason));
+            }
+        }
+    }
+
+    fn count(&self, metrics: &RouteMetrics) {
+        let class = self.status.map_or(0, |status| usize::from(status.as_u16() / 100));
+        if let Some(counter) = metrics.responses.get(class) {
+            counter.increment();
+        }
+        metrics.duration.observe(self.start.elapsed());
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.late_upload_failure();
+        let worker = self.serving.client.worker.clone();
+        worker.metrics.exchanges_open.decrement();
+        let (Some(mut exchange), Some(scope)) = (self.exchange.take(), self.scope.take()) else { return };
+        match scope.route() {
+            Some(route) => self.count(&route.metrics),
+            None => self.count(&scope.generation.unrouted),
+        }
+        // A hook that was cut off in a sandbox may have kept the exchange.
+        if exchange.is_hollow() || !scope.chain().wants(HookName::OnLog) {
+            return;
+        }
+        exchange.core().outcome = Some(Box::new(Outcome {
+            end: self.end.unwrap_or(End::ClientGone),
+            status: self.status,
+            request_bytes: self.request_bytes(&exchange),
+            response_bytes: self.response_bytes,
+            duration: self.start.elapsed(),
+            upstream_duration: self.upstream_duration,
+        }));
+        if !worker.logs.push(Ended { exchange, scope, entered: self.entered }) {
+            worker.metrics.logs_dropped.increment();
+        }
+    }
+}
+
+impl Live {
+    fn request_bytes(&self, exchange: &Exchange) -> u64 {
+        match (&self.upload, exchange.request_body()) {
+            (Some(upload), _) => upload.bytes.load(Relaxed),
+            (None, Some(body)) => body.len() as u64,
+            (None, None) => 0,
+        }
+    }
+
+    /// Puts the response's head where plugins see it.
+    pub(crate) fn respond(&mut self, response: Response) {
+        let parts = self.parts();
+        parts.response = Some(response);
+        parts.response_body = None;
+    }
+}

@@ -1,0 +1,320 @@
+//! What the data plane counts.
+//!
+//! Every worker counts in a row of its own, so that counting costs no traffic between cores; rows
+//! are added up when somebody asks. Counters belong to names (route, plugin instance, upstream) and
+//! outlive generations.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use portcullis_plugin::{ErrorKind, HookName};
+
+thread_local! {
+    static ROW: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Rows of counters: one per worker, and one for every other thread together.
+#[derive(Debug, Clone, Copy)]
+struct Rows(usize);
+
+/// Makes the current thread count in the row of worker `index`.
+pub(crate) fn count_as_worker(index: usize) {
+    ROW.set(index + 1);
+}
+
+/// Upper bounds of latency buckets, seconds; Prometheus' `le`.
+pub const BUCKETS: [f64; 18] = [
+    0.000_001, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005,
+    0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0,
+];
+
+/// A counter with a row per worker.
+#[derive(Debug)]
+pub struct Counter(Box<[Padded]>);
+
+/// Two cache lines, so that neighbours do not share one (prefetching works in pairs).
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Padded(AtomicU64);
+
+impl Counter {
+    fn new(rows: Rows) -> Self {
+        Counter((0..rows.0).map(|_| Padded::default()).collect())
+    }
+
+    /// One more; returns how many this worker had counted.
+    pub fn increment(&self) -> u64 {
+        self.add(1)
+    }
+
+    /// `count` more; returns how many this worker had counted.
+    pub fn add(&self, count: u64) -> u64 {
+        self.0.get(ROW.get()).map_or(0, |row| row.0.fetch_add(count, Relaxed))
+    }
+
+    /// One less, for gauges. Rows may wrap; their sum does not.
+    pub fn decrement(&self) {
+        self.add(u64::MAX);
+    }
+
+    /// The sum of all rows.
+    pub fn value(&self) -> u64 {
+        self.0.iter().fold(0, |sum, row| sum.wrapping_add(row.0.load(Relaxed)))
+    }
+}
+
+/// A latency histogram with a row per worker.
+#[derive(Debug)]
+pub struct Histogram(Box<[Row]>);
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Row {
+    buckets: [AtomicU64; BUCKETS.len() + 1],
+    nanos: AtomicU64,
+}
+
+/// A histogram's sum over all workers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HistogramValue {
+    /// Observations per bucket, not cumulated; the last is beyond every bound.
+    pub buckets: [u64; BUCKETS.len() + 1],
+    /// Sum of all observations, seconds.
+    pub sum: f64,
+}
+
+impl Histogram {
+    fn new(rows: Rows) -> Self {
+        Histogram((0..rows.0).map(|_| Row::default()).collect())
+    }
+
+    /// Adds an observation.
+    pub fn observe(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let bucket = BUCKETS.partition_point(|bound| *bound < seconds);
+        if let Some(row) = self.0.get(ROW.get()) {
+            row.buckets[bucket].fetch_add(1, Relaxed);
+            row.nanos.fetch_add(duration.as_nanos() as u64, Relaxed);
+        }
+    }
+
+    /// The sum of all rows.
+    pub fn value(&self) -> HistogramValue {
+        let mut value = HistogramValue { buckets: [0; BUCKETS.len() + 1], sum: 0.0 };
+        for row in &self.0 {
+            for (sum, bucket) in value.buckets.iter_mut().zip(&row.buckets) {
+                *sum += bucket.load(Relaxed);
+            }
+            value.sum += row.nanos.load(Relaxed) as f64 / 1e9;
+        }
+        value
+    }
+}
+
+/// What is counted per route.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    /// Responses by status class, 1xx to 5xx; the first is what ended without a response.
+    pub responses: [Counter; 6],
+    /// From the request's head to the end of the response.
+    pub duration: Histogram,
+}
+
+/// What is counted per plugin instance.
+#[derive(Debug)]
+pub struct PluginMetrics {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Time spent, per hook, in the order of [`HookName::ALL`].
+    pub hooks: [Histogram; HookName::ALL.len()],
+    /// Answers it gave in place of the upstream.
+    pub responses: Counter,
+    /// Connections and exchanges it dropped.
+    pub drops: Counter,
+    /// Failures, by [`ErrorKind`] in the order of [`PluginMetrics::ERRORS`].
+    pub errors: [Counter; 5],
+}
+
+impl PluginMetrics {
+    /// The kinds of failure and their label.
+    pub const ERRORS: [(ErrorKind, &'static str); 5] = [
+        (ErrorKind::Failed, "failed"),
+        (ErrorKind::Timeout, "timeout"),
+        (ErrorKind::Budget, "budget"),
+        (ErrorKind::Trap, "trap"),
+        (ErrorKind::Panic, "panic"),
+    ];
+
+    pub(crate) fn error(&self, kind: ErrorKind) {
+        let at = Self::ERRORS.iter().position(|(known, _)| *known == kind).unwrap_or_default();
+        self.errors[at].increment();
+    }
+}
+
+/// What is counted per upstream.
+#[derive(Debug)]
+pub struct UpstreamMetrics {
+    /// Requests sent.
+    pub attempts: Counter,
+    /// Connections opened.
+    pub connects: Counter,
+    /// Connections that could not be opened.
+    pub connect_failures: Counter,
+    /// Attempts that failed after a connection was there, timeouts included.
+    pub failures: Counter,
+    /// Attempts after the first.
+    pub retries: Counter,
+    /// From the attempt to the response's head.
+    pub duration: Histogram,
+}
+
+/// All counters of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    rows: Rows,
+    /// Client connections accepted.
+    pub connections: Counter,
+    /// Client connections open now.
+    pub connections_open: Counter,
+    /// Client connections closed at once: over the limit, or dropped by a plugin.
+    pub connections_refused: Counter,
+    /// TLS handshakes that failed.
+    pub handshake_failures: Counter,
+    /// Exchanges that are under way.
+    pub exchanges_open: Counter,
+    /// Exchanges whose `on_log` could not run because the queue was full.
+    pub logs_dropped: Counter,
+    routes: Mutex<BTreeMap<Box<str>, Arc<RouteMetrics>>>,
+    plugins: Mutex<BTreeMap<Box<str>, Arc<PluginMetrics>>>,
+    upstreams: Mutex<BTreeMap<Box<str>, Arc<UpstreamMetrics>>>,
+}
+
+impl Metrics {
+    /// Counters for this many workers.
+    pub fn new(workers: usize) -> Self {
+        let rows = Rows(workers + 1);
+        let counter = || Counter::new(rows);
+        Metrics {
+            rows,
+            connections: counter(),
+            connections_open: counter(),
+            connections_refused: counter(),
+            handshake_failures: counter(),
+            exchanges_open: counter(),
+            logs_dropped: counter(),
+            routes: Mutex::default(),
+            plugins: Mutex::default(),
+            upstreams: Mutex::default(),
+        }
+    }
+
+    /// The counters of a route; those of requests without a route are under an empty name.
+    pub fn route(&self, name: &str) -> Arc<RouteMetrics> {
+        let rows = self.rows;
+        named(&self.routes, name, || RouteMetrics {
+            responses: std::array::from_fn(|_| Counter::new(rows)),
+            duration: Histogram::new(rows),
+        })
+    }
+
+    /// The counters of a plugin instance.
+    pub fn plugin(&self, name: &str, kind: &'static str) -> Arc<PluginMetrics> {
+        let rows = self.rows;
+        named(&self.plugins, name, || PluginMetrics {
+            kind,
+            hooks: std::array::from_fn(|_| Histogram::new(rows)),
+            responses: Counter::new(rows),
+            drops: Counter::new(rows),
+            errors: std::array::from_fn(|_| Counter::new(rows)),
+        })
+    }
+
+    /// The counters of an upstream.
+    pub fn upstream(&self, name: &str) -> Arc<UpstreamMetrics> {
+        let rows = self.rows;
+        named(&self.upstreams, name, || UpstreamMetrics {
+            attempts: Counter::new(rows),
+            connects: Counter::new(rows),
+            connect_failures: Counter::new(rows),
+            failures: Counter::new(rows),
+            retries: Counter::new(rows),
+            duration: Histogram::new(rows),
+        })
+    }
+
+    /// All routes seen so far, by name.
+    pub fn routes(&self) -> Vec<(Box<str>, Arc<RouteMetrics>)> {
+        listed(&self.routes)
+    }
+
+    /// All plugin instances seen so far, by name.
+    pub fn plugins(&self) -> Vec<(Box<str>, Arc<PluginMetrics>)> {
+        listed(&self.plugins)
+    }
+
+    /// All upstreams seen so far, by name.
+    pub fn upstreams(&self) -> Vec<(Box<str>, Arc<UpstreamMetrics>)> {
+        listed(&self.upstreams)
+    }
+}
+
+type Named<T> = Mutex<BTreeMap<Box<str>, Arc<T>>>;
+
+fn named<T>(known: &Named<T>, name: &str, make: impl FnOnce() -> T) -> Arc<T> {
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = known.get(name) {
+        return found.clone();
+    }
+    let made = Arc::new(make());
+    known.insert(name.into(), made.clone());
+    made
+}
+
+fn listed<T>(known: &Named<T>) -> Vec<(Box<str>, Arc<T>)> {
+    let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    known.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_add_up_and_gauges_fall() {
+        let metrics = Metrics::new(2);
+        std::thread::scope(|scope| {
+            for worker in 0..2 {
+                let metrics = &metrics;
+                scope.spawn(move || {
+                    count_as_worker(worker);
+                    metrics.connections.add(5);
+                    metrics.connections_open.decrement();
+                });
+            }
+        });
+        metrics.connections_open.add(3);
+        assert_eq!((metrics.connections.value(), metrics.connections_open.value()), (10, 1));
+    }
+
+    #[test]
+    fn a_bucket_holds_what_is_at_most_its_bound() {
+        let metrics = Metrics::new(1).route("r");
+        metrics.duration.observe(Duration::from_millis(1));
+        metrics.duration.observe(Duration::from_secs(60));
+        let value = metrics.duration.value();
+        let at = BUCKETS.iter().position(|bound| *bound == 0.001).unwrap();
+        assert_eq!((value.buckets[at], value.buckets[BUCKETS.len()]), (1, 1));
+        assert!((value.sum - 60.001).abs() < 1e-6);
+    }
+
+    #[test]
+    fn counters_of_a_name_are_kept() {
+        let metrics = Metrics::new(1);
+        metrics.upstream("a").attempts.increment();
+        assert_eq!(metrics.upstream("a").attempts.value(), 1);
+        assert_eq!(metrics.upstreams().len(), 1);
+    }
+}

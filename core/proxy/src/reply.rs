@@ -1,0 +1,162 @@
+//! What the gateway itself answers: the one place for its status codes, reasons and problem documents.
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use portcullis_plugin::{Content, Reply, RequestId};
+
+use crate::http1::screen::Refusal;
+use crate::path::PathError;
+
+/// On whose side a fault lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Upstream,
+    Gateway,
+}
+
+/// Why the gateway itself refuses an exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// HTTP/1 that the screen refused.
+    Screened(Refusal),
+    /// A path that can't be normalised.
+    Path(PathError),
+    /// A target that is neither origin-form nor absolute-form.
+    Target,
+    /// No host was named.
+    Host,
+    /// No route wants it.
+    NotFound,
+    /// Only the method kept routes from wanting it; the value of `Allow`.
+    MethodNotAllowed(HeaderValue),
+    /// The request's body is longer than allowed.
+    BodyTooLarge,
+    /// All whole bodies together are at their limit.
+    BodyBudget,
+    /// The client failed within its request's body.
+    ClientBody,
+    /// A rewrite gave no valid path.
+    Rewrite,
+    /// A whole response body is longer than a plugin can take.
+    ResponseTooLarge,
+    /// No connection to the upstream.
+    Unreachable,
+    /// No connection to the upstream in time.
+    ConnectTimeout,
+    /// No response from the upstream in time.
+    ResponseTimeout,
+    /// The upstream's connection failed, or what came was not HTTP.
+    UpstreamFailed,
+}
+
+impl Fault {
+    /// Whose fault it is, the status, and the stable reason.
+    pub(crate) fn describe(&self) -> (Side, StatusCode, &'static str) {
+        use Side::*;
+        match self {
+            Fault::Screened(refusal) => (
+                Client,
+                StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST),
+                refusal.reason,
+            ),
+            Fault::Path(error) => (Client, StatusCode::BAD_REQUEST, error.reason()),
+            Fault::Target => (Client, StatusCode::BAD_REQUEST, "http.target"),
+            Fault::Host => (Client, StatusCode::BAD_REQUEST, "http.host_missing"),
+            Fault::NotFound => (Client, StatusCode::NOT_FOUND, "route.not_found"),
+            Fault::MethodNotAllowed(_) => {
+                (Client, StatusCode::METHOD_NOT_ALLOWED, "route.method_not_allowed")
+            }
+            Fault::BodyTooLarge => (Client, StatusCode::PAYLOAD_TOO_LARGE, "body.too_large"),
+            Fault::BodyBudget => (Gateway, StatusCode::SERVICE_UNAVAILABLE, "body.budget"),
+            Fault::ClientBody => (Client, StatusCode::BAD_REQUEST, "body.incomplete"),
+            Fault::Rewrite => (Gateway, StatusCode::INTERNAL_SERVER_ERROR, "route.rewrite"),
+            Fault::ResponseTooLarge => (Upstream, StatusCode::BAD_GATEWAY, "upstream.body_too_large"),
+            Fault::Unreachable => (Upstream, StatusCode::BAD_GATEWAY, "upstream.unreachable"),
+            Fault::ConnectTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.connect_timeout"),
+            Fault::ResponseTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.response_timeout"),
+            Fault::UpstreamFailed => (Upstream, StatusCode::BAD_GATEWAY, "upstream.failed"),
+        }
+    }
+
+    /// Which part of the core decided, for the record.
+    pub(crate) fn decider(&self) -> &'static str {
+        let (side, _, reason) = self.describe();
+        match reason.split_once('.') {
+            Some(("http" | "path", _)) => "core.http",
+            Some(("route", _)) => "core.routes",
+            Some(("body", _)) => "core.body",
+            _ if side == Side::Upstream => "core.upstream",
+            _ => "core.exchange",
+        }
+    }
+
+    /// The refusal to send.
+    pub(crate) fn reply(&self) -> Reply {
+        let (_, status, reason) = self.describe();
+        let reply = Reply::deny(status, reason);
+        match self {
+            Fault::MethodNotAllowed(allow) => reply.header(ALLOW, allow.clone()),
+            Fault::BodyBudget => reply.header(RETRY_AFTER, HeaderValue::from_static("1")),
+            _ => reply,
+        }
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Fault::Screened(refusal)
+    }
+}
+
+/// Status, headers and body of a reply. A problem document (RFC 9457) tells the client the status
+/// and the request id, and nothing of why.
+pub(crate) fn render(reply: Reply, id: &RequestId) -> (StatusCode, HeaderMap, Bytes) {
+    let Reply { status, mut headers, content, .. } = reply;
+    let body = match content {
+        Content::Bytes(bytes) => bytes,
+        Content::Problem => {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+            headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+            problem(status, id)
+        }
+    };
+    (status, headers, body)
+}
+
+fn problem(status: StatusCode, id: &RequestId) -> Bytes {
+    let title = status.canonical_reason().unwrap_or("Refused");
+    let code = status.as_u16();
+    // An id taken over from a client is visible ASCII, in which two characters need escaping.
+    let id = id.to_string().replace('\\', "\\\\").replace('"', "\\\"");
+    Bytes::from(
+        format!(r#"{{"type":"about:blank","title":"{title}","status":{code},"request_id":"{id}"}}"#) + "\n",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_document_is_json_whatever_the_id() {
+        let id = RequestId::Text(r#"a"b\c"#.into());
+        let (status, headers, body) = render(Fault::NotFound.reply(), &id);
+        let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((status.as_u16(), json["status"].as_u64()), (404, Some(404)));
+        assert_eq!(
+            (json["request_id"].as_str(), json["title"].as_str()),
+            (Some(r#"a"b\c"#), Some("Not Found"))
+        );
+        assert_eq!(headers[CONTENT_TYPE], "application/problem+json");
+        assert!(!String::from_utf8_lossy(&body).contains("route.not_found"));
+    }
+
+    #[test]
+    fn every_fault_names_a_part_of_the_core() {
+        assert_eq!(Fault::Unreachable.decider(), "core.upstream");
+        assert_eq!(Fault::Target.decider(), "core.http");
+        assert_eq!(Fault::ResponseTooLarge.decider(), "core.upstream");
+    }
+}

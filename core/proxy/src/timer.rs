@@ -1,0 +1,64 @@
+//! A timer that costs nothing while deadlines only move on.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::time::{Duration, Instant, Sleep, sleep_until};
+
+/// One timer for a sequence of waits, such as those of a connection that is used again and again.
+/// It is re-armed only when it fires early or when a deadline is nearer than the armed one, so that
+/// an ordinary request touches the runtime's timers not at all.
+pub(crate) struct LazyTimer {
+    sleep: Option<Pin<Box<Sleep>>>,
+    deadline: Instant,
+}
+
+impl LazyTimer {
+    pub(crate) fn new() -> Self {
+        LazyTimer { sleep: None, deadline: Instant::now() }
+    }
+
+    /// Begins a wait of at most `limit`.
+    pub(crate) fn start(&mut self, limit: Duration) {
+        self.deadline = Instant::now() + limit;
+        match &mut self.sleep {
+            Some(sleep) if self.deadline < sleep.deadline() => sleep.as_mut().reset(self.deadline),
+            _ => {}
+        }
+    }
+
+    /// Ready once the wait has taken too long.
+    pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(self.deadline)));
+        while sleep.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= self.deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(self.deadline);
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn fires_at_the_last_deadline_also_when_it_moved() {
+        let mut timer = LazyTimer::new();
+        let begin = Instant::now();
+        timer.start(Duration::from_secs(1));
+        assert!(poll_fn(|cx| Poll::Ready(timer.poll_expired(cx).is_pending())).await);
+        timer.start(Duration::from_secs(5));
+        poll_fn(|cx| timer.poll_expired(cx)).await;
+        assert_eq!(begin.elapsed().as_secs(), 5);
+        timer.start(Duration::from_secs(10));
+        assert!(poll_fn(|cx| Poll::Ready(timer.poll_expired(cx).is_pending())).await);
+        timer.start(Duration::from_secs(2));
+        poll_fn(|cx| timer.poll_expired(cx)).await;
+        assert_eq!(begin.elapsed().as_secs(), 7);
+    }
+}

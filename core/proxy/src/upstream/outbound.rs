@@ -1,0 +1,68 @@
+//! Calls that plugins make themselves, over the worker's own connections.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::{Request, Response};
+use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
+
+use super::{AttemptFailure, HostHeader, Upstream, send};
+use crate::body::{Budget, RequestBody, whole};
+use crate::reply::Fault;
+
+/// The way to an upstream for plugins.
+#[derive(Debug, Clone)]
+pub struct UpstreamClient {
+    upstream: Arc<Upstream>,
+    budget: Arc<Budget>,
+}
+
+impl UpstreamClient {
+    /// Calls go to `upstream`; answers count against `budget` while they are read.
+    pub fn new(upstream: Arc<Upstream>, budget: Arc<Budget>) -> Self {
+        UpstreamClient { upstream, budget }
+    }
+
+    async fn call(
+        &self,
+        request: Request<Bytes>,
+        limits: OutboundLimits,
+    ) -> Result<Response<Bytes>, OutboundError> {
+        let (mut head, body) = request.into_parts();
+        let endpoint = self.upstream.next(None);
+        if !head.headers.contains_key(HOST) {
+            let host = match &self.upstream.host {
+                HostHeader::Name(name) => name.clone(),
+                HostHeader::Preserve | HostHeader::Endpoint => endpoint.host.clone(),
+            };
+            head.headers.insert(HOST, host);
+        }
+        let request = Request::from_parts(head, RequestBody::Whole(body));
+        let response = send(&self.upstream, endpoint, request).await.map_err(|error| {
+            self.upstream.metrics.failures.increment();
+            match error.kind {
+                AttemptFailure::Unreachable => OutboundError::Unreachable,
+                AttemptFailure::ConnectTimeout | AttemptFailure::ResponseTimeout => OutboundError::Timeout,
+                AttemptFailure::Failed => OutboundError::Failed,
+            }
+        })?;
+        let (head, mut body) = response.into_parts();
+        let mut held = self.budget.hold();
+        let read = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge).await;
+        let body = read.map_err(|error| match error.of_upstream() {
+            Fault::ResponseTooLarge => OutboundError::TooLarge,
+            _ => OutboundError::Failed,
+        })?;
+        Ok(Response::from_parts(head, body))
+    }
+}
+
+impl Outbound for UpstreamClient {
+    fn send(&self, request: Request<Bytes>, limits: OutboundLimits) -> OutboundFuture<'_> {
+        Box::pin(async move {
+            let call = tokio::time::timeout(limits.timeout, self.call(request, limits));
+            call.await.unwrap_or(Err(OutboundError::Timeout))
+        })
+    }
+}

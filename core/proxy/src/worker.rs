@@ -1,0 +1,473 @@
+//! Workers: one thread per core, each with its own runtime, sockets, connections and generation.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use portcullis_plugin::{RequestId, RouteMeta};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::LocalRuntime;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle as Task;
+
+use crate::client::{Control, accept};
+use crate::generation::Generation;
+use crate::logs::LogQueue;
+use crate::metrics::{Metrics, count_as_worker};
+use crate::upstream::{ReapGuard, reap_idle};
+
+/// Connections that wait in a socket's queue, per worker; the kernel may allow fewer.
+const BACKLOG: i32 = 4096;
+/// Pause after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The data plane: all workers.
+pub struct DataPlane {
+    workers: Vec<(mpsc::UnboundedSender<Command>, Option<JoinHandle<()>>)>,
+    bound: Mutex<BTreeMap<SocketAddr, SocketAddr>>,
+}
+
+/// Sockets for addresses that are new, one per worker, not yet accepting.
+#[derive(Debug, Default)]
+pub struct Bound {
+    addresses: Vec<(SocketAddr, SocketAddr)>,
+    sockets: Vec<Vec<(SocketAddr, std::net::TcpListener)>>,
+}
+
+/// An address that can't be listened at.
+#[derive(Debug)]
+pub struct BindError {
+    /// The address.
+    pub address: SocketAddr,
+    /// Why.
+    pub source: io::Error,
+}
+
+enum Command {
+    Swap {
+        generation: Arc<Generation>,
+        sockets: Vec<(SocketAddr, std::net::TcpListener)>,
+        done: oneshot::Sender<()>,
+    },
+    Drain {
+        grace: Duration,
+        done: oneshot::Sender<usize>,
+    },
+}
+
+impl DataPlane {
+    /// Starts this many workers. They listen nowhere until the first [`swap`](Self::swap).
+    pub fn new(workers: usize, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let (retire, retired) = std::sync::mpsc::channel();
+        // Dropping a generation can take a while: compiled modules are unmapped, files closed.
+        std::thread::Builder::new()
+            .name("retire".into())
+            .spawn(move || retired.into_iter().for_each(drop))?;
+        let connections = Arc::new(ConnectionCounts::default());
+        let start = |index: usize| {
+            let (sender, commands) = mpsc::unbounded_channel();
+            let (metrics, retire, connections) = (metrics.clone(), retire.clone(), connections.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || run(index, commands, metrics, retire, connections))?;
+            Ok((sender, Some(thread)))
+        };
+        let workers = (0..workers.max(1)).map(start).collect::<io::Result<_>>()?;
+        Ok(DataPlane { workers, bound: Mutex::default() })
+    }
+
+    /// Binds those of `addresses` that are not bound yet. Nothing is accepted before the swap that
+    /// the result is passed to.
+    pub fn bind(&self, addresses: &[SocketAddr]) -> Result<Bound, BindError> {
+        let known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bound =
+            Bound { addresses: Vec::new(), sockets: self.workers.iter().map(|_| Vec::new()).collect() };
+        for address in addresses.iter().filter(|address| !known.contains_key(address)) {
+            let at = |source| BindError { address: *address, source };
+            let mut actual = *address;
+            if address.port() != 0 {
+                // A group of sockets would silently share the port with another process of ours.
+                listen(*address, false).map(drop).map_err(at)?;
+            }
+            for sockets in &mut bound.sockets {
+                let socket = listen(actual, true).map_err(at)?;
+                actual = socket.local_addr().map_err(at)?;
+                sockets.push((*address, socket));
+            }
+            bound.addresses.push((*address, actual));
+        }
+        Ok(bound)
+    }
+
+    /// Puts a generation into effect, and returns when every worker runs it. Addresses that it does
+    /// not name are closed; their connections end with their next response.
+    pub async fn swap(&self, generation: Arc<Generation>, bound: Bound) {
+        {
+            let mut known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+            known.retain(|address, _| {
+                generation.listeners.iter().any(|listener| listener.bind.contains(address))
+            });
+            known.extend(bound.addresses);
+        }
+        let mut waiting = Vec::new();
+        let mut sockets = bound.sockets.into_iter();
+        for (worker, _) in &self.workers {
+            let (done, wait) = oneshot::channel();
+            let sockets = sockets.next().unwrap_or_default();
+            if worker.send(Command::Swap { generation: generation.clone(), sockets, done }).is_ok() {
+                waiting.push(wait);
+            }
+        }
+        for wait in waiting {
+            // A worker that ended takes no requests either.
+            let _ = wait.await;
+        }
+    }
+
+    /// The addresses listened at: as configured, and as they are (port 0 becomes a real one).
+    pub fn addresses(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().map(|(configured, actual)| (*configured, *actual)).collect()
+    }
+
+    /// Stops listening, lets running exchanges end, and ends the workers. What still runs after
+    /// `grace` is cut off; returns the number of those connections.
+    pub async fn drain(&self, grace: Duration) -> usize {
+        let mut waiting = Vec::new();
+        for (worker, _) in &self.workers {
+            let (done, wait) = oneshot::channel();
+            if worker.send(Command::Drain { grace, done }).is_ok() {
+                waiting.push(wait);
+            }
+        }
+        let mut cut_off = 0;
+        for wait in waiting {
+            cut_off += wait.await.unwrap_or_default();
+        }
+        cut_off
+    }
+}
+
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        for (commands, thread) in self.workers.drain(..) {
+            drop(commands);
+            if let Some(thread) = thread {
+                // A worker that panicked has said so.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // `[::]` and `0.0.0.0` are configured apart.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Connections open per listener, over all workers.
+#[derive(Default)]
+struct ConnectionCounts(Mutex<BTreeMap<Box<str>, Arc<AtomicUsize>>>);
+
+impl ConnectionCounts {
+    fn of(&self, listener: &str) -> Arc<AtomicUsize> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.entry(listener.into()).or_default().clone()
+    }
+}
+
+/// A worker's own handle on a generation, so that reference counts stay with one core.
+pub(crate) struct WorkerGeneration {
+    generation: Option<Arc<Generation>>,
+    metas: Vec<Arc<RouteMeta>>,
+    retire: std::sync::mpsc::Sender<Arc<Generation>>,
+}
+
+impl WorkerGeneration {
+    pub(crate) fn listener_named(&self, name: &str) -> Option<usize> {
+        self.listeners.iter().position(|listener| &*listener.name == name)
+    }
+
+    /// This worker's copy of what is constant of a route.
+    pub(crate) fn meta(&self, route: usize) -> Option<&Arc<RouteMeta>> {
+        self.metas.get(route)
+    }
+}
+
+impl Deref for WorkerGeneration {
+    type Target = Generation;
+
+    #[expect(clippy::expect_used, reason = "taken in drop only")]
+    fn deref(&self) -> &Generation {
+        self.generation.as_deref().expect("present until dropped")
+    }
+}
+
+impl Drop for WorkerGeneration {
+    fn drop(&mut self) {
+        if let Some(generation) = self.generation.take() {
+            // Without a receiver the process is ending.
+            let _ = self.retire.send(generation);
+        }
+    }
+}
+
+/// What one thread's tasks share.
+pub(crate) struct Worker {
+    generation: RefCell<Option<Rc<WorkerGeneration>>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) logs: LogQueue,
+    random: Cell<u64>,
+    controls: RefCell<Vec<Option<Rc<Control>>>>,
+    open: Cell<usize>,
+    closed: Notify,
+}
+
+impl Worker {
+    /// The generation in effect now.
+    #[expect(clippy::expect_used, reason = "sockets arrive with the first generation")]
+    pub(crate) fn generation(&self) -> Rc<WorkerGeneration> {
+        self.generation.borrow().clone().expect("a generation precedes the first connection")
+    }
+
+    /// A fresh request id.
+    pub(crate) fn request_id(&self) -> RequestId {
+        RequestId::Bits(u128::from(self.next_random()) << 64 | u128::from(self.next_random()))
+    }
+
+    /// SplitMix64: ids must differ, they need not be secret.
+    fn next_random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn spawn_connection(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        listener: Arc<str>,
+        slot: Slot,
+    ) {
+        let control = Rc::new(Control::default());
+        let at = {
+            let mut controls = self.controls.borrow_mut();
+            let at = controls.iter().position(Option::is_none).unwrap_or(controls.len());
+            if at == controls.len() {
+                controls.push(None);
+            }
+            controls[at] = Some(control.clone());
+            at
+        };
+        self.open.set(self.open.get() + 1);
+        self.metrics.connections.increment();
+        self.metrics.connections_open.increment();
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            let _open = Open { worker: worker.clone(), at, _slot: slot };
+            accept(worker, stream, peer, listener, &control).await;
+        });
+    }
+}
+
+/// A place under a listener's connection limit.
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(count: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        let slot = Slot(count.clone());
+        (count.fetch_add(1, Relaxed) < limit).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// An open connection, accounted for until dropped.
+struct Open {
+    worker: Rc<Worker>,
+    at: usize,
+    _slot: Slot,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker.controls.borrow_mut()[self.at] = None;
+        self.worker.open.set(self.worker.open.get() - 1);
+        self.worker.metrics.connections_open.decrement();
+        self.worker.closed.notify_one();
+    }
+}
+
+fn run(
+    index: usize,
+    commands: mpsc::UnboundedReceiver<Command>,
+    metrics: Arc<Metrics>,
+    retire: std::sync::mpsc::Sender<Arc<Generation>>,
+    connections: Arc<ConnectionCounts>,
+) {
+    count_as_worker(index);
+    let runtime: LocalRuntime =
+        match tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default()) {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, index, "worker could not start"),
+        };
+    let worker = Rc::new(Worker {
+        generation: RefCell::new(None),
+        metrics,
+        logs: LogQueue::default(),
+        random: Cell::new(seed()),
+        controls: RefCell::default(),
+        open: Cell::new(0),
+        closed: Notify::new(),
+    });
+    runtime.block_on(async {
+        let _reap = ReapGuard;
+        tokio::task::spawn_local(reap_idle());
+        let logs = tokio::task::spawn_local({
+            let worker = worker.clone();
+            async move { worker.logs.drain_forever().await }
+        });
+        obey(&worker, commands, &retire, &connections).await;
+        logs.abort();
+        worker.logs.drain().await;
+        worker.generation.take();
+    });
+}
+
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::thread::current().id())
+}
+
+/// Does what the control plane says until it says to end.
+async fn obey(
+    worker: &Rc<Worker>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    retire: &std::sync::mpsc::Sender<Arc<Generation>>,
+    connections: &ConnectionCounts,
+) {
+    let mut accepting: BTreeMap<SocketAddr, Task<()>> = BTreeMap::new();
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Swap { generation, sockets, done } => {
+                let metas = generation.routes.iter().map(|route| {
+                    let RouteMeta { name, captures } = &*route.meta;
+                    Arc::new(RouteMeta { name: name.clone(), captures: captures.clone() })
+                });
+                let metas = metas.collect();
+                let own =
+                    WorkerGeneration { generation: Some(generation.clone()), metas, retire: retire.clone() };
+                let old = worker.generation.replace(Some(Rc::new(own)));
+                drop(old);
+                let is_kept = |address: &SocketAddr| listener_at(&generation, address).is_some();
+                accepting.retain(|address, task| {
+                    let kept = is_kept(address);
+                    if !kept {
+                        task.abort();
+                    }
+                    kept
+                });
+                for (address, socket) in sockets {
+                    let Some(name) = listener_at(&generation, &address) else { continue };
+                    let count = connections.of(name);
+                    let task = accept_at(worker.clone(), socket, address, count);
+                    accepting.insert(address, tokio::task::spawn_local(task));
+                }
+                // The control plane may have stopped waiting.
+                let _ = done.send(());
+            }
+            Command::Drain { grace, done } => {
+                accepting.values().for_each(Task::abort);
+                let cut_off = drain(worker, grace).await;
+                let _ = done.send(cut_off);
+                return;
+            }
+        }
+    }
+}
+
+fn listener_at<'a>(generation: &'a Generation, address: &SocketAddr) -> Option<&'a Arc<str>> {
+    generation
+        .listeners
+        .iter()
+        .find(|listener| listener.bind.contains(address))
+        .map(|listener| &listener.name)
+}
+
+async fn drain(worker: &Rc<Worker>, grace: Duration) -> usize {
+    for control in worker.controls.borrow().iter().flatten() {
+        control.drain();
+    }
+    let ended = async {
+        while worker.open.get() > 0 {
+            worker.closed.notified().await;
+        }
+    };
+    match tokio::time::timeout(grace, ended).await {
+        Ok(()) => 0,
+        Err(_) => worker.open.get(),
+    }
+}
+
+async fn accept_at(
+    worker: Rc<Worker>,
+    socket: std::net::TcpListener,
+    address: SocketAddr,
+    count: Arc<AtomicUsize>,
+) {
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(%address, %error, "listener could not start"),
+    };
+    loop {
+        let (stream, peer) = match socket.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) if is_of_connection(&error) => continue,
+            Err(error) => {
+                tracing::error!(%address, %error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let generation = worker.generation();
+        let Some(listener) = generation.listeners.iter().find(|listener| listener.bind.contains(&address))
+        else {
+            return;
+        };
+        match Slot::take(&count, listener.limits.connections) {
+            Some(slot) => worker.spawn_connection(stream, peer, listener.name.clone(), slot),
+            None => {
+                worker.metrics.connections_refused.increment();
+            }
+        }
+    }
+}
+
+/// Whether an accept error concerns one connection only.
+fn is_of_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | ConnectionRefused | Interrupted)
+}

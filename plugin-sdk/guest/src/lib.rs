@@ -1,0 +1,1 @@
+//! SDK for policies compiled to Wasm.

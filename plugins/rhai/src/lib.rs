@@ -1,0 +1,1 @@
+//! Rhai scripts as plugins.

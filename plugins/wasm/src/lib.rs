@@ -1,0 +1,1 @@
+//! Wasm modules as plugins.

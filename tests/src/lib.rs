@@ -1,0 +1,1 @@
+//! Harness and suites that drive the gateway from outside.
