@@ -70,7 +70,7 @@ pub struct Parts {
     /// Who is being called, for the journal.
     pub cursor: Cursor,
     /// What was run.
-    pub steps: SmallVec<[Step; 8]>,
+    pub steps: SmallVec<[Step; 24]>,
     /// What was changed.
     pub changes: Vec<Change>,
     /// Changes beyond what the journal holds.
