@@ -65,7 +65,7 @@ pub(crate) async fn serve(
         return Err(Dropped);
     };
     let (head, body) = request.into_parts();
-    let (request, fault) = understand(head);
+    let (request, fault) = understand(head, generation.listeners[listener].limits.header_count);
     let mut live = Live::new(client.begin(), generation, listener, request);
     let refusal = client.screen().and_then(|screen| screen.take_refusal(live.ordinal()));
     let answer = match refusal.map(Fault::Screened).or(fault) {
@@ -75,11 +75,16 @@ pub(crate) async fn serve(
     respond(live, answer).await
 }
 
-/// Turns hyper's head into ours: normalised path, one lower-case `Host` whatever the version.
-fn understand(head: http::request::Parts) -> (Request, Option<Fault>) {
+/// Turns hyper's head into ours: normalised path, one lower-case `Host` whatever the version. What
+/// the screen has judged for HTTP/1 is judged here for HTTP/2.
+fn understand(head: http::request::Parts, max_headers: usize) -> (Request, Option<Fault>) {
     let http::request::Parts { method, uri, version, mut headers, .. } = head;
     let uri = uri.into_parts();
-    let mut fault = None;
+    let mut fault = match headers.len() {
+        count if count > max_headers => Some(Fault::TooManyHeaders),
+        _ if headers.get_all(HOST).iter().count() > 1 => Some(Fault::Host),
+        _ => None,
+    };
     let target = match uri.path_and_query.map(normalised) {
         Some(Ok(target)) => target,
         Some(Err(error)) => {
@@ -577,7 +582,7 @@ mod tests {
     use super::*;
 
     fn head(request: http::Request<()>) -> (Request, Option<Fault>) {
-        understand(request.into_parts().0)
+        understand(request.into_parts().0, 2)
     }
 
     #[test]
@@ -593,6 +598,8 @@ mod tests {
         let request = http::Request::get("http://a.example/").header(HOST, "b.example").body(()).unwrap();
         assert_eq!(head(request).1, Some(Fault::Target));
         assert_eq!(head(http::Request::get("/").body(()).unwrap()).1, Some(Fault::Host));
+        let many = http::Request::get("http://a/").header("x-a", 1).header("x-b", 1).header("x-c", 1);
+        assert_eq!(head(many.body(()).unwrap()).1, Some(Fault::TooManyHeaders));
         let connect = http::Request::connect("a.example:443").body(()).unwrap();
         assert!(head(connect).1.is_some());
     }

@@ -25,7 +25,9 @@ pub(crate) enum Fault {
     Path(PathError),
     /// A target that is neither origin-form nor absolute-form.
     Target,
-    /// No host was named.
+    /// More headers than allowed.
+    TooManyHeaders,
+    /// No host was named, or more than one.
     Host,
     /// No route wants it.
     NotFound,
@@ -63,7 +65,10 @@ impl Fault {
             ),
             Fault::Path(error) => (Client, StatusCode::BAD_REQUEST, error.reason()),
             Fault::Target => (Client, StatusCode::BAD_REQUEST, "http.target"),
-            Fault::Host => (Client, StatusCode::BAD_REQUEST, "http.host_missing"),
+            Fault::TooManyHeaders => {
+                (Client, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http.too_many_headers")
+            }
+            Fault::Host => (Client, StatusCode::BAD_REQUEST, "http.host"),
             Fault::NotFound => (Client, StatusCode::NOT_FOUND, "route.not_found"),
             Fault::MethodNotAllowed(_) => {
                 (Client, StatusCode::METHOD_NOT_ALLOWED, "route.method_not_allowed")

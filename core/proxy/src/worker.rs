@@ -2,12 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -369,7 +371,7 @@ async fn obey(
     retire: &std::sync::mpsc::Sender<Arc<Generation>>,
     connections: &ConnectionCounts,
 ) {
-    let mut accepting: BTreeMap<SocketAddr, Task<()>> = BTreeMap::new();
+    let mut accepting: BTreeMap<SocketAddr, (Rc<Stop>, Task<()>)> = BTreeMap::new();
     while let Some(command) = commands.recv().await {
         match command {
             Command::Swap { generation, sockets, done } => {
@@ -383,24 +385,29 @@ async fn obey(
                 let old = worker.generation.replace(Some(Rc::new(own)));
                 drop(old);
                 let is_kept = |address: &SocketAddr| listener_at(&generation, address).is_some();
-                accepting.retain(|address, task| {
+                accepting.retain(|address, (stop, _)| {
                     let kept = is_kept(address);
                     if !kept {
-                        task.abort();
+                        stop.tell();
                     }
                     kept
                 });
                 for (address, socket) in sockets {
                     let Some(name) = listener_at(&generation, &address) else { continue };
                     let count = connections.of(name);
-                    let task = accept_at(worker.clone(), socket, address, count);
-                    accepting.insert(address, tokio::task::spawn_local(task));
+                    let stop = Rc::new(Stop::default());
+                    let task = accept_at(worker.clone(), socket, address, count, stop.clone());
+                    accepting.insert(address, (stop, tokio::task::spawn_local(task)));
                 }
                 // The control plane may have stopped waiting.
                 let _ = done.send(());
             }
             Command::Drain { grace, done } => {
-                accepting.values().for_each(Task::abort);
+                for (stop, task) in accepting.into_values() {
+                    stop.tell();
+                    // A task that panicked accepts nothing either.
+                    let _ = task.await;
+                }
                 let cut_off = drain(worker, grace).await;
                 let _ = done.send(cut_off);
                 return;
@@ -432,18 +439,52 @@ async fn drain(worker: &Rc<Worker>, grace: Duration) -> usize {
     }
 }
 
+/// Tells an accepting task to end.
+#[derive(Default)]
+struct Stop {
+    told: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Stop {
+    fn tell(&self) {
+        self.told.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// The next connection; none once told to end and nothing is queued any more. Closing a socket
+    /// resets what its queue holds, so the queue is emptied first.
+    fn poll_accept(
+        &self,
+        socket: &TcpListener,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<(TcpStream, SocketAddr)>>> {
+        match socket.poll_accept(cx) {
+            Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+            Poll::Pending if self.told.get() => Poll::Ready(None),
+            Poll::Pending => {
+                self.waker.set(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
 async fn accept_at(
     worker: Rc<Worker>,
     socket: std::net::TcpListener,
     address: SocketAddr,
     count: Arc<AtomicUsize>,
+    stop: Rc<Stop>,
 ) {
     let socket = match TcpListener::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(%address, %error, "listener could not start"),
     };
-    loop {
-        let (stream, peer) = match socket.accept().await {
+    while let Some(accepted) = poll_fn(|cx| stop.poll_accept(&socket, cx)).await {
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) if is_of_connection(&error) => continue,
             Err(error) => {

@@ -591,8 +591,8 @@ fn an_upstream_that_closes_idle_connections_costs_no_request() {
             if seen.is_empty() {
                 continue;
             }
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
             counter.fetch_add(1, SeqCst);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
         }
     });
     let gateway = Setup::to(address).start();
@@ -661,6 +661,25 @@ fn a_drain_lets_the_running_request_end_and_closes_idle_connections() {
     assert!(client.join().unwrap().ends_with("def"));
     let mut rest = Vec::new();
     idle.read_to_end(&mut rest).unwrap();
+}
+
+#[test]
+fn connections_that_wait_in_the_queue_at_a_drain_are_still_served() {
+    let mut gateway = Setup::to(origin()).start();
+    let mut clients: Vec<_> = (0..50).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.write_all(b"GET /api/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    }
+    let readers = clients.into_iter().map(|mut client| {
+        std::thread::spawn(move || {
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).unwrap();
+            answer.starts_with(b"HTTP/1.1 200")
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    assert_eq!(gateway.drain(), 0);
+    assert!(readers.into_iter().all(|reader| reader.join().unwrap()));
 }
 
 #[test]
