@@ -48,10 +48,6 @@ pub struct Instance {
 pub struct Chain {
     instances: Box<[Arc<Instance>]>,
     hooks: [Box<[u16]>; HookName::ALL.len()],
-    /// If a plugin wants the request body whole: how long it may be for all of them, in bytes.
-    pub(crate) whole_request: Option<usize>,
-    /// The same for the response body.
-    pub(crate) whole_response: Option<usize>,
 }
 
 /// What a hook's run along a chain came to.
@@ -72,17 +68,7 @@ impl Chain {
             let wanted = instances.iter().enumerate().filter(|(_, instance)| instance.needs.wants(hook));
             wanted.filter_map(|(at, _)| u16::try_from(at).ok()).collect()
         });
-        // The smallest limit refuses first, so that no more than that is ever buffered.
-        let smallest_limit = |wish: fn(&Needs) -> BodyWish| {
-            let limits = instances.iter().filter_map(|instance| match wish(&instance.needs) {
-                BodyWish::Whole { limit } => Some(limit),
-                BodyWish::None | BodyWish::Stream => None,
-            });
-            limits.min()
-        };
-        let whole_request = smallest_limit(|needs| needs.request_body);
-        let whole_response = smallest_limit(|needs| needs.response_body);
-        Chain { instances: instances.into(), hooks, whole_request, whole_response }
+        Chain { instances: instances.into(), hooks }
     }
 
     /// The instances in order.
@@ -102,8 +88,7 @@ impl Chain {
 
     /// Asks the plugins about a connection.
     pub(crate) fn on_connection(&self, connection: &Connection) -> Admission {
-        for at in &self.hooks[HookName::OnConnection as usize] {
-            let instance = &self.instances[usize::from(*at)];
+        for (_, instance) in self.wanting(HookName::OnConnection) {
             let start = Instant::now();
             let admission = guarded(|| instance.plugin.on_connection(connection));
             instance.metrics.hooks[HookName::OnConnection as usize].observe(start.elapsed());
@@ -144,50 +129,74 @@ impl Chain {
         entered: u16,
         below: u16,
     ) -> (Flow, u16) {
-        for at in self.hooks[hook as usize].iter().rev() {
-            let instance = &self.instances[usize::from(*at)];
-            if *at >= below || (*at >= entered && !instance.needs.response_only()) {
+        for (at, instance) in self.wanting(hook).rev() {
+            if at >= below || !instance.is_entered(at, entered) {
                 continue;
             }
-            match self.call(*at, hook, exchange).await {
+            match self.call(at, hook, exchange).await {
                 Flow::Continue => {}
-                flow => return (flow, *at),
+                flow => return (flow, at),
             }
         }
         (Flow::Continue, 0)
     }
 
+    /// If a plugin needs this request's body whole: how long it may be for all that do, in bytes.
+    pub(crate) fn whole_request(&self, exchange: &Exchange) -> Option<usize> {
+        let wishes = self.wanting(HookName::OnRequestBody).map(|(_, instance)| instance);
+        let limits = wishes.filter_map(|instance| match instance.needs.request_body {
+            BodyWish::Whole { limit } => instance.plugin.wants_request_body(exchange).then_some(limit),
+            BodyWish::None | BodyWish::Stream => None,
+        });
+        limits.min()
+    }
+
+    /// The same for the response's body, for plugins that were entered.
+    pub(crate) fn whole_response(&self, exchange: &Exchange, entered: u16) -> Option<usize> {
+        let wishes =
+            self.wanting(HookName::OnResponseBody).filter(|(at, instance)| instance.is_entered(*at, entered));
+        let limits = wishes.filter_map(|(_, instance)| match instance.needs.response_body {
+            BodyWish::Whole { limit } => instance.plugin.wants_response_body(exchange).then_some(limit),
+            BodyWish::None | BodyWish::Stream => None,
+        });
+        limits.min()
+    }
+
+    /// The instances that want `hook`, with their index.
+    fn wanting(&self, hook: HookName) -> impl DoubleEndedIterator<Item = (u16, &Arc<Instance>)> {
+        self.hooks[hook as usize].iter().map(|at| (*at, &self.instances[usize::from(*at)]))
+    }
+
     /// The filters for a streamed request body, in the order of the configuration.
     pub(crate) fn request_filters(&self, exchange: &Exchange) -> Vec<Filter> {
-        let wanting = self.hooks[HookName::OnRequestBody as usize].iter();
-        let streams =
-            wanting.filter(|at| self.instances[usize::from(**at)].needs.request_body == BodyWish::Stream);
-        streams
-            .filter_map(|at| {
-                let instance = &self.instances[usize::from(*at)];
-                Some(Filter::new(instance.clone(), instance.plugin.request_body_filter(exchange)?, *at, true))
+        let streams = self
+            .wanting(HookName::OnRequestBody)
+            .filter(|(_, instance)| instance.needs.request_body == BodyWish::Stream);
+        let filters = streams.filter_map(|(at, instance)| {
+            let cursor = Cursor { plugin: at, hook: HookName::OnRequestBody };
+            Some(Filter {
+                instance: instance.clone(),
+                filter: instance.plugin.request_body_filter(exchange)?,
+                cursor,
             })
-            .collect()
+        });
+        filters.collect()
     }
 
     /// The filters for a streamed response body, in reverse, for plugins that were entered.
     pub(crate) fn response_filters(&self, exchange: &Exchange, entered: u16) -> Vec<Filter> {
-        let wanting = self.hooks[HookName::OnResponseBody as usize].iter().rev();
-        let streams = wanting.filter(|at| {
-            let needs = self.instances[usize::from(**at)].needs;
-            needs.response_body == BodyWish::Stream && (**at < entered || needs.response_only())
+        let streams = self.wanting(HookName::OnResponseBody).rev().filter(|(at, instance)| {
+            instance.needs.response_body == BodyWish::Stream && instance.is_entered(*at, entered)
         });
-        streams
-            .filter_map(|at| {
-                let instance = &self.instances[usize::from(*at)];
-                Some(Filter::new(
-                    instance.clone(),
-                    instance.plugin.response_body_filter(exchange)?,
-                    *at,
-                    false,
-                ))
+        let filters = streams.filter_map(|(at, instance)| {
+            let cursor = Cursor { plugin: at, hook: HookName::OnResponseBody };
+            Some(Filter {
+                instance: instance.clone(),
+                filter: instance.plugin.response_body_filter(exchange)?,
+                cursor,
             })
-            .collect()
+        });
+        filters.collect()
     }
 
     async fn call(&self, at: u16, hook: HookName, exchange: &mut Exchange) -> Flow {
@@ -206,6 +215,12 @@ impl Chain {
 }
 
 impl Instance {
+    /// Whether response hooks run for the instance at this index: it was asked on the way in, or it
+    /// is never asked there.
+    fn is_entered(&self, at: u16, entered: u16) -> bool {
+        at < entered || self.needs.response_only()
+    }
+
     /// Calls the hook; a panic is the plugin's error.
     fn start<'a>(&'a self, hook: HookName, exchange: &'a mut Exchange) -> Result<Hook<'a>, PluginError> {
         let plugin = &*self.plugin;
@@ -323,11 +338,6 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    fn new(instance: Arc<Instance>, filter: Box<dyn BodyFilter>, plugin: u16, request: bool) -> Self {
-        let hook = if request { HookName::OnRequestBody } else { HookName::OnResponseBody };
-        Filter { instance, filter, cursor: Cursor { plugin, hook } }
-    }
-
     /// Passes a chunk, or the body's end, through the filter. A failure follows `on_error`: the
     /// chunk passes unfiltered, or the body is refused.
     pub(crate) fn pass(&mut self, chunk: Option<bytes::Bytes>) -> Result<bytes::Bytes, Box<Reply>> {

@@ -231,8 +231,8 @@ async fn receive(live: &mut Live, mut body: Incoming) -> Result<RequestBody, Ans
     if limit.is_some_and(|limit| body.size_hint().lower() > limit) {
         return Err(Fault::BodyTooLarge.into());
     }
-    let Some(wish) = live.scope().chain().whole_request else {
-        let (exchange, scope) = live.split();
+    let (exchange, scope) = live.split();
+    let Some(wish) = scope.chain().whole_request(exchange) else {
         let filters = scope.chain().request_filters(exchange);
         if filters.is_empty() && body.is_end_stream() {
             return Ok(RequestBody::Empty);
@@ -456,7 +456,9 @@ async fn respond(mut live: Live, answer: Answer) -> Result<Response<ResponseBody
             }
             Flow::Drop => return drop_connection(live),
         }
-        let Some(limit) = live.scope().chain().whole_response else { break };
+        let entered = live.entered;
+        let (exchange, scope) = live.split();
+        let Some(limit) = scope.chain().whole_response(exchange, entered) else { break };
         if let Err(fault) = gather(&mut live, &mut source, limit).await {
             source = put_fault(&mut live, &fault);
             below = u16::MAX;

@@ -1,5 +1,7 @@
 //! The data plane with real sockets: generations made by hand, origins and clients on loopback.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -332,6 +334,7 @@ struct Probe {
     on_upstream: Option<fn(&mut Exchange) -> Result<Decision, PluginError>>,
     on_body: Option<fn(&mut Exchange) -> Result<Decision, PluginError>>,
     filter: Option<fn() -> Box<dyn BodyFilter>>,
+    declines_bodies: bool,
 }
 
 impl Plugin for Probe {
@@ -357,6 +360,10 @@ impl Plugin for Probe {
 
     fn on_response_body<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
         self.on_body.map_or(Hook::CONTINUE, |hook| hook(exchange).into())
+    }
+
+    fn wants_request_body(&self, _: &Exchange) -> bool {
+        !self.declines_bodies
     }
 
     fn request_body_filter(&self, _: &Exchange) -> Option<Box<dyn BodyFilter>> {
@@ -568,6 +575,15 @@ fn whole_bodies_can_be_changed_on_both_ways() {
         "POST /api/x HTTP/1.1\r\nHost: g\r\nConnection: close\r\nContent-Length: 101\r\n\r\n{long}"
     ));
     assert_eq!(status(&answer), 413);
+    let declining = Probe { needs, on_body: Some(on_body), declines_bodies: true, ..Probe::default() };
+    let request =
+        format!("POST /api/x HTTP/1.1\r\nHost: g\r\nConnection: close\r\nContent-Length: 101\r\n\r\n{long}");
+    let answer = Setup::to(origin()).plugin(declining).start().raw(&request);
+    assert_eq!(
+        status(&answer),
+        502,
+        "the request's body streams past, the response's is wanted and too long"
+    );
 }
 
 #[test]

@@ -34,8 +34,16 @@ pub trait Plugin: Send + Sync {
         Hook::CONTINUE
     }
 
+    /// Whether this request's body is needed whole after all, for
+    /// [`BodyWish::Whole`](crate::BodyWish::Whole); asked once the request hooks have run. If nobody
+    /// needs it, it streams past. Default: yes.
+    fn wants_request_body(&self, exchange: &Exchange) -> bool {
+        let _ = exchange;
+        true
+    }
+
     /// The whole request body is in [`Exchange::request_body`]; nothing has been sent upstream.
-    /// For [`BodyWish::Whole`](crate::BodyWish::Whole).
+    /// Runs for everybody with the wish as soon as one plugin of the chain needs the body.
     fn on_request_body<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
         let _ = exchange;
         Hook::CONTINUE
@@ -62,8 +70,16 @@ pub trait Plugin: Send + Sync {
         Hook::CONTINUE
     }
 
+    /// Whether this response's body is needed whole after all, for
+    /// [`BodyWish::Whole`](crate::BodyWish::Whole); asked once the response hooks have run. If nobody
+    /// needs it, it streams past. Default: yes.
+    fn wants_response_body(&self, exchange: &Exchange) -> bool {
+        let _ = exchange;
+        true
+    }
+
     /// The whole response body is in [`Exchange::response_body`]; nothing has been sent to the
-    /// client. For [`BodyWish::Whole`](crate::BodyWish::Whole).
+    /// client. Runs for everybody with the wish as soon as one plugin of the chain needs the body.
     fn on_response_body<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
         let _ = exchange;
         Hook::CONTINUE
