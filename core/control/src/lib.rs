@@ -1,1 +1,26 @@
-//! The control plane: registry, generations, state, watching and reload.
+//! The control plane: files on disk become a generation, and the generation is put into effect.
+//!
+//! [`Control`] watches everything that a generation was built from. On a change it builds a whole
+//! new generation off the data plane and swaps it in at once; on any error the old one stays, and
+//! [`Status`] says why until a reload succeeds. [`check`] does the same without running anything.
+
+mod artifacts;
+mod build;
+mod control;
+mod host;
+mod inputs;
+mod policies;
+mod registry;
+mod reload;
+mod state;
+mod status;
+#[cfg(test)]
+mod testing;
+mod watch;
+
+pub use control::{CheckSummary, Control, Options, check};
+pub use registry::Registry;
+pub use reload::{ReloadOutcome, Trigger};
+pub use status::{
+    AddressStatus, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status, UpstreamStatus,
+};

@@ -1,0 +1,165 @@
+//! A configuration and the files it names into a generation.
+//!
+//! A build collects every error it can find instead of stopping at the first, and takes over from
+//! the running generation whatever is made of the same inputs: plugin instances, upstreams, TLS.
+
+mod listeners;
+mod plan;
+mod plugins;
+mod routes;
+mod upstreams;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use portcullis_config::{Diagnostic, Diagnostics, Loaded};
+use portcullis_proxy::generation::Generation;
+use portcullis_proxy::routes::RouteTable;
+use portcullis_proxy::upstream::Upstream;
+
+use crate::host::Services;
+use crate::inputs::{Files, Inputs, absolute};
+use crate::policies;
+
+pub(crate) use listeners::BuiltTls;
+pub(crate) use plan::{Planned, Scope, Whereabouts};
+pub(crate) use plugins::BuiltPlugin;
+pub(crate) use upstreams::BuiltUpstream;
+
+/// A generation with what the next build may take over.
+pub(crate) struct Built {
+    pub(crate) generation: Arc<Generation>,
+    pub(crate) loaded: Loaded,
+    pub(crate) plugins: Vec<BuiltPlugin>,
+    pub(crate) upstreams: Vec<BuiltUpstream>,
+    pub(crate) tls: Vec<BuiltTls>,
+    pub(crate) policies: Option<PathBuf>,
+    pub(crate) inputs: Inputs,
+    pub(crate) warnings: Diagnostics,
+}
+
+/// A build that came to nothing.
+pub(crate) struct Failed {
+    pub(crate) findings: Diagnostics,
+    /// What was read nevertheless; a change to any of it is worth another attempt.
+    pub(crate) inputs: Inputs,
+}
+
+/// Builds the generation after `running` from the configuration at `path`.
+pub(crate) fn build(path: &Path, services: &Services, running: Option<&Built>) -> Result<Built, Failed> {
+    let mut files = Files::default();
+    let built = load(path, services, &mut files)
+        .and_then(|loaded| Builder::new(&loaded, services, running, &mut files).build());
+    match built {
+        Ok(built) => Ok(Built { inputs: files.inputs().clone(), ..built }),
+        Err(mut findings) => {
+            findings.sort();
+            Err(Failed { findings, inputs: files.inputs().clone() })
+        }
+    }
+}
+
+fn load(path: &Path, services: &Services, files: &mut Files) -> Result<Loaded, Diagnostics> {
+    let refused = |message: String| Diagnostics::from(Diagnostic::error(path, message));
+    let file = absolute(Path::new(""), path);
+    let content = files.read(&file).map_err(refused)?;
+    let source = content.at(&file);
+    let mut loaded = portcullis_config::parse(path, source.text().map_err(refused)?, &*services.env)?;
+    if content.world_writable {
+        let warning = Diagnostic::error(path, "everybody can write this file").into_warning();
+        loaded.warnings.push(warning.with_help(format!("`chmod o-w {}`", path.display())));
+    }
+    Ok(loaded)
+}
+
+/// A build under way.
+struct Builder<'b> {
+    loaded: &'b Loaded,
+    dir: PathBuf,
+    services: &'b Services,
+    running: Option<&'b Built>,
+    files: &'b mut Files,
+    findings: Diagnostics,
+}
+
+impl<'b> Builder<'b> {
+    fn new(
+        loaded: &'b Loaded,
+        services: &'b Services,
+        running: Option<&'b Built>,
+        files: &'b mut Files,
+    ) -> Self {
+        let dir = absolute(Path::new(""), &loaded.dir);
+        Builder { loaded, dir, services, running, files, findings: loaded.warnings.clone() }
+    }
+
+    fn build(mut self) -> Result<Built, Diagnostics> {
+        let config = &self.loaded.config;
+        let upstreams = self.upstreams();
+        let dir = config.policies.as_ref().map(|policies| absolute(&self.dir, &policies.dir));
+        let policies = self.policies();
+        let planned = self.plan(policies);
+        let known: Vec<Arc<Upstream>> = upstreams.iter().map(|built| built.upstream.clone()).collect();
+        let plugins = self.plugins(planned, &known);
+        let routes = self.routes(&known);
+        let tls = self.tls();
+        let table = self.table();
+        let (Some(routes), Some(table), false) = (routes, table, self.findings.has_errors()) else {
+            return Err(self.findings);
+        };
+        let listeners = self.listeners(&plugins, &tls);
+        let generation = Generation {
+            number: self.running.map_or(1, |running| running.generation.number + 1),
+            version: self.files.inputs().digest().short(),
+            listeners,
+            table,
+            routes,
+            unrouted: self.services.metrics.route(""),
+            trusted_proxies: config.trusted_proxies.iter().map(|network| network.0).collect(),
+            max_body: config.limits.body.bytes(),
+            budget: self.services.budget.clone(),
+        };
+        Ok(Built {
+            generation: Arc::new(generation),
+            loaded: self.loaded.clone(),
+            plugins,
+            upstreams,
+            tls,
+            policies: dir,
+            inputs: Inputs::default(),
+            warnings: self.findings,
+        })
+    }
+
+    fn policies(&mut self) -> Vec<Planned> {
+        match &self.loaded.config.policies {
+            Some(policies) => policies::read(
+                self.loaded,
+                &self.dir,
+                policies,
+                self.services,
+                self.files,
+                &mut self.findings,
+            ),
+            None => Vec::new(),
+        }
+    }
+
+    fn table(&mut self) -> Option<RouteTable> {
+        let matches = self.matches()?;
+        RouteTable::new(matches)
+            .map_err(|error| {
+                let (index, message) = routes::conflict(&error, &self.loaded.config.routes);
+                self.error(&format!("routes[{index}].match"), message);
+            })
+            .ok()
+    }
+
+    /// Notes an error at a path of the configuration.
+    fn error(&mut self, path: &str, message: impl Into<String>) {
+        self.findings.push(self.loaded.error(path, message));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! Listeners: addresses, TLS, limits, and the chains of what arrives there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::StatusCode;
+use portcullis_config as config;
+use portcullis_proxy::generation::{Listener, ListenerLimits, RedirectHttps};
+use portcullis_proxy::tls::{
+    Certificate, ClientAuth, TlsError, TlsPolicy, TlsSettings, TlsVersion, server_config,
+};
+use rustls::ServerConfig;
+
+use super::plugins::Lists;
+use super::{Builder, BuiltPlugin, Scope};
+use crate::inputs::{Digest, absolute};
+
+/// The TLS of a listener and a hash of what it was made of. Kept over reloads, because session
+/// tickets end with it.
+pub(crate) struct BuiltTls {
+    listener: String,
+    made_of: Digest,
+    server: Arc<ServerConfig>,
+}
+
+impl Builder<'_> {
+    pub(super) fn tls(&mut self) -> Vec<BuiltTls> {
+        let mut built = Vec::new();
+        for (index, listener) in self.loaded.config.listeners.iter().enumerate() {
+            if let Some(tls) = &listener.tls {
+                let path = format!("listeners[{index}].tls");
+                built.extend(self.listener_tls(&path, &listener.name, tls));
+            }
+        }
+        built
+    }
+
+    fn listener_tls(&mut self, path: &str, listener: &str, tls: &config::Tls) -> Option<BuiltTls> {
+        let mut certificates = Vec::new();
+        for (index, certificate) in tls.certificates.iter().enumerate() {
+            let path = format!("{path}.certificates[{index}]");
+            let cert = self.pem(&format!("{path}.cert"), &certificate.cert);
+            let key = self.pem(&format!("{path}.key"), &certificate.key);
+            if let (Some(cert_pem), Some(key_pem)) = (cert, key) {
+                certificates.push(Certificate { cert_pem, key_pem });
+            }
+        }
+        let client_auth = match &tls.client_auth {
+            None => None,
+            Some(auth) => Some(ClientAuth {
+                required: auth.mode == config::ClientAuthMode::Required,
+                ca_pem: self.pem(&format!("{path}.client_auth.ca"), &auth.ca)?,
+            }),
+        };
+        if certificates.len() < tls.certificates.len() {
+            return None;
+        }
+        let settings = settings(tls, certificates, client_auth);
+        let made_of = hash(tls, &settings);
+        let mut running = self.running.iter().flat_map(|running| &running.tls);
+        let same = running.find(|running| running.listener == listener && running.made_of == made_of);
+        let server = match same {
+            Some(same) => same.server.clone(),
+            None => server_config(&settings).map_err(|error| self.tls_error(path, error)).ok()?,
+        };
+        Some(BuiltTls { listener: listener.to_owned(), made_of, server })
+    }
+
+    fn pem(&mut self, path: &str, file: &Path) -> Option<Bytes> {
+        let content = self.files.read(&absolute(&self.dir, file));
+        content.map(|content| content.bytes).map_err(|message| self.error(path, message)).ok()
+    }
+
+    fn tls_error(&mut self, path: &str, error: TlsError) {
+        let path = match error.certificate {
+            Some(index) => format!("{path}.certificates[{index}].{}", error.part),
+            None => format!("{path}.{}", error.part),
+        };
+        self.error(&path, error.message);
+    }
+
+    pub(super) fn listeners(&self, plugins: &[BuiltPlugin], tls: &[BuiltTls]) -> Vec<Arc<Listener>> {
+        let config = &self.loaded.config;
+        let lists = Lists::new(plugins);
+        let listener = |listener: &config::Listener| {
+            let scope = Scope::Listener(listener.name.as_str().into());
+            let chain = lists.chain(&[&Scope::Gateway, &scope]);
+            let of_route = |route: &config::Route| {
+                let own = Scope::Route(route.name.as_str().into());
+                if lists.is_empty(&own) {
+                    chain.clone()
+                } else {
+                    lists.chain(&[&Scope::Gateway, &scope, &own])
+                }
+            };
+            let tls = tls.iter().find(|tls| tls.listener == listener.name);
+            Arc::new(Listener {
+                name: listener.name.as_str().into(),
+                bind: listener.bind.iter().map(|address| address.0).collect(),
+                tls: tls.map(|tls| tls.server.clone()),
+                redirect_https: listener.redirect_https.map(redirect_https),
+                limits: limits(listener),
+                route_chains: config.routes.iter().map(of_route).collect(),
+                chain,
+            })
+        };
+        config.listeners.iter().map(listener).collect()
+    }
+}
+
+fn settings(
+    tls: &config::Tls,
+    certificates: Vec<Certificate>,
+    client_auth: Option<ClientAuth>,
+) -> TlsSettings {
+    let protocol = |alpn: &config::Alpn| match alpn {
+        config::Alpn::H2 => b"h2".to_vec(),
+        config::Alpn::Http1 => b"http/1.1".to_vec(),
+    };
+    TlsSettings {
+        certificates,
+        min_version: match tls.min_version {
+            config::TlsVersion::V1_2 => TlsVersion::V12,
+            config::TlsVersion::V1_3 => TlsVersion::V13,
+        },
+        policy: match tls.policy {
+            config::TlsPolicy::Modern => TlsPolicy::Modern,
+            config::TlsPolicy::Intermediate => TlsPolicy::Intermediate,
+        },
+        alpn: tls.alpn.iter().map(protocol).collect(),
+        client_auth,
+    }
+}
+
+fn hash(tls: &config::Tls, settings: &TlsSettings) -> Digest {
+    let shape = format!("{tls:?}");
+    let certificates = settings.certificates.iter();
+    let files = certificates.flat_map(|certificate| [&certificate.cert_pem[..], &certificate.key_pem[..]]);
+    let ca = settings.client_auth.iter().map(|auth| &auth.ca_pem[..]);
+    Digest::of_parts([shape.as_bytes()].into_iter().chain(files).chain(ca))
+}
+
+fn redirect_https(config: config::RedirectHttps) -> RedirectHttps {
+    RedirectHttps {
+        port: (config.port != 443).then_some(config.port),
+        status: StatusCode::from_u16(config.status.code()).unwrap_or(StatusCode::PERMANENT_REDIRECT),
+    }
+}
+
+fn limits(listener: &config::Listener) -> ListenerLimits {
+    let limits = &listener.limits;
+    ListenerLimits {
+        connections: limits.connections.get() as usize,
+        header_bytes: usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX),
+        header_count: limits.header_count.get() as usize,
+        header_timeout: limits.header_timeout.0,
+        idle_timeout: limits.idle_timeout.0,
+        http2_streams: listener.http2.max_streams.get(),
+    }
+}

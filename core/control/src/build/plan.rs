@@ -1,0 +1,188 @@
+//! Which plugin instances there are to be, under which names and where.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use portcullis_config::{ChainEntry, Diagnostic, InstanceOptions, Node, NodeError, PluginEntry, Source};
+use portcullis_plugin::Registration;
+
+use super::Builder;
+
+/// What a chain can index.
+const LONGEST_CHAIN: usize = u16::MAX as usize;
+
+/// The list that an instance stands in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Scope {
+    /// The gateway's, with the policy directory's segment.
+    Gateway,
+    /// A listener's.
+    Listener(Arc<str>),
+    /// A route's.
+    Route(Arc<str>),
+}
+
+/// An instance that is to be built.
+pub(crate) struct Planned {
+    pub(crate) registration: &'static Registration,
+    /// Unique in the process: metrics, state and reuse go by it.
+    pub(crate) name: Arc<str>,
+    pub(crate) scope: Scope,
+    pub(crate) options: InstanceOptions,
+    pub(crate) table: Node,
+    pub(crate) place: Whereabouts,
+}
+
+/// Where an instance is configured, for what is wrong with it.
+pub(crate) struct Whereabouts {
+    /// The file that holds its table; none for a policy without a file of options.
+    pub(crate) source: Option<Source>,
+    /// The table's path in that file.
+    pub(crate) path: String,
+    /// The policy file that the instance runs, if it comes from the policy directory.
+    pub(crate) policy: Option<PathBuf>,
+}
+
+impl Scope {
+    /// A name that is unique in this scope made unique in the process.
+    fn qualify(&self, name: &str) -> Arc<str> {
+        match self {
+            Scope::Gateway => name.into(),
+            Scope::Listener(scope) | Scope::Route(scope) => format!("{scope}/{name}").into(),
+        }
+    }
+}
+
+impl Whereabouts {
+    /// An error about `path` in the instance's table.
+    pub(crate) fn error(&self, table: &Node, path: &str, message: String) -> Diagnostic {
+        let message = table.redact(message);
+        // A policy's file is not named by any setting.
+        let policy = self.policy.as_ref().filter(|_| path.is_empty() || path == "file");
+        match (policy, &self.source) {
+            (Some(policy), _) => Diagnostic::error(policy, message),
+            (None, Some(source)) => {
+                NodeError::new(table.locate(path), &join(&self.path, path), message).diagnostic(source)
+            }
+            (None, None) => self.without_options(message),
+        }
+    }
+
+    /// An error that reading the instance's table ended with.
+    pub(crate) fn node_error(&self, error: NodeError) -> Diagnostic {
+        match &self.source {
+            Some(source) => error.diagnostic(source),
+            None => self.without_options(error.to_string()),
+        }
+    }
+
+    fn without_options(&self, message: String) -> Diagnostic {
+        let policy = self.policy.clone().unwrap_or_default();
+        let options = policy.with_extension("yaml");
+        let help = format!("its options stand in `{}`", options.display());
+        Diagnostic::error(&policy, message).with_help(help)
+    }
+}
+
+impl Builder<'_> {
+    /// All instances: the gateway's with the policies in their place, the listeners', the routes'.
+    pub(super) fn plan(&mut self, policies: Vec<Planned>) -> Vec<Planned> {
+        let config = &self.loaded.config;
+        let mut policies = Some(policies);
+        let mut planned = Vec::new();
+        for entry in &config.plugins {
+            match entry {
+                ChainEntry::Policies(_) => planned.extend(policies.take().unwrap_or_default()),
+                ChainEntry::Plugin(entry) => planned.extend(self.planned(Scope::Gateway, entry)),
+            }
+        }
+        planned.extend(policies.take().unwrap_or_default());
+        for listener in &config.listeners {
+            let scope = Scope::Listener(listener.name.as_str().into());
+            planned.extend(self.list(&scope, &listener.plugins));
+        }
+        for route in &config.routes {
+            let scope = Scope::Route(route.name.as_str().into());
+            planned.extend(self.list(&scope, &route.plugins));
+        }
+        self.refuse_equal_names(&planned);
+        self.refuse_long_chains(&planned);
+        planned
+    }
+
+    fn list(&mut self, scope: &Scope, entries: &[ChainEntry]) -> Vec<Planned> {
+        let plugins = entries.iter().filter_map(|entry| match entry {
+            ChainEntry::Plugin(entry) => Some(entry),
+            ChainEntry::Policies(_) => None,
+        });
+        plugins.filter_map(|entry| self.planned(scope.clone(), entry)).collect()
+    }
+
+    fn planned(&mut self, scope: Scope, entry: &PluginEntry) -> Option<Planned> {
+        let source = &self.loaded.source;
+        let registry = &self.services.registry;
+        let Some(registration) = registry.find(&entry.kind) else {
+            let error = source.error(entry.kind_span, format!("there is no plugin `{}`", entry.kind));
+            self.findings.push(error.with_help(registry.suggest(&entry.kind)));
+            return None;
+        };
+        Some(Planned {
+            registration,
+            name: scope.qualify(entry.options.name.as_deref().unwrap_or(&entry.kind)),
+            scope,
+            options: entry.options.clone(),
+            table: entry.table.clone(),
+            place: Whereabouts { source: Some(source.clone()), path: entry.path.clone(), policy: None },
+        })
+    }
+
+    /// State, metrics and logs go by the name.
+    fn refuse_equal_names(&mut self, planned: &[Planned]) {
+        let mut seen: HashMap<&str, &Planned> = HashMap::new();
+        for plugin in planned {
+            match seen.get(&*plugin.name) {
+                Some(first) => self.findings.push(equal_names(first, plugin)),
+                None => drop(seen.insert(&plugin.name, plugin)),
+            }
+        }
+    }
+
+    fn refuse_long_chains(&mut self, planned: &[Planned]) {
+        let mut counts: HashMap<&Scope, usize> = HashMap::new();
+        for plugin in planned {
+            *counts.entry(&plugin.scope).or_default() += 1;
+        }
+        let longest = |of: fn(&Scope) -> bool| {
+            counts.iter().filter(|(scope, _)| of(scope)).map(|(_, count)| *count).max().unwrap_or_default()
+        };
+        let total = longest(|scope| *scope == Scope::Gateway)
+            + longest(|scope| matches!(scope, Scope::Listener(_)))
+            + longest(|scope| matches!(scope, Scope::Route(_)));
+        if total > LONGEST_CHAIN {
+            self.error("plugins", format!("a chain has at most {LONGEST_CHAIN} plugins"));
+        }
+    }
+}
+
+fn equal_names(first: &Planned, second: &Planned) -> Diagnostic {
+    let of = match &first.place.policy {
+        Some(policy) => format!("of policy `{}`", policy.display()),
+        None => format!("of a `{}`", first.registration.kind),
+    };
+    let error = second.place.error(&second.table, "", format!("the name `{}` is that {of}", second.name));
+    error.with_help(match &second.place.policy {
+        Some(_) => "rename the file".to_owned(),
+        None => format!("tell them apart: `- {{ name: ..., {}: ... }}`", second.registration.kind),
+    })
+}
+
+/// The path of a part of the value at `base`.
+fn join(base: &str, part: &str) -> String {
+    match (base.is_empty(), part.is_empty(), part.starts_with('[')) {
+        (true, ..) => part.to_owned(),
+        (_, true, _) => base.to_owned(),
+        (_, _, true) => format!("{base}{part}"),
+        _ => format!("{base}.{part}"),
+    }
+}

@@ -1,0 +1,248 @@
+//! Plugin instances: built from their tables, or taken over from the running generation.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_config::{Diagnostic, Diagnostics, InstanceOptions, OnError as ConfigOnError, Source};
+use portcullis_plugin::{BuildContext, BuildError, BuildFailure, HookName, Needs, Plugin};
+use portcullis_proxy::chain::{Chain, Instance, OnError};
+use portcullis_proxy::upstream::Upstream;
+
+use super::{Builder, Planned, Scope};
+use crate::host::{Host, Taken};
+use crate::inputs::{Digest, Found};
+
+/// How long one wait may take unless the instance says otherwise: longer than any healthy call, shorter
+/// than a client's patience.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An instance and everything it was made of.
+pub(crate) struct BuiltPlugin {
+    pub(crate) scope: Scope,
+    pub(crate) instance: Arc<Instance>,
+    recipe: Digest,
+    files: Vec<(PathBuf, Found)>,
+    taken: Taken,
+}
+
+impl BuiltPlugin {
+    /// The file that the instance runs, or the first that it read.
+    pub(crate) fn file(&self) -> Option<&PathBuf> {
+        self.files.first().map(|(path, _)| path)
+    }
+}
+
+impl Builder<'_> {
+    /// Builds every instance, also after one failed: all errors are to be seen at once.
+    pub(super) fn plugins(&mut self, planned: Vec<Planned>, upstreams: &[Arc<Upstream>]) -> Vec<BuiltPlugin> {
+        let running = self.running.iter().flat_map(|running| &running.plugins);
+        let running: HashMap<&str, &BuiltPlugin> =
+            running.map(|plugin| (&*plugin.instance.name, plugin)).collect();
+        let build = |planned: Planned| {
+            let running = running.get(&*planned.name).copied();
+            let built = self.plugin(&planned, running, upstreams)?;
+            self.remark(&planned, &built);
+            Some(built)
+        };
+        planned.into_iter().filter_map(build).collect()
+    }
+
+    fn plugin(
+        &mut self,
+        planned: &Planned,
+        running: Option<&BuiltPlugin>,
+        upstreams: &[Arc<Upstream>],
+    ) -> Option<BuiltPlugin> {
+        let recipe = recipe(planned);
+        if let Some(running) = running.filter(|running| running.recipe == recipe)
+            && self.unchanged(running, upstreams)
+        {
+            return Some(running.take_over(planned));
+        }
+        let mut host = Host::new(self.services, &self.dir, self.files, upstreams);
+        let result = make(planned, &mut host);
+        let taken = host.into_taken();
+        match result {
+            Ok(made) => Some(self.built(planned, made, recipe, taken)),
+            Err(errors) => {
+                self.findings.0.extend(errors.0);
+                None
+            }
+        }
+    }
+
+    /// Whether an instance would find everything that it took from outside its table as it was.
+    fn unchanged(&mut self, running: &BuiltPlugin, upstreams: &[Arc<Upstream>]) -> bool {
+        let same_upstream = |(name, taken): &(String, Option<Arc<Upstream>>)| {
+            let found = upstreams.iter().find(|upstream| *upstream.name == **name);
+            match (taken, found) {
+                (Some(taken), Some(found)) => Arc::ptr_eq(taken, found),
+                (taken, found) => taken.is_none() && found.is_none(),
+            }
+        };
+        running.taken.upstreams.iter().all(same_upstream)
+            && running.files.iter().all(|(path, found)| {
+                // The outcome is noted; what it was decides.
+                let _ = self.files.read(path);
+                self.files.found(path) == Some(*found)
+            })
+    }
+
+    fn built(&self, planned: &Planned, (needs, plugin): Made, recipe: Digest, taken: Taken) -> BuiltPlugin {
+        let files = taken.files.iter();
+        let files: Vec<_> = files.filter_map(|path| Some((path.clone(), self.files.found(path)?))).collect();
+        let kind = planned.registration.kind;
+        let (on_error, timeout) = options(&planned.options);
+        let instance = Instance {
+            name: planned.name.clone(),
+            kind,
+            version: version(recipe, &files),
+            needs,
+            plugin,
+            on_error,
+            timeout,
+            metrics: self.services.metrics.plugin(&planned.name, kind),
+        };
+        BuiltPlugin { scope: planned.scope.clone(), instance: Arc::new(instance), recipe, files, taken }
+    }
+
+    /// What is odd about an instance that could be built.
+    fn remark(&mut self, planned: &Planned, built: &BuiltPlugin) {
+        for warning in &built.taken.warnings {
+            let found = planned.place.error(&planned.table, &warning.path, warning.message.clone());
+            self.findings.push(found.into_warning());
+        }
+        let connection = built.instance.needs.wants(HookName::OnConnection);
+        if connection && matches!(planned.scope, Scope::Route(_)) {
+            let message = "it judges connections, before any route is known".to_owned();
+            let error = planned.place.error(&planned.table, "", message);
+            self.findings.push(error.with_help("put it into the listener's list or the gateway's"));
+        }
+    }
+}
+
+impl BuiltPlugin {
+    /// The same plugin under the options it has now.
+    fn take_over(&self, planned: &Planned) -> BuiltPlugin {
+        let (on_error, timeout) = options(&planned.options);
+        let same = self.instance.on_error == on_error && self.instance.timeout == timeout;
+        let instance = if same {
+            self.instance.clone()
+        } else {
+            let old = &self.instance;
+            Arc::new(Instance {
+                name: old.name.clone(),
+                kind: old.kind,
+                version: old.version.clone(),
+                plugin: old.plugin.clone(),
+                needs: old.needs,
+                on_error,
+                timeout,
+                metrics: old.metrics.clone(),
+            })
+        };
+        BuiltPlugin {
+            scope: planned.scope.clone(),
+            instance,
+            recipe: self.recipe,
+            files: self.files.clone(),
+            taken: self.taken.clone(),
+        }
+    }
+}
+
+/// Instances by the list they stand in, each list in its order.
+pub(super) struct Lists(HashMap<Scope, Vec<Arc<Instance>>>);
+
+impl Lists {
+    pub(super) fn new(plugins: &[BuiltPlugin]) -> Self {
+        let mut lists: HashMap<Scope, Vec<Arc<Instance>>> = HashMap::new();
+        for plugin in plugins {
+            lists.entry(plugin.scope.clone()).or_default().push(plugin.instance.clone());
+        }
+        Lists(lists)
+    }
+
+    /// Whether a list is empty.
+    pub(super) fn is_empty(&self, scope: &Scope) -> bool {
+        !self.0.contains_key(scope)
+    }
+
+    /// The lists of these scopes one after the other.
+    pub(super) fn chain(&self, scopes: &[&Scope]) -> Arc<Chain> {
+        let instances = scopes.iter().filter_map(|scope| self.0.get(scope)).flatten().cloned();
+        Arc::new(Chain::new(instances.collect()))
+    }
+}
+
+/// A plugin and what it wants.
+type Made = (Needs, Arc<dyn Plugin>);
+
+/// Builds one instance. A panic is an error like any other: it must not end the gateway.
+fn make(planned: &Planned, host: &mut Host<'_>) -> Result<Made, Diagnostics> {
+    let Planned { registration, table, place, .. } = planned;
+    let instance = portcullis_plugin::Instance {
+        kind: registration.kind,
+        name: planned.name.clone(),
+        state_schema: registration.state_schema,
+    };
+    let reader = table.reader(&place.path);
+    let build = || {
+        let mut context = BuildContext::new(instance, host);
+        let mut table = <dyn erased_serde::Deserializer<'_>>::erase(reader.deserializer());
+        (registration.build)(&mut table, &mut context).map(|plugin| (plugin.needs(), plugin))
+    };
+    match catch_unwind(AssertUnwindSafe(build)) {
+        Ok(Ok(made)) => Ok(made),
+        Ok(Err(BuildFailure::Config(error))) => Err(place.node_error(reader.explain(error)).into()),
+        Ok(Err(BuildFailure::Build(error))) => Err(build_error(planned, error).into()),
+        Err(panic) => {
+            let message = format!("`{}` panicked while it was built: {}", registration.kind, said(&*panic));
+            Err(place.error(table, "", message).into())
+        }
+    }
+}
+
+fn build_error(planned: &Planned, error: BuildError) -> Diagnostic {
+    let diagnostic = match error.position {
+        Some(position) => {
+            let line = u32::try_from(position.line).unwrap_or(u32::MAX);
+            let column = u32::try_from(position.column).unwrap_or(u32::MAX);
+            Source::new(position.file, position.text).error_at(line, column, error.message)
+        }
+        None => planned.place.error(&planned.table, &error.path, error.message),
+    };
+    match error.help {
+        Some(help) => diagnostic.with_help(help),
+        None => diagnostic,
+    }
+}
+
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it did not say why")
+}
+
+fn options(options: &InstanceOptions) -> (OnError, Duration) {
+    let on_error = match options.on_error {
+        ConfigOnError::Deny => OnError::Deny,
+        ConfigOnError::Allow => OnError::Allow,
+    };
+    (on_error, options.timeout.map_or(TIMEOUT, |timeout| timeout.0))
+}
+
+/// A hash of what an instance is made of, apart from what it takes while it is built.
+fn recipe(planned: &Planned) -> Digest {
+    let table = planned.table.to_json().to_string();
+    Digest::of_parts([planned.registration.kind, &planned.name, &table].map(str::as_bytes))
+}
+
+fn version(recipe: Digest, files: &[(PathBuf, Found)]) -> Arc<str> {
+    let files: Vec<_> = files.iter().map(|(_, found)| format!("{found:?}")).collect();
+    let files = files.iter().map(|found| found.as_bytes());
+    Digest::of_parts([recipe.as_bytes()].into_iter().chain(files)).short()
+}

@@ -1,0 +1,182 @@
+//! Routes: what they match, and what they do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use portcullis_config as config;
+use portcullis_plugin::RouteMeta;
+use portcullis_proxy::generation::{Action, Rewrite, Route, Template};
+use portcullis_proxy::routes::{HostPattern, PathPattern, Predicate, RouteError, RouteMatch};
+use portcullis_proxy::upstream::Upstream;
+
+use super::Builder;
+
+impl Builder<'_> {
+    /// What each route matches; none if one of them cannot be.
+    pub(super) fn matches(&mut self) -> Option<Vec<RouteMatch>> {
+        let routes = &self.loaded.config.routes;
+        let matches: Vec<_> =
+            routes.iter().enumerate().map(|(index, route)| self.route_match(index, route)).collect();
+        matches.into_iter().collect()
+    }
+
+    fn route_match(&mut self, index: usize, route: &config::Route) -> Option<RouteMatch> {
+        let matches = &route.matches;
+        let path = format!("routes[{index}].match");
+        let mut hosts = Vec::new();
+        for (at, host) in matches.hosts.iter().enumerate() {
+            match HostPattern::parse(host.as_str()) {
+                Ok(host) => hosts.push(host),
+                Err(error) => self.error(&format!("{path}.hosts[{at}]"), error.to_string()),
+            }
+        }
+        let pattern = path_pattern(matches);
+        if let Err((part, message)) = &pattern {
+            self.error(&format!("{path}.{part}"), message);
+        }
+        let methods = matches.methods.iter().map(|method| Method::try_from(method.as_str()));
+        let methods: Result<Vec<_>, _> = methods.collect();
+        if methods.is_err() {
+            self.error(&format!("{path}.methods"), "this is not a method");
+        }
+        let headers = matches
+            .headers
+            .iter()
+            .map(|(name, wanted)| HeaderName::try_from(name.as_str()).map(|name| (name, predicate(wanted))));
+        let headers: Result<Vec<_>, _> = headers.collect();
+        if headers.is_err() {
+            self.error(&format!("{path}.headers"), "this is not a header's name");
+        }
+        let query = matches.query.iter().map(|(name, wanted)| (name.clone(), predicate(wanted))).collect();
+        let complete = hosts.len() == matches.hosts.len();
+        let matched =
+            RouteMatch { hosts, path: pattern.ok()?, methods: methods.ok()?, headers: headers.ok()?, query };
+        complete.then_some(matched)
+    }
+
+    /// What each route does; none if one of them cannot.
+    pub(super) fn routes(&mut self, upstreams: &[Arc<Upstream>]) -> Option<Vec<Route>> {
+        let routes = &self.loaded.config.routes;
+        let built: Vec<_> = routes
+            .iter()
+            .enumerate()
+            .map(|(index, route)| self.route(&format!("routes[{index}]"), route, upstreams))
+            .collect();
+        built.into_iter().collect()
+    }
+
+    fn route(&mut self, path: &str, route: &config::Route, upstreams: &[Arc<Upstream>]) -> Option<Route> {
+        let captures =
+            path_pattern(&route.matches).map(|pattern| pattern.capture_names()).unwrap_or_default();
+        let rewrite = self.rewrite(&format!("{path}.rewrite"), &route.rewrite, &captures);
+        let action = match &route.action {
+            config::Action::Upstream(name) => {
+                let found = upstreams.iter().find(|upstream| &*upstream.name == name.as_str());
+                found.map(|upstream| Action::Upstream(upstream.clone()))
+            }
+            config::Action::Redirect(redirect) => {
+                let to = self.template(&format!("{path}.redirect.to"), &redirect.to, &captures);
+                let status =
+                    StatusCode::from_u16(redirect.status.code()).unwrap_or(StatusCode::PERMANENT_REDIRECT);
+                to.map(|to| Action::Redirect { status, to })
+            }
+            config::Action::Respond(respond) => self.respond(&format!("{path}.respond"), respond),
+        };
+        Some(Route {
+            meta: Arc::new(RouteMeta { name: route.name.as_str().into(), captures: captures.into() }),
+            rewrite: rewrite?,
+            action: action?,
+            metrics: self.services.metrics.route(&route.name),
+        })
+    }
+
+    fn rewrite(&mut self, path: &str, rewrite: &config::Rewrite, captures: &[Box<str>]) -> Option<Rewrite> {
+        let template = rewrite.path.as_ref().map(|template| {
+            // `{rest**}` means the same here as in a match; the name alone says which capture it is.
+            self.template(&format!("{path}.path"), &template.as_str().replace("**}", "}"), captures)
+        });
+        let host = rewrite.host.as_ref().map(|host| {
+            let value = HeaderValue::try_from(host);
+            value.map_err(|_| self.error(&format!("{path}.host"), "this cannot be sent as a header")).ok()
+        });
+        Some(Rewrite {
+            path: all_or_nothing(template)?,
+            strip_prefix: rewrite.strip_prefix.as_ref().map(|prefix| prefix.as_str().to_owned()),
+            add_prefix: rewrite.add_prefix.as_ref().map(|prefix| prefix.as_str().to_owned()),
+            host: all_or_nothing(host)?,
+        })
+    }
+
+    fn template(&mut self, path: &str, text: &str, captures: &[Box<str>]) -> Option<Template> {
+        Template::parse(text, captures).map_err(|message| self.error(path, message)).ok()
+    }
+
+    fn respond(&mut self, path: &str, respond: &config::Respond) -> Option<Action> {
+        let (content_type, body) = match (&respond.body, &respond.json) {
+            (Some(text), _) => (Some("text/plain; charset=utf-8"), Bytes::from(text.clone())),
+            (None, Some(json)) => (Some("application/json"), Bytes::from(json.to_string())),
+            (None, None) => (None, Bytes::new()),
+        };
+        let mut headers = self.headers(&format!("{path}.headers"), &respond.headers)?;
+        if let (Some(content_type), false) = (content_type, headers.contains_key(CONTENT_TYPE)) {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        let status = StatusCode::from_u16(respond.status.code()).unwrap_or(StatusCode::OK);
+        Some(Action::Respond { status, headers, body })
+    }
+
+    fn headers(&mut self, path: &str, config: &BTreeMap<config::HeaderName, String>) -> Option<HeaderMap> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in config {
+            match (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value)) {
+                (Ok(name), Ok(value)) => {
+                    headers.insert(name, value);
+                }
+                _ => self.error(&format!("{path}.{name}"), "this cannot be sent as a header"),
+            }
+        }
+        (headers.len() == config.len()).then_some(headers)
+    }
+}
+
+/// The route at fault and what to say about it.
+pub(super) fn conflict(error: &RouteError, routes: &[config::Route]) -> (usize, String) {
+    match error {
+        RouteError::Conflict { first, second } => {
+            let name = routes.get(*first).map_or("", |route| route.name.as_str());
+            (*second, format!("never reached: route `{name}` wants the same"))
+        }
+        RouteError::Pattern { index, error } => (*index, error.to_string()),
+    }
+}
+
+/// The path that is matched, or which setting is wrong and why.
+fn path_pattern(matches: &config::Match) -> Result<PathPattern, (&'static str, String)> {
+    match (&matches.path, &matches.prefix) {
+        (Some(template), _) if template.as_str().contains(['{', '*']) => {
+            PathPattern::template(template.as_str()).map_err(|error| ("path", error.to_string()))
+        }
+        (Some(path), _) => Ok(PathPattern::Exact(path.as_str().to_owned())),
+        (None, Some(prefix)) => Ok(PathPattern::Prefix(prefix.as_str().to_owned())),
+        (None, None) => Ok(PathPattern::Any),
+    }
+}
+
+fn predicate(config: &config::Predicate) -> Predicate {
+    match config {
+        config::Predicate::Is(value) => Predicate::Equals(value.clone()),
+        config::Predicate::Present(wanted) => Predicate::Present(*wanted),
+        config::Predicate::Regex(pattern) => Predicate::Regex(pattern.0.clone()),
+    }
+}
+
+/// Nothing asked for is fine; something asked for must be there.
+fn all_or_nothing<T>(part: Option<Option<T>>) -> Option<Option<T>> {
+    match part {
+        None => Some(None),
+        Some(part) => part.map(Some),
+    }
+}

@@ -1,0 +1,309 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use portcullis_proxy::chain::OnError;
+
+use super::Built;
+use crate::testing::{Site, builds, names, services};
+
+const ROUTE: &str = "routes: [{ name: all, respond: { status: 204 } }]\n";
+
+fn chain_names(built: &Built, route: usize) -> Vec<String> {
+    let chain = &built.generation.listeners[0].route_chains[route];
+    chain.instances().iter().map(|instance| instance.name.to_string()).collect()
+}
+
+#[test]
+fn a_chain_is_the_gateways_list_with_the_policies_then_the_listeners_then_the_routes() {
+    let site = Site::new(
+        "\
+plugins: [stamp, policies, { name: last, stamp: {} }]
+policies: { dir: policies }
+routes:
+  - { name: all, plugins: [stamp], respond: {} }
+  - { name: bare, match: { prefix: /bare }, respond: {} }
+",
+    );
+    site.write("policies/20-second.script", "");
+    site.write("policies/10-first.script", "");
+    let built = site.build(&services(), None).unwrap();
+    assert_eq!(chain_names(&built, 0), ["stamp", "first", "second", "last", "all/stamp"]);
+    assert_eq!(chain_names(&built, 1), ["stamp", "first", "second", "last"]);
+    assert_eq!(built.generation.number, 1);
+}
+
+#[test]
+fn policies_come_last_unless_placed() {
+    let site = Site::new(&format!("plugins: [stamp]\npolicies: {{ dir: policies }}\n{ROUTE}"));
+    site.write("policies/10-geo.script", "");
+    assert_eq!(names(&site.build(&services(), None).unwrap()), ["stamp", "geo"]);
+}
+
+#[test]
+fn every_error_is_found_at_once() {
+    let site = Site::new(
+        "\
+plugins:
+  - stmap
+  - stamp: { colour: red }
+  - { name: b, stamp: { refuse: not like this } }
+  - { name: c, stamp: { panic: true } }
+  - { name: d, script: { file: missing.script } }
+  - { name: e, stamp: { upstream: nope } }
+routes:
+  - { name: all, match: { path: '/a/{id}' }, redirect: { to: '/{nope}' } }
+",
+    );
+    let errors = site.build(&services(), None).err().unwrap();
+    for expected in [
+        "there is no plugin `stmap`\n --> portcullis.yaml:4:5\n",
+        "did you mean `stamp`?",
+        "unknown key `colour` in `stamp`\n --> portcullis.yaml:5:14\n",
+        "plugins[2].stamp.refuse: not like this\n --> portcullis.yaml:6:33\n",
+        "^ say nothing",
+        "panicked while it was built: told to",
+        "plugins[4].script.file: `missing.script` does not exist",
+        "no upstream is named `nope`",
+        "routes[0].redirect.to: `{nope}` is neither a capture",
+    ] {
+        assert!(errors.contains(expected), "{expected}\n\n{errors}");
+    }
+}
+
+#[test]
+fn an_error_in_a_script_points_into_the_script() {
+    let site = Site::new(&format!("plugins: [{{ script: {{ file: a.script }} }}]\n{ROUTE}"));
+    site.write("a.script", "fine\nnot !fine\n");
+    let errors = site.build(&services(), None).err().unwrap();
+    assert_eq!(errors, "error: unexpected `!`\n --> a.script:2:5\n  |\n2 | not !fine\n  |     ^\n");
+}
+
+#[test]
+fn a_remark_is_a_warning_where_it_belongs() {
+    let site = Site::new(&format!("plugins: [{{ stamp: {{ remark: true }} }}]\n{ROUTE}"));
+    let services = services();
+    let first = site.build(&services, None).unwrap();
+    let rendered = site.relative(&first.warnings.render(false));
+    assert!(
+        rendered.starts_with("warning: plugins[0].stamp.remark: odd\n --> portcullis.yaml:3:"),
+        "{rendered}"
+    );
+    let second = site.build(&services, Some(&first)).unwrap();
+    assert_eq!(second.warnings, first.warnings);
+}
+
+#[test]
+fn names_are_unique_over_all_lists() {
+    let site = Site::new(&format!("plugins: [stamp]\npolicies: {{ dir: policies }}\n{ROUTE}"));
+    site.write("policies/10-stamp.script", "");
+    let errors = site.build(&services(), None).err().unwrap();
+    assert!(errors.contains("the name `stamp` is that of a `stamp`"), "{errors}");
+    assert!(errors.contains("policies/10-stamp.script") && errors.contains("rename the file"), "{errors}");
+}
+
+#[test]
+fn a_route_cannot_judge_connections() {
+    let site = Site::new("routes: [{ plugins: [{ stamp: { connections: true } }], respond: {} }]\n");
+    assert!(site.build(&services(), None).err().unwrap().contains("judges connections"));
+}
+
+#[test]
+fn what_is_unchanged_is_not_built_again() {
+    let services = services();
+    let config = |value: &str| {
+        format!(
+            "\
+plugins:
+  - {{ name: plain, stamp: {{}} }}
+  - {{ name: listed, stamp: {{ list: list.txt }} }}
+  - {{ name: edited, stamp: {{ remark: {value} }} }}
+{ROUTE}"
+        )
+    };
+    let site = Site::new(&config("false"));
+    site.write("list.txt", "one");
+    let first = site.build(&services, None).unwrap();
+
+    let same = site.build(&services, Some(&first)).unwrap();
+    assert_eq!(builds(&services, "stamp", ""), 3);
+    assert_eq!((first.inputs.digest(), same.generation.number), (same.inputs.digest(), 2));
+
+    site.write("list.txt", "two");
+    let list = site.build(&services, Some(&same)).unwrap();
+    assert_eq!(builds(&services, "stamp", "listed"), 2);
+
+    site.configure(&config("true"));
+    let edited = site.build(&services, Some(&list)).unwrap();
+    let counts = ["plain", "listed", "edited"].map(|name| builds(&services, "stamp", name));
+    assert_eq!(counts, [1, 2, 2]);
+    assert_eq!(list.plugins[0].instance.version, edited.plugins[0].instance.version);
+    assert_ne!(same.plugins[1].instance.version, list.plugins[1].instance.version);
+}
+
+#[test]
+fn a_change_of_position_or_options_builds_no_plugin() {
+    let services = services();
+    let site = Site::new(&format!("plugins: [stamp, {{ name: b, stamp: {{}} }}]\n{ROUTE}"));
+    let first = site.build(&services, None).unwrap();
+    site.configure(&format!("\n\nplugins: [{{ name: b, on_error: allow, stamp: {{}} }}, stamp]\n{ROUTE}"));
+    let second = site.build(&services, Some(&first)).unwrap();
+    assert_eq!(builds(&services, "stamp", ""), 2);
+    assert_eq!(names(&second), ["b", "stamp"]);
+    assert_eq!(second.plugins[0].instance.on_error, OnError::Allow);
+    assert!(std::sync::Arc::ptr_eq(&second.plugins[1].instance, &first.plugins[0].instance));
+}
+
+#[test]
+fn a_plugin_is_built_again_with_the_upstream_it_calls() {
+    let services = services();
+    let config = |retries| {
+        format!(
+            "\
+plugins: [{{ name: caller, stamp: {{ upstream: api }} }}, stamp]
+upstreams: {{ api: {{ endpoints: ['http://127.0.0.1:9000'], retries: {retries} }} }}
+routes: [{{ upstream: api }}]
+"
+        )
+    };
+    let site = Site::new(&config(1));
+    let first = site.build(&services, None).unwrap();
+    let same = site.build(&services, Some(&first)).unwrap();
+    assert_eq!(builds(&services, "stamp", ""), 2);
+    site.configure(&config(2));
+    site.build(&services, Some(&same)).unwrap();
+    assert_eq!(["caller", "stamp"].map(|name| builds(&services, "stamp", name)), [2, 1]);
+}
+
+#[test]
+fn an_endpoint_keeps_its_identity_while_its_address_stays() {
+    let services = services();
+    let config = |endpoints: &str| {
+        format!("upstreams: {{ api: {{ endpoints: [{endpoints}] }} }}\nroutes: [{{ upstream: api }}]\n")
+    };
+    let site = Site::new(&config("'http://127.0.0.1:9000', 'http://[::1]:9001'"));
+    let first = site.build(&services, None).unwrap();
+    site.configure(&config("'http://[::1]:9001', { url: 'http://127.0.0.1:9002', weight: 2 }"));
+    let second = site.build(&services, Some(&first)).unwrap();
+    let (old, new) = (&first.upstreams[0].upstream, &second.upstreams[0].upstream);
+    assert_eq!((&*new.endpoints[0].authority, new.endpoints[0].id), ("[::1]:9001", old.endpoints[1].id));
+    assert!(old.endpoints.iter().all(|endpoint| endpoint.id != new.endpoints[1].id));
+    assert_eq!(new.turns.len(), 3);
+}
+
+#[test]
+fn a_policy_has_its_options_beside_it() {
+    let site = Site::new(&format!("policies: {{ dir: policies }}\n{ROUTE}"));
+    site.write("policies/10-hello.script", "hello");
+    site.write("policies/10-hello.yaml", "on_error: allow\ntimeout: 2s\nprefix: ${GIVEN}\n");
+    let built = site.build(&services(), None).unwrap();
+    let instance = &built.plugins[0].instance;
+    assert_eq!((&*instance.name, instance.kind, instance.on_error), ("hello", "script", OnError::Allow));
+    assert_eq!(instance.timeout.as_secs(), 2);
+    assert_eq!(built.plugins[0].file(), Some(&site.path("policies/10-hello.script")));
+
+    site.write("policies/10-hello.yaml", "on_error: allow\nperfix: a\n");
+    let errors = site.build(&services(), None).err().unwrap();
+    assert!(errors.contains("unknown key `perfix`\n --> policies/10-hello.yaml:2:1\n"), "{errors}");
+    site.write("policies/10-hello.yaml", "timeout: soon\nfile: other\n");
+    let errors = site.build(&services(), None).err().unwrap();
+    assert!(
+        errors.contains("the file is the one of the same name\n --> policies/10-hello.yaml:2:1\n"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn files_that_do_nothing_are_mentioned_and_temporary_ones_ignored() {
+    let site = Site::new(&format!("policies: {{ dir: policies }}\n{ROUTE}"));
+    for file in ["10-a.script~", ".10-b.script.swp", "10-c.yaml", "20-d.lua"] {
+        fs::create_dir_all(site.path("policies")).unwrap();
+        fs::write(site.path("policies").join(file), "").unwrap();
+    }
+    let built = site.build(&services(), None).unwrap();
+    assert!(built.plugins.is_empty());
+    assert_eq!(
+        site.relative(&built.warnings.render(false)),
+        "\
+warning: there is no policy to these options
+  --> policies/10-c.yaml
+  = put `10-c` with ending `.script` beside it
+
+warning: this is no policy
+  --> policies/20-d.lua
+  = policies end in `.script`
+"
+    );
+}
+
+#[test]
+fn a_missing_policy_directory_is_a_warning() {
+    let site = Site::new(&format!("policies: {{ dir: policies }}\n{ROUTE}"));
+    let built = site.build(&services(), None).unwrap();
+    assert!(built.warnings.render(false).contains("does not exist"));
+    site.write("policies/10-a.script", "");
+    assert_eq!(built.inputs.drift(), [site.path("policies")]);
+}
+
+#[test]
+fn policies_that_everybody_could_replace_are_refused() {
+    let site = Site::new(&format!("policies: {{ dir: policies }}\n{ROUTE}"));
+    site.write("policies/10-a.script", "");
+    let mode = |path: &str, mode| {
+        fs::set_permissions(site.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode("policies/10-a.script", 0o646);
+    assert!(site.build(&services(), None).err().unwrap().contains("can be written by everybody"));
+    mode("policies/10-a.script", 0o644);
+    mode("policies", 0o777);
+    assert!(site.build(&services(), None).err().unwrap().contains("everybody can put policies"));
+}
+
+#[test]
+fn tls_errors_point_at_the_setting() {
+    let site = Site::new("");
+    site.write(
+        "portcullis.yaml",
+        &format!(
+            "\
+listeners:
+  - name: web
+    bind: 127.0.0.1:0
+    tls:
+      certificates: [{{ cert: a.pem, key: a.key }}, {{ cert: b.pem, key: b.key }}]
+{ROUTE}"
+        ),
+    );
+    site.write("a.pem", "not a certificate");
+    site.write("a.key", "");
+    site.write("b.pem", "");
+    let errors = site.build(&services(), None).err().unwrap();
+    assert!(errors.contains("listeners[0].tls.certificates[1].key: `b.key` does not exist"), "{errors}");
+    site.write("b.key", "");
+    let errors = site.build(&services(), None).err().unwrap();
+    assert!(errors.contains("listeners[0].tls.certificates[0].cert: "), "{errors}");
+}
+
+#[test]
+fn routes_become_what_they_say() {
+    let site = Site::new(
+        "\
+upstreams: { api: { endpoints: ['http://127.0.0.1:9000'], host: endpoint } }
+routes:
+  - { name: rest, match: { path: '/files/{path**}' }, rewrite: { path: '/v2/{path**}' }, upstream: api }
+  - { name: json, match: { hosts: [a.example] }, respond: { json: { a: 1 } } }
+  - { name: moved, match: { prefix: /old }, redirect: { to: '/new{query}', status: 301 } }
+",
+    );
+    let built = site.build(&services(), None).unwrap();
+    let routes: Vec<_> = built.generation.routes.iter().map(|route| &*route.meta.name).collect();
+    assert_eq!(routes, ["rest", "json", "moved"]);
+    match &built.generation.routes[1].action {
+        portcullis_proxy::generation::Action::Respond { headers, body, .. } => {
+            assert_eq!(
+                (headers["content-type"].as_bytes(), &body[..]),
+                (&b"application/json"[..], &b"{\"a\":1}"[..])
+            );
+        }
+        _ => panic!("not an answer"),
+    }
+}

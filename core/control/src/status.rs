@@ -1,0 +1,177 @@
+//! What runs, for people and machines that ask.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use portcullis_config::Diagnostics;
+use serde::Serialize;
+
+use crate::build::{Built, BuiltPlugin, Scope};
+use crate::inputs::Inputs;
+use crate::reload::Trigger;
+
+/// What runs, and what became of the last attempt to change it. Times are seconds since 1970.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// Number of the generation; counts up from 1 with every reload that was applied.
+    pub generation: u64,
+    /// Content hash of everything it was built from.
+    pub version: Arc<str>,
+    /// When the control plane started.
+    pub started: u64,
+    /// When this generation was applied.
+    pub applied: u64,
+    /// How long it took to build and apply, milliseconds.
+    pub build_ms: u64,
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The policy directory, if there is one.
+    pub policies: Option<PathBuf>,
+    /// Listeners, in the order of the configuration.
+    pub listeners: Vec<ListenerStatus>,
+    /// Number of routes.
+    pub routes: usize,
+    /// Plugin instances: the gateway's with the policies, the listeners', the routes'.
+    pub plugins: Vec<PluginStatus>,
+    /// Upstreams, in the order of the configuration.
+    pub upstreams: Vec<UpstreamStatus>,
+    /// What is odd about what runs, though it works.
+    pub warnings: Diagnostics,
+    /// Why what is on disk does not run; none if the last reload succeeded.
+    pub last_error: Option<LastError>,
+    /// Files whose content on disk is not what runs. Filled in by
+    /// [`Control::status`](crate::Control::status) only, because it takes reading them all.
+    pub drift: Vec<PathBuf>,
+    /// What became of reloads since the start.
+    pub reloads: ReloadCounts,
+    #[serde(skip)]
+    pub(crate) inputs: Arc<Inputs>,
+}
+
+/// A listener.
+#[derive(Debug, Clone, Serialize)]
+pub struct ListenerStatus {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its addresses.
+    pub addresses: Vec<AddressStatus>,
+    /// Whether it terminates TLS.
+    pub tls: bool,
+}
+
+/// An address that is listened at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct AddressStatus {
+    /// As configured.
+    pub configured: SocketAddr,
+    /// As it is: port 0 has become a real one.
+    pub actual: SocketAddr,
+}
+
+/// A plugin instance.
+#[derive(Debug, Clone, Serialize)]
+pub struct PluginStatus {
+    /// Its name, unique in the process.
+    pub name: Arc<str>,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Content hash of its table and files.
+    pub version: Arc<str>,
+    /// `gateway`, `listener <name>` or `route <name>`.
+    pub scope: String,
+    /// The file that it runs or reads, if any.
+    pub file: Option<PathBuf>,
+}
+
+/// An upstream.
+#[derive(Debug, Clone, Serialize)]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its endpoints, `host:port`.
+    pub endpoints: Vec<Arc<str>>,
+}
+
+/// A reload that was refused.
+#[derive(Debug, Clone, Serialize)]
+pub struct LastError {
+    /// When it was refused.
+    pub at: u64,
+    /// What had asked for it.
+    pub trigger: Trigger,
+    /// What is wrong.
+    pub diagnostics: Diagnostics,
+}
+
+/// Reloads since the start; the first generation is not one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ReloadCounts {
+    /// Put into effect.
+    pub applied: u64,
+    /// Refused because of errors.
+    pub refused: u64,
+    /// Asked for, but nothing had changed.
+    pub unchanged: u64,
+}
+
+impl Status {
+    /// The status of a generation that was just applied.
+    pub(crate) fn new(config: &Path, built: &Built, addresses: &[(SocketAddr, SocketAddr)]) -> Self {
+        let generation = &built.generation;
+        let actual = |configured: &SocketAddr| {
+            let found = addresses.iter().find(|(address, _)| address == configured);
+            AddressStatus {
+                configured: *configured,
+                actual: found.map_or(*configured, |(_, actual)| *actual),
+            }
+        };
+        let listeners = generation.listeners.iter().map(|listener| ListenerStatus {
+            name: listener.name.clone(),
+            addresses: listener.bind.iter().map(actual).collect(),
+            tls: listener.tls.is_some(),
+        });
+        let upstreams = built.upstreams.iter().map(|built| UpstreamStatus {
+            name: built.upstream.name.clone(),
+            endpoints: built.upstream.endpoints.iter().map(|endpoint| endpoint.authority.clone()).collect(),
+        });
+        Status {
+            generation: generation.number,
+            version: generation.version.clone(),
+            started: now(),
+            applied: now(),
+            build_ms: 0,
+            config: config.to_owned(),
+            policies: built.policies.clone(),
+            listeners: listeners.collect(),
+            routes: generation.routes.len(),
+            plugins: built.plugins.iter().map(plugin).collect(),
+            upstreams: upstreams.collect(),
+            warnings: built.warnings.clone(),
+            last_error: None,
+            drift: Vec::new(),
+            reloads: ReloadCounts::default(),
+            inputs: Arc::new(built.inputs.clone()),
+        }
+    }
+}
+
+fn plugin(built: &BuiltPlugin) -> PluginStatus {
+    PluginStatus {
+        name: built.instance.name.clone(),
+        kind: built.instance.kind,
+        version: built.instance.version.clone(),
+        scope: match &built.scope {
+            Scope::Gateway => "gateway".to_owned(),
+            Scope::Listener(name) => format!("listener {name}"),
+            Scope::Route(name) => format!("route {name}"),
+        },
+        file: built.file().cloned(),
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
