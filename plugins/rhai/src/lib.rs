@@ -1,1 +1,31 @@
 //! Rhai scripts as plugins.
+//!
+//! A script's functions are its hooks: `fn on_request(ctx) { .. }` runs when a request's head is
+//! read. [`Script`] is a plugin type like any other. At load a script is parsed, its imports are read
+//! and its constants evaluated ([`load`]); a request then only calls a compiled function with a fresh
+//! scope. During the call the exchange lies in a cell of the calling thread ([`call`]), through which
+//! the host's functions ([`host`]) reach it, and every operation is counted against the script's
+//! [`limits`].
+
+mod call;
+mod docs;
+mod engine;
+mod error;
+mod host;
+mod limits;
+mod load;
+mod script;
+mod units;
+mod value;
+mod verdict;
+
+pub use docs::{definitions, reference};
+pub use limits::Limits;
+pub use script::{Script, Table};
+pub use units::{Period, Size};
+
+/// A script to start from: what `portcullis new script` writes.
+pub const SCAFFOLD: &str = include_str!("scaffold.rhai");
+
+#[cfg(test)]
+mod tests;

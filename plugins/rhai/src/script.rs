@@ -1,0 +1,157 @@
+//! The plugin type: a script with its configuration.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use portcullis_plugin::{
+    Admission, BodyWish, BuildContext, BuildError, Connection, Decision, ErrorKind, Exchange, Hook, HookName,
+    Needs, Plugin, PluginError, PluginType,
+};
+use rhai::{CallFnOptions, Dynamic, Scope};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::call;
+use crate::error::Fault;
+use crate::host::{Conn, Context};
+use crate::limits::Limits;
+use crate::load::{self, Program};
+use crate::units::Size;
+use crate::verdict::decision;
+
+/// A Rhai script as a plugin.
+///
+/// ```yaml
+/// - rhai:
+///     file: scripts/require-header.rhai
+///     config: { prefix: /admin, header: x-admin-key, value: open-sesame }
+/// ```
+pub struct Script {
+    program: Program,
+    needs: Needs,
+    limits: Limits,
+}
+
+/// The table of a script.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// The script, relative to the configuration.
+    file: String,
+    /// Anything the script wants to be told; it reads it as the constant `config`.
+    #[serde(default)]
+    config: Map<String, Value>,
+    /// What one call of a hook may use up.
+    #[serde(default)]
+    limits: Limits,
+    /// Largest body for `on_request_body` and `on_response_body`; a longer one is refused.
+    #[serde(default = "body_limit")]
+    body_limit: Size,
+}
+
+fn body_limit() -> Size {
+    Size::kib(1024)
+}
+
+impl PluginType for Script {
+    const KIND: &'static str = "rhai";
+    const SUMMARY: &'static str = "a policy of your own, written in Rhai";
+    const EXAMPLE: &'static str = "- rhai: { file: scripts/hello.rhai }";
+
+    type Config = Table;
+
+    fn build(table: Table, context: &mut BuildContext<'_>) -> Result<Self, BuildError> {
+        table.limits.check()?;
+        let program = load::load(&table.file, &table.config, &table.limits, context)?;
+        let needs = program.hooks.iter().fold(Needs::default(), |needs, hook| match hook {
+            HookName::OnRequestBody => needs.request_body(BodyWish::Whole { limit: table.body_limit.0 }),
+            HookName::OnResponseBody => needs.response_body(BodyWish::Whole { limit: table.body_limit.0 }),
+            hook => needs.and(*hook),
+        });
+        Ok(Script { program, needs, limits: table.limits })
+    }
+}
+
+impl Script {
+    fn hook(&self, hook: HookName, exchange: &mut Exchange) -> Hook<'_> {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            call::with_lent(exchange, &self.limits, |call| self.call(hook, Dynamic::from(Context(call))))
+        }));
+        Hook::Ready(result.unwrap_or_else(|_| Err(self.panicked(hook))))
+    }
+
+    fn call(&self, hook: HookName, argument: Dynamic) -> Result<Decision, PluginError> {
+        let Program { engine, ast, file, .. } = &self.program;
+        // Top-level statements ran at load, and a scope that is thrown away needs no rewinding.
+        let options = CallFnOptions::new().eval_ast(false).rewind_scope(false);
+        let mut scope = Scope::new();
+        engine
+            .call_fn_with_options::<Dynamic>(options, &mut scope, ast, hook.as_str(), (argument,))
+            .map_err(|error| Fault::new(*error, &self.limits).into_plugin_error(file))
+            .and_then(|result| {
+                decision(result).map_err(|message| {
+                    PluginError::new(ErrorKind::Trap, format!("{file}: {hook}: {message}"))
+                })
+            })
+    }
+
+    fn panicked(&self, hook: HookName) -> PluginError {
+        PluginError::new(
+            ErrorKind::Panic,
+            format!("{}: {hook}: a function of the host panicked", self.program.file),
+        )
+    }
+}
+
+impl Plugin for Script {
+    fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    /// A script that fails here drops the connection: there is nobody yet to answer to.
+    fn on_connection(&self, connection: &Connection) -> Admission {
+        let conn = Dynamic::from(Conn(connection.clone()));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            call::metered(&self.limits, || self.call(HookName::OnConnection, conn))
+        }));
+        match result.unwrap_or_else(|_| Err(self.panicked(HookName::OnConnection))) {
+            Ok(Decision::Continue) => Admission::Accept,
+            Ok(Decision::Drop) => Admission::Drop,
+            Ok(Decision::Respond(_)) => {
+                tracing::warn!(
+                    plugin = &*self.program.name,
+                    "on_connection can't respond, the connection is dropped"
+                );
+                Admission::Drop
+            }
+            Err(error) => {
+                tracing::warn!(plugin = &*self.program.name, %error, "on_connection failed, the connection is dropped");
+                Admission::Drop
+            }
+        }
+    }
+
+    fn on_request<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
+        self.hook(HookName::OnRequest, exchange)
+    }
+
+    fn on_request_body<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
+        self.hook(HookName::OnRequestBody, exchange)
+    }
+
+    fn on_upstream<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
+        self.hook(HookName::OnUpstream, exchange)
+    }
+
+    fn on_response<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
+        self.hook(HookName::OnResponse, exchange)
+    }
+
+    fn on_response_body<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
+        self.hook(HookName::OnResponseBody, exchange)
+    }
+
+    fn on_log<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
+        self.hook(HookName::OnLog, exchange)
+    }
+}
