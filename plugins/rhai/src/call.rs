@@ -136,8 +136,9 @@ struct Meter {
     /// Count at which the limits are looked at again.
     look_at: Cell<u64>,
     time: Cell<Duration>,
-    /// Set at the first look, so that a short call never reads the clock.
-    deadline: Cell<Option<Instant>>,
+    /// Set at the first look, so that a short call never reads a clock: when to look at the
+    /// thread's own clock, and where that stood at the beginning.
+    deadline: Cell<Option<(Instant, Duration)>>,
     looked: Cell<Option<Instant>>,
     lines: Cell<u32>,
 }
@@ -177,16 +178,27 @@ impl Meter {
             return Some(OPERATIONS);
         }
         let now = Instant::now();
-        let deadline = self.deadline.get().unwrap_or(now + self.time.get());
-        self.deadline.set(Some(deadline));
+        let (deadline, begun) = self.deadline.get().unwrap_or_else(|| (now + self.time.get(), thread_time()));
+        self.deadline.set(Some((deadline, begun)));
         if now > deadline {
-            return Some(TIME);
+            // On a busy machine the thread may not have run all that while.
+            match self.time.get().checked_sub(thread_time().saturating_sub(begun)) {
+                Some(left) if !left.is_zero() => self.deadline.set(Some((now + left, begun))),
+                _ => return Some(TIME),
+            }
         }
         let slow = self.looked.replace(Some(now)).is_some_and(|before| now - before > SLOW);
         let pause = if slow { 1 } else { CLOCK_EVERY };
         self.look_at.set((self.used.get() + pause).min(self.limit.get().saturating_add(1)));
         None
     }
+}
+
+/// How long the calling thread has run.
+fn thread_time() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]

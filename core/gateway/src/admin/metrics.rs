@@ -1,0 +1,414 @@
+//! The metrics page, in Prometheus' text format 0.0.4.
+//!
+//! One function per subject, each naming its families once; [`Page`] knows the format.
+
+use std::fmt::{Display, Write};
+
+use portcullis_plugin::HookName;
+use portcullis_proxy::metrics::{BUCKETS, Counter, Histogram, Metrics, PluginMetrics};
+
+/// The page's media type.
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Status classes, in the order of `RouteMetrics::responses`.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// What is known beside the data plane's counters.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    pub(crate) uptime_seconds: f64,
+    pub(crate) resident_bytes: Option<u64>,
+    pub(crate) open_files: Option<u64>,
+    pub(crate) draining: bool,
+    /// Lines dropped by target.
+    pub(crate) logs_dropped: Vec<(String, u64)>,
+    /// None before the first generation.
+    pub(crate) control: Option<ControlFacts>,
+}
+
+/// What the control plane tells.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ControlFacts {
+    pub(crate) generation: u64,
+    /// Reloads by outcome.
+    pub(crate) reloads: Vec<(&'static str, u64)>,
+    pub(crate) refused: bool,
+}
+
+/// The whole page.
+pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
+    let mut page = Page::default();
+    process(&mut page, facts);
+    control(&mut page, facts);
+    connections(&mut page, metrics);
+    routes(&mut page, metrics);
+    plugins(&mut page, metrics);
+    upstreams(&mut page, metrics);
+    page.text
+}
+
+fn process(page: &mut Page, facts: &Facts) {
+    page.gauge("build_info", "version of the gateway, as a label")
+        .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    page.gauge("uptime_seconds", "time since the start").sample(&[], facts.uptime_seconds);
+    if let Some(bytes) = facts.resident_bytes {
+        page.gauge("resident_memory_bytes", "memory in use by the process").sample(&[], bytes);
+    }
+    if let Some(files) = facts.open_files {
+        page.gauge("open_fds", "open file descriptors").sample(&[], files);
+    }
+    page.gauge("draining", "1 while the gateway shuts down").sample(&[], u8::from(facts.draining));
+    let mut dropped = page
+        .counter("log_dropped_total", "log lines dropped because their target was too slow or refused them");
+    for (log, count) in &facts.logs_dropped {
+        dropped.sample(&[("log", log)], count);
+    }
+}
+
+fn control(page: &mut Page, facts: &Facts) {
+    let Some(control) = &facts.control else { return };
+    page.gauge("generation", "number of the running generation").sample(&[], control.generation);
+    page.gauge("reload_refused", "1 while the files on disk were refused and an older generation runs")
+        .sample(&[], u8::from(control.refused));
+    let mut reloads = page.counter("reloads_total", "reloads by outcome");
+    for (outcome, count) in &control.reloads {
+        reloads.sample(&[("outcome", outcome)], count);
+    }
+}
+
+fn connections(page: &mut Page, metrics: &Metrics) {
+    page.counter("connections_total", "client connections accepted").value(&metrics.connections);
+    page.gauge("connections_open", "client connections open now").value(&metrics.connections_open);
+    page.counter(
+        "connections_refused_total",
+        "client connections closed at once: over the limit, or dropped by a plugin",
+    )
+    .value(&metrics.connections_refused);
+    page.counter("tls_handshake_failures_total", "TLS handshakes that failed")
+        .value(&metrics.handshake_failures);
+    page.gauge("exchanges_open", "exchanges under way").value(&metrics.exchanges_open);
+    page.counter(
+        "on_log_skipped_total",
+        "exchanges whose on_log hooks could not run because their queue was full",
+    )
+    .value(&metrics.logs_dropped);
+}
+
+fn routes(page: &mut Page, metrics: &Metrics) {
+    let routes = metrics.routes();
+    let mut responses = page.counter(
+        "responses_total",
+        "responses by route and status class; `none` ended without one, an empty route was not found",
+    );
+    for (route, counted) in &routes {
+        for (class, count) in CLASSES.iter().zip(&counted.responses) {
+            responses.sample(&[("route", route), ("class", class)], count.value());
+        }
+    }
+    let mut durations =
+        page.histogram("request_duration_seconds", "from a request's head to the end of its response");
+    for (route, counted) in &routes {
+        durations.histogram(&[("route", route)], &counted.duration);
+    }
+}
+
+fn plugins(page: &mut Page, metrics: &Metrics) {
+    let plugins = metrics.plugins();
+    let mut durations = page.histogram("plugin_hook_duration_seconds", "time spent in a plugin's hook");
+    for (plugin, counted) in &plugins {
+        for (hook, spent) in HookName::ALL.iter().zip(&counted.hooks) {
+            // A hook that a plugin does not have would be 20 lines of zeros.
+            if spent.value().buckets.iter().any(|count| *count > 0) {
+                let labels = [("plugin", &**plugin), ("kind", counted.kind), ("hook", hook.as_str())];
+                durations.histogram(&labels, spent);
+            }
+        }
+    }
+    let mut responses = page.counter("plugin_responses_total", "requests that a plugin answered itself");
+    for (plugin, counted) in &plugins {
+        responses.sample(&[("plugin", plugin), ("kind", counted.kind)], counted.responses.value());
+    }
+    let mut drops = page.counter("plugin_drops_total", "connections and requests that a plugin dropped");
+    for (plugin, counted) in &plugins {
+        drops.sample(&[("plugin", plugin), ("kind", counted.kind)], counted.drops.value());
+    }
+    let mut errors =
+        page.counter("plugin_errors_total", "failures of a plugin itself; `budget` counts overrun budgets");
+    for (plugin, counted) in &plugins {
+        for ((_, error), count) in PluginMetrics::ERRORS.iter().zip(&counted.errors) {
+            errors.sample(&[("plugin", plugin), ("kind", counted.kind), ("error", error)], count.value());
+        }
+    }
+}
+
+fn upstreams(page: &mut Page, metrics: &Metrics) {
+    let upstreams = metrics.upstreams();
+    let mut durations = page.histogram("upstream_duration_seconds", "from an attempt to the response's head");
+    for (upstream, counted) in &upstreams {
+        durations.histogram(&[("upstream", upstream)], &counted.duration);
+    }
+    let mut counters = |name, help, pick: fn(&portcullis_proxy::metrics::UpstreamMetrics) -> &Counter| {
+        let mut family = page.counter(name, help);
+        for (upstream, counted) in &upstreams {
+            family.sample(&[("upstream", upstream)], pick(counted).value());
+        }
+    };
+    counters("upstream_attempts_total", "requests sent to an upstream", |upstream| &upstream.attempts);
+    counters("upstream_connects_total", "connections opened to an upstream", |upstream| &upstream.connects);
+    counters("upstream_connect_failures_total", "connections that could not be opened", |upstream| {
+        &upstream.connect_failures
+    });
+    counters(
+        "upstream_failures_total",
+        "attempts that failed on an open connection, timeouts included",
+        |upstream| &upstream.failures,
+    );
+    counters("upstream_retries_total", "attempts after the first", |upstream| &upstream.retries);
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+/// A metric's name, under which its samples are added.
+struct Family<'p> {
+    page: &'p mut Page,
+    name: &'static str,
+}
+
+impl Page {
+    fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, "counter", help)
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, "gauge", help)
+    }
+
+    fn histogram(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, "histogram", help)
+    }
+
+    fn family(&mut self, name: &'static str, kind: &str, help: &str) -> Family<'_> {
+        self.line(format_args!("# HELP portcullis_{name} {help}"));
+        self.line(format_args!("# TYPE portcullis_{name} {kind}"));
+        Family { page: self, name }
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "{line}");
+    }
+}
+
+impl Family<'_> {
+    fn value(&mut self, counter: &Counter) {
+        self.sample(&[], counter.value());
+    }
+
+    fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
+        self.line("", labels, value);
+    }
+
+    /// Buckets are counted apart and shown cumulated.
+    fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
+        let value = histogram.value();
+        let mut count = 0;
+        let bounds = BUCKETS.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
+        for (bound, observed) in bounds.zip(value.buckets) {
+            count += observed;
+            let labels: Vec<_> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
+            self.line("_bucket", &labels, count);
+        }
+        self.line("_sum", labels, value.sum);
+        self.line("_count", labels, count);
+    }
+
+    fn line(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
+        let name = self.name;
+        let labels: Vec<_> =
+            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        match labels.as_slice() {
+            [] => self.page.line(format_args!("portcullis_{name}{suffix} {value}")),
+            labels => {
+                self.page.line(format_args!("portcullis_{name}{suffix}{{{}}} {value}", labels.join(",")))
+            }
+        }
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::time::Duration;
+
+    /// A sample line, taken apart.
+    struct Sample {
+        name: String,
+        labels: Vec<(String, String)>,
+        value: f64,
+    }
+
+    /// Reads the format as its description has it; panics where it is broken.
+    fn parsed(page: &str) -> (BTreeMap<String, String>, Vec<Sample>) {
+        let mut types = BTreeMap::new();
+        let mut helped = BTreeSet::new();
+        let mut samples = Vec::new();
+        for line in page.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                assert!(helped.insert(help.split(' ').next().unwrap().to_owned()), "twice: {line}");
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').unwrap();
+                assert!(helped.contains(name), "type before help: {line}");
+                assert!(types.insert(name.to_owned(), kind.to_owned()).is_none(), "twice: {line}");
+            } else {
+                samples.push(sample(line));
+            }
+        }
+        (types, samples)
+    }
+
+    fn sample(line: &str) -> Sample {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = match series.split_once('{') {
+            Some((name, labels)) => (name, labels.strip_suffix('}').unwrap()),
+            None => (series, ""),
+        };
+        let mut rest = labels;
+        let mut labels = Vec::new();
+        while let Some((label, after)) = rest.split_once("=\"") {
+            let mut value = String::new();
+            let mut chars = after.char_indices();
+            let end = loop {
+                match chars.next().unwrap() {
+                    (at, '"') => break at,
+                    (_, '\\') => value.push(match chars.next().unwrap().1 {
+                        'n' => '\n',
+                        other => other,
+                    }),
+                    (_, other) => value.push(other),
+                }
+            };
+            labels.push((label.trim_start_matches(',').to_owned(), value));
+            rest = &after[end + 1..];
+        }
+        assert!(rest.is_empty(), "trailing text: {line}");
+        assert!(
+            name.starts_with("portcullis_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
+            "{line}"
+        );
+        Sample { name: name.to_owned(), labels, value: value.parse().unwrap() }
+    }
+
+    fn busy() -> Metrics {
+        let metrics = Metrics::new(2);
+        metrics.connections.add(3);
+        let route = metrics.route("odd \"name\" \\ with\nlines");
+        route.responses[2].increment();
+        route.duration.observe(Duration::from_millis(3));
+        route.duration.observe(Duration::from_secs(100));
+        let plugin = metrics.plugin("users/jwt", "jwt");
+        plugin.hooks[1].observe(Duration::from_micros(7));
+        plugin.errors[2].increment();
+        metrics.upstream("api").attempts.add(2);
+        metrics
+    }
+
+    fn facts() -> Facts {
+        Facts {
+            uptime_seconds: 1.5,
+            resident_bytes: Some(1 << 20),
+            open_files: Some(12),
+            draining: false,
+            logs_dropped: vec![("execution".into(), 0), ("/var/log/a.log".into(), 4)],
+            control: Some(ControlFacts {
+                generation: 3,
+                reloads: vec![("applied", 2), ("refused", 1)],
+                refused: true,
+            }),
+        }
+    }
+
+    fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
+        let has = |sample: &Sample| {
+            labels.iter().all(|(name, value)| sample.labels.iter().any(|(n, v)| n == name && v == value))
+        };
+        let found = samples.iter().find(|sample| sample.name == name && has(sample));
+        found.unwrap_or_else(|| panic!("no {name} {labels:?}")).value
+    }
+
+    #[test]
+    fn every_sample_belongs_to_a_family_and_no_series_comes_twice() {
+        let (types, samples) = parsed(&render(&busy(), &facts()));
+        let mut seen = BTreeSet::new();
+        for sample in &samples {
+            let family = types.get(&sample.name).map(|kind| (sample.name.as_str(), kind)).or_else(|| {
+                let base =
+                    ["_bucket", "_sum", "_count"].iter().find_map(|end| sample.name.strip_suffix(end))?;
+                types.get(base).map(|kind| (base, kind)).filter(|(_, kind)| *kind == "histogram")
+            });
+            let (name, kind) = family.unwrap_or_else(|| panic!("{} has no type", sample.name));
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+            assert!(seen.insert((sample.name.clone(), sample.labels.clone())), "{} twice", sample.name);
+        }
+    }
+
+    #[test]
+    fn buckets_rise_and_end_at_the_count() {
+        let (_, samples) = parsed(&render(&busy(), &facts()));
+        let buckets: Vec<_> = samples
+            .iter()
+            .filter(|sample| sample.name == "portcullis_request_duration_seconds_bucket")
+            .collect();
+        assert_eq!(buckets.len(), BUCKETS.len() + 1);
+        assert!(buckets.is_sorted_by(|one, next| one.value <= next.value));
+        assert_eq!(buckets.last().unwrap().labels.last().unwrap().1, "+Inf");
+        assert_eq!(buckets.last().unwrap().value, 2.0);
+        assert_eq!(value(&samples, "portcullis_request_duration_seconds_count", &[]), 2.0);
+        assert!((value(&samples, "portcullis_request_duration_seconds_sum", &[]) - 100.003).abs() < 1e-9);
+        let below = value(&samples, "portcullis_request_duration_seconds_bucket", &[("le", "0.0025")]);
+        assert_eq!(
+            (below, value(&samples, "portcullis_request_duration_seconds_bucket", &[("le", "0.005")])),
+            (0.0, 1.0)
+        );
+    }
+
+    #[test]
+    fn labels_are_escaped() {
+        let (_, samples) = parsed(&render(&busy(), &facts()));
+        let labels = [("route", "odd \"name\" \\ with\nlines"), ("class", "2xx")];
+        assert_eq!(value(&samples, "portcullis_responses_total", &labels), 1.0);
+    }
+
+    #[test]
+    fn plugins_hooks_and_overrun_budgets_are_told_apart() {
+        let (_, samples) = parsed(&render(&busy(), &facts()));
+        let hook = [("plugin", "users/jwt"), ("kind", "jwt"), ("hook", "on_request")];
+        assert_eq!(value(&samples, "portcullis_plugin_hook_duration_seconds_count", &hook), 1.0);
+        assert!(!samples.iter().any(|sample| sample.labels.contains(&("hook".into(), "on_log".into()))));
+        assert_eq!(value(&samples, "portcullis_plugin_errors_total", &[("error", "budget")]), 1.0);
+        assert_eq!(value(&samples, "portcullis_plugin_errors_total", &[("error", "trap")]), 0.0);
+    }
+
+    #[test]
+    fn before_the_first_generation_there_is_a_page_too() {
+        let (types, samples) = parsed(&render(&Metrics::new(1), &Facts::default()));
+        assert!(!types.contains_key("portcullis_generation"));
+        assert_eq!(value(&samples, "portcullis_connections_total", &[]), 0.0);
+    }
+
+    #[test]
+    fn reloads_and_dropped_lines_are_shown() {
+        let (_, samples) = parsed(&render(&busy(), &facts()));
+        assert_eq!(value(&samples, "portcullis_generation", &[]), 3.0);
+        assert_eq!(value(&samples, "portcullis_reloads_total", &[("outcome", "refused")]), 1.0);
+        assert_eq!(value(&samples, "portcullis_reload_refused", &[]), 1.0);
+        assert_eq!(value(&samples, "portcullis_log_dropped_total", &[("log", "/var/log/a.log")]), 4.0);
+    }
+}

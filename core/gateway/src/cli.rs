@@ -1,0 +1,281 @@
+//! The command line: what can be asked, and how each answer ends.
+//!
+//! Exit codes: 0 it worked, 1 it failed while running, 2 the command line or a file is wrong.
+
+mod check;
+mod new;
+mod plugins;
+mod status;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use portcullis_config::Diagnostics;
+
+use crate::{run, say};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const AFTER_HELP: &str = "\
+Without a command, `run` is meant. Without a configuration, it is taken from $PORTCULLIS_CONFIG,
+else from ./portcullis.yaml, else the quickstart is started: a gateway before a demo upstream,
+with two scripts to play with.
+
+Begin with:
+  portcullis                     start the quickstart and follow what it prints
+  portcullis check gateway.yaml  see everything that is wrong with a configuration
+  portcullis plugins             see what plugins there are
+  portcullis plugins cors        see how one is configured
+  portcullis new script my-rule  write a policy that works, to be changed
+
+Exit codes: 0 it worked, 1 it failed while running, 2 the command line or a file is wrong.";
+
+/// An API security gateway that is programmed with plugins, scripts and WebAssembly.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// The configuration file of `run`, when no command is given.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the gateway and serve until it is told to stop.
+    #[command(after_help = "\
+Signals:
+  SIGHUP           reload now, and open log files anew (after a rotation)
+  SIGTERM, SIGINT  stop accepting, finish running requests for at most `drain`, end;
+                   a second one ends at once
+
+Every file that shapes behaviour is watched: a change applies by itself, as a whole, between two
+requests. A file with an error changes nothing but the log and what `portcullis status` says.
+
+The execution log goes to standard error. $PORTCULLIS_LOG sets its level: `debug`, or
+`warn,portcullis::reload=trace`.")]
+    Run(RunOptions),
+
+    /// Check a configuration and everything it names; print all errors at once.
+    #[command(after_help = "\
+Builds everything that `run` would build, plugins, scripts, modules and certificates included,
+without opening a socket or touching a running gateway. Exit code 2 if there is an error.")]
+    Check(CheckOptions),
+
+    /// Print the JSON Schema of the configuration, for editors.
+    #[command(after_help = "\
+Holds the options of every plugin. With the YAML language server, save it as
+portcullis.schema.json and begin the configuration with
+  # yaml-language-server: $schema=portcullis.schema.json")]
+    Schema,
+
+    /// List the kinds of plugins, or show one: its options and an example.
+    Plugins {
+        /// Show this kind.
+        name: Option<String>,
+    },
+
+    /// Write a policy that works as it is, to be changed.
+    New {
+        #[command(subcommand)]
+        what: New,
+    },
+
+    /// Ask a running gateway how it is: generation, listeners, plugins, the last refused reload.
+    #[command(after_help = "\
+Asks the admin interface of the gateway that the configuration describes. Exit code 1 if the last
+reload was refused or nobody answers.")]
+    Status(StatusOptions),
+
+    /// Print shell completions.
+    #[command(
+        after_help = "For example: portcullis completions bash > ~/.local/share/bash-completion/completions/portcullis"
+    )]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// Which configuration is meant.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ConfigOption {
+    /// The configuration file. Default: $PORTCULLIS_CONFIG, else ./portcullis.yaml, else the quickstart.
+    #[arg(value_name = "CONFIG")]
+    file: Option<PathBuf>,
+
+    /// The same, as an option.
+    #[arg(short = 'c', long = "config", value_name = "FILE", conflicts_with = "file")]
+    option: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct RunOptions {
+    #[command(flatten)]
+    pub(crate) config: ConfigOption,
+
+    /// Start a demo upstream on loopback, at the port ${PORTCULLIS_DEMO_PORT} of the configuration.
+    #[arg(long)]
+    pub(crate) demo: bool,
+}
+
+#[derive(Debug, Args)]
+struct CheckOptions {
+    #[command(flatten)]
+    config: ConfigOption,
+
+    /// Print the findings as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum New {
+    /// A policy as a Rhai script: `NAME.rhai`.
+    Script(NewOptions),
+    /// A policy as a WebAssembly module in Rust: a directory `NAME` with all it needs to build.
+    Wasm(NewOptions),
+}
+
+#[derive(Debug, Args)]
+struct NewOptions {
+    /// Its name: lowercase letters, digits, `-` and `_`.
+    name: String,
+
+    /// Where to put it.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct StatusOptions {
+    #[command(flatten)]
+    config: ConfigOption,
+
+    /// Ask this address instead of the configuration's.
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a command did not work.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Something went wrong while running.
+    Run(String),
+    /// The command line or the environment is wrong.
+    Usage(String),
+    /// A file is wrong.
+    Files(Diagnostics),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let default =
+        || Command::Run(RunOptions { config: ConfigOption { file: cli.config, option: None }, demo: false });
+    answer(cli.command.unwrap_or_else(default)).unwrap_or_else(|failure| failure.report())
+}
+
+fn answer(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Run(options) => run::run(&options),
+        Command::Check(options) => check::check(&options.config, options.json),
+        Command::Schema => plugins::schema(),
+        Command::Plugins { name: None } => plugins::list(),
+        Command::Plugins { name: Some(name) } => plugins::show(&name),
+        Command::New { what: New::Script(options) } => new::script(&options.name, &options.dir),
+        Command::New { what: New::Wasm(options) } => new::wasm(&options.name, &options.dir),
+        Command::Status(options) => status::status(&options.config, options.admin, options.json),
+        Command::Completions { shell } => completions(shell),
+    }
+}
+
+fn completions(shell: Shell) -> Result<ExitCode, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut script);
+    say::result(&String::from_utf8_lossy(&script));
+    Ok(ExitCode::SUCCESS)
+}
+
+impl ConfigOption {
+    /// The file that was named, if one was.
+    pub(crate) fn named(&self) -> Option<PathBuf> {
+        self.file.clone().or_else(|| self.option.clone())
+    }
+}
+
+impl Failure {
+    fn report(self) -> ExitCode {
+        match self {
+            Failure::Run(message) => {
+                say::remark(&format!("error: {message}"));
+                ExitCode::from(1)
+            }
+            Failure::Usage(message) => {
+                say::remark(&format!("error: {message}"));
+                ExitCode::from(2)
+            }
+            Failure::Files(diagnostics) => {
+                say::remark(&diagnostics.render(say::remark_color()));
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_argument_says_what_it_is_for() {
+        fn undocumented(command: &clap::Command, found: &mut Vec<String>) {
+            if command.get_about().is_none() {
+                found.push(command.get_name().to_owned());
+            }
+            for argument in command.get_arguments().filter(|argument| argument.get_help().is_none()) {
+                found.push(format!("{} {}", command.get_name(), argument.get_id()));
+            }
+            command.get_subcommands().for_each(|command| undocumented(command, found));
+        }
+        let mut found = Vec::new();
+        undocumented(&Cli::command(), &mut found);
+        assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn the_configuration_is_named_in_either_way_but_not_both() {
+        let named = |arguments: &[&str]| match Cli::try_parse_from(arguments).map(|cli| cli.command) {
+            Ok(Some(Command::Run(options))) => options.config.named(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(named(&["portcullis", "run", "a.yaml"]), Some("a.yaml".into()));
+        assert_eq!(named(&["portcullis", "run", "--config", "a.yaml"]), Some("a.yaml".into()));
+        assert_eq!(named(&["portcullis", "run"]), None);
+        assert!(Cli::try_parse_from(["portcullis", "run", "a.yaml", "-c", "b.yaml"]).is_err());
+        assert_eq!(
+            Cli::try_parse_from(["portcullis", "-c", "a.yaml"]).unwrap().config,
+            Some("a.yaml".into())
+        );
+    }
+}

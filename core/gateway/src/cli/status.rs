@@ -1,0 +1,248 @@
+//! `status`: how a running gateway is, asked from its admin interface.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::header::HOST;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use portcullis_config::Admin;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use super::{ConfigOption, Failure, check};
+use crate::{say, server};
+
+/// An answer has this long; the interface answers from memory, apart from looking at the files on disk.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Thousands of plugins fit.
+const LARGEST: usize = 16 << 20;
+
+/// `portcullis status`
+pub(super) fn status(
+    config: &ConfigOption,
+    admin: Option<SocketAddr>,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    let address = match admin {
+        Some(address) => address,
+        None => configured(config)?,
+    };
+    let status = ask(reachable(address)).map_err(|error| {
+        Failure::Run(format!(
+            "no answer from the admin interface at {address}: {error}; is the gateway running?"
+        ))
+    })?;
+    say::result(&if json { format!("{status:#}") } else { summary(&status, now()) });
+    let refused = status.get("last_error").is_some_and(|error| !error.is_null());
+    Ok(if refused { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+fn configured(config: &ConfigOption) -> Result<SocketAddr, Failure> {
+    let path = check::file(config)?;
+    match portcullis_config::load(&path).map_err(Failure::Files)?.config.admin {
+        Admin::On(options) => Ok(options.bind.0),
+        Admin::Off => Err(Failure::Usage(format!("`{}` turns the admin interface off", path.display()))),
+    }
+}
+
+/// An address to connect to where one to listen on is given.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, address.port())),
+        _ => address,
+    }
+}
+
+fn ask(address: SocketAddr) -> Result<Value, String> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    runtime.block_on(async {
+        let answer = tokio::time::timeout(PATIENCE, fetch(address)).await;
+        answer.map_err(|_| format!("it took longer than {} s", PATIENCE.as_secs()))?
+    })
+}
+
+async fn fetch(address: SocketAddr) -> Result<Value, String> {
+    let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(connection);
+    let request = Request::get("/status")
+        .header(HOST, address.to_string())
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    let code = answer.status();
+    let body = server::whole(answer.into_body(), LARGEST).await?;
+    match code {
+        StatusCode::OK => serde_json::from_slice(&body).map_err(|error| format!("not a status: {error}")),
+        _ => Err(format!("it said {code}: {}", String::from_utf8_lossy(&body).trim())),
+    }
+}
+
+/// The answer for people.
+fn summary(status: &Value, now: u64) -> String {
+    let mut page = Page::default();
+    let number = text(status, "generation");
+    let age = ago(status, "applied", now);
+    page.line("generation", &format!("{number} (version {}), applied {age}", text(status, "version")));
+    page.line(
+        "gateway",
+        &format!("version {}, started {}", text(status, "gateway_version"), ago(status, "started", now)),
+    );
+    page.line("config", &text(status, "config"));
+    for listener in list(status, "listeners") {
+        let addresses: Vec<_> = list(listener, "addresses").map(|address| text(address, "actual")).collect();
+        let tls = if listener.get("tls") == Some(&Value::Bool(true)) { ", TLS" } else { "" };
+        page.line("listener", &format!("{}: {}{tls}", text(listener, "name"), addresses.join(", ")));
+    }
+    for upstream in list(status, "upstreams") {
+        let endpoints: Vec<_> = list(upstream, "endpoints").filter_map(Value::as_str).collect();
+        page.line("upstream", &format!("{}: {}", text(upstream, "name"), endpoints.join(", ")));
+    }
+    for plugin in list(status, "plugins") {
+        let file =
+            plugin.get("file").and_then(Value::as_str).map(|file| format!(", {file}")).unwrap_or_default();
+        let (name, kind, scope) = (text(plugin, "name"), text(plugin, "kind"), text(plugin, "scope"));
+        page.line("plugin", &format!("{name}: {kind} of {scope}{file}"));
+    }
+    page.line("routes", &text(status, "routes"));
+    if let Some(counts) = status.get("reloads") {
+        let count = |outcome| format!("{} {outcome}", text(counts, outcome));
+        page.line("reloads", &["applied", "refused", "unchanged"].map(count).join(", "));
+    }
+    for warning in list(status, "warnings") {
+        page.line("warning", &text(warning, "message"));
+    }
+    for file in list(status, "drift").filter_map(Value::as_str) {
+        page.line("drift", &format!("{file} is not what runs"));
+    }
+    if let Some(error) = status.get("last_error").filter(|error| !error.is_null()) {
+        let (age, text) = (ago(error, "at", now), text(error, "text"));
+        page.text
+            .push_str(&format!("\nthe reload {age} was refused, generation {number} runs on:\n\n{text}"));
+    }
+    page.text
+}
+
+/// Lines with their subject in front, named once in a row.
+#[derive(Default)]
+struct Page {
+    text: String,
+    subject: &'static str,
+}
+
+impl Page {
+    fn line(&mut self, subject: &'static str, text: &str) {
+        let shown = if subject == self.subject { "" } else { subject };
+        self.subject = subject;
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "{shown:10}  {text}");
+    }
+}
+
+fn text(value: &Value, field: &str) -> String {
+    match value.get(field) {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => String::new(),
+    }
+}
+
+fn list<'v>(value: &'v Value, field: &str) -> impl Iterator<Item = &'v Value> {
+    value.get(field).and_then(Value::as_array).into_iter().flatten()
+}
+
+/// How long ago a time in seconds since 1970 is.
+fn ago(value: &Value, field: &str, now: u64) -> String {
+    let Some(then) = value.get(field).and_then(Value::as_u64) else { return "at an unknown time".to_owned() };
+    match now.saturating_sub(then) {
+        seconds @ 0..120 => format!("{seconds} s ago"),
+        seconds @ 120..7200 => format!("{} min ago", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h ago", seconds / 3600),
+        seconds => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_answer_becomes_readable() {
+        let status = json!({
+            "generation": 3, "version": "ab12", "applied": 1000, "started": 900, "gateway_version": "0.1.0",
+            "config": "gateway.yaml", "routes": 2,
+            "listeners": [{ "name": "web", "tls": true, "addresses": [{ "configured": "[::]:0", "actual": "[::]:443" }] }],
+            "upstreams": [{ "name": "api", "endpoints": ["a:1", "b:2"] }],
+            "plugins": [
+                { "name": "cors", "kind": "cors", "scope": "gateway", "file": null },
+                { "name": "users/x", "kind": "rhai", "scope": "route users", "file": "x.rhai" },
+            ],
+            "warnings": [], "drift": ["x.rhai"], "reloads": { "applied": 2, "refused": 1, "unchanged": 0 },
+            "last_error": { "at": 1080, "trigger": "watch", "diagnostics": [], "text": "error: bad\n --> x.rhai:1:2\n" },
+        });
+        assert_eq!(
+            summary(&status, 1090),
+            "\
+generation  3 (version ab12), applied 90 s ago
+gateway     version 0.1.0, started 3 min ago
+config      gateway.yaml
+listener    web: [::]:443, TLS
+upstream    api: a:1, b:2
+plugin      cors: cors of gateway
+            users/x: rhai of route users, x.rhai
+routes      2
+reloads     2 applied, 1 refused, 0 unchanged
+drift       x.rhai is not what runs
+
+the reload 10 s ago was refused, generation 3 runs on:
+
+error: bad
+ --> x.rhai:1:2
+"
+        );
+    }
+
+    #[test]
+    fn an_unknown_shape_does_no_harm() {
+        assert!(summary(&json!({}), 0).contains("generation"));
+        assert!(summary(&json!([1]), 0).contains("generation"));
+    }
+
+    #[test]
+    fn an_address_to_listen_on_becomes_one_to_connect_to() {
+        let reached = |address: &str| reachable(address.parse().unwrap()).to_string();
+        assert_eq!(reached("0.0.0.0:9901"), "127.0.0.1:9901");
+        assert_eq!(reached("[::]:9901"), "[::1]:9901");
+        assert_eq!(reached("10.0.0.1:9901"), "10.0.0.1:9901");
+    }
+
+    #[test]
+    fn nobody_there_is_a_failure_that_says_where() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let Err(Failure::Run(message)) = status(&ConfigOption::default(), Some(address), false) else {
+            panic!("somebody answered");
+        };
+        assert!(
+            message.contains(&address.to_string()) && message.contains("is the gateway running?"),
+            "{message}"
+        );
+    }
+}

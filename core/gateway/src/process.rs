@@ -1,0 +1,102 @@
+//! The process itself: what must be set up once, and what the system says about it.
+//!
+//! The calls that Rust has no safe form for are all here.
+
+use std::fs;
+use std::io;
+use std::panic;
+
+/// Installs the crypto provider that all of the program uses.
+pub(crate) fn install_crypto() {
+    // An error means that a provider is already there, which can only be this one.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// Sends panics to the execution log, which must have been started.
+pub(crate) fn log_panics() {
+    panic::set_hook(Box::new(|info| {
+        let message = info.payload_as_str().unwrap_or("a panic without a message");
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        tracing::error!(target: "portcullis::panic", message, place, thread = thread.name().unwrap_or("unnamed"));
+    }));
+}
+
+/// Raises the limit of open files to what the system allows, and returns it: every connection is one.
+#[allow(unsafe_code)]
+pub(crate) fn raise_open_files() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the answer, for the length of the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is a valid value, for the length of the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}
+
+/// Microseconds of the monotonic clock, which the service manager compares with its own.
+#[allow(unsafe_code)]
+pub(crate) fn monotonic_micros() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid place for the answer, for the length of the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000
+}
+
+/// Whether a process with this id is alive, whoever owns it.
+#[allow(unsafe_code)]
+pub(crate) fn is_alive(pid: i32) -> bool {
+    // SAFETY: signal 0 only asks; nothing is sent.
+    pid > 0
+        && (unsafe { libc::kill(pid, 0) } == 0
+            || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM))
+}
+
+/// The user the process runs as.
+#[allow(unsafe_code)]
+pub(crate) fn user_id() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Resident memory in bytes; none where the system has no `/proc`.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Open file descriptors; none where the system has no `/proc`.
+pub(crate) fn open_files() -> Option<u64> {
+    // The listing itself holds one.
+    fs::read_dir("/proc/self/fd").ok().map(|entries| (entries.count() as u64).saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_alive_and_an_impossible_one_is_not() {
+        assert!(is_alive(std::process::id() as i32));
+        assert!(!is_alive(0) && !is_alive(-1) && !is_alive(i32::MAX));
+    }
+
+    #[test]
+    fn the_limit_of_open_files_rises_to_the_hard_limit() {
+        let raised = raise_open_files().unwrap();
+        assert_eq!(raise_open_files().unwrap(), raised);
+        assert!(raised > 0);
+    }
+
+    #[test]
+    fn the_system_tells_memory_files_and_time() {
+        assert!(resident_bytes().unwrap() > 1 << 20);
+        assert!(open_files().unwrap() >= 3);
+        assert!(monotonic_micros() <= monotonic_micros());
+    }
+}

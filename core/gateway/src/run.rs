@@ -1,0 +1,241 @@
+//! The life of a gateway: start, reload when told, drain, end.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_config::{Admin as AdminConfig, Config, Diagnostics, Loaded};
+use portcullis_control::{Control, Options, Status, Trigger};
+use portcullis_proxy::DataPlane;
+use portcullis_proxy::metrics::Metrics;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::admin::{self, Admin};
+use crate::cli::{Failure, RunOptions};
+use crate::notify::{self, Message};
+use crate::pid_file::PidFile;
+use crate::places::{self, Configuration};
+use crate::sinks::Sinks;
+use crate::{demo, kinds, process, quickstart, say, server, telemetry};
+
+/// What the last log lines get to reach a slow target.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Tasks of the control plane that do not end by themselves, such as a running build, are left behind.
+const LEFT_BEHIND: Duration = Duration::from_millis(200);
+
+/// How the gateway ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Every request ended, or had its grace.
+    Drained,
+    /// A second signal: nobody waits for anything.
+    AtOnce,
+}
+
+/// What is to be run.
+struct Plan {
+    path: PathBuf,
+    /// For the configuration, before those of the environment.
+    variables: BTreeMap<String, String>,
+    /// Whether a newcomer is to be shown around.
+    tour: bool,
+}
+
+/// `portcullis run`
+pub(crate) fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
+    let mut plan = plan(options)?;
+    if options.demo || plan.tour {
+        let port =
+            demo::start().map_err(|error| Failure::Run(format!("the demo upstream can't start: {error}")))?;
+        plan.variables.insert(demo::VARIABLE.to_owned(), port.to_string());
+    }
+    let loaded = plan.load().map_err(Failure::Files)?;
+    let sinks = Arc::new(Sinks::new(&loaded.dir));
+    telemetry::start(loaded.config.log, &sinks).map_err(Failure::Usage)?;
+    process::log_panics();
+    process::install_crypto();
+    let pid_file = loaded.config.pid_file.as_deref().map(|path| PidFile::create(&loaded.resolve(path)));
+    let pid_file = pid_file.transpose().map_err(Failure::Run)?;
+    if let Err(error) = process::raise_open_files() {
+        tracing::warn!(target: "portcullis::run", %error, "the limit of open files can't be raised");
+    }
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::Run(format!("the control plane can't start: {error}")))?;
+    let ended = runtime.block_on(serve(plan, &loaded, sinks.clone()));
+    sinks.flush(FLUSH);
+    drop(pid_file);
+    if ended.as_ref().is_ok_and(|end| *end == End::AtOnce) {
+        // Returning would wait for threads that have work left.
+        std::process::exit(0);
+    }
+    runtime.shutdown_timeout(LEFT_BEHIND);
+    ended.map(|_| ExitCode::SUCCESS)
+}
+
+fn plan(options: &RunOptions) -> Result<Plan, Failure> {
+    let path = match places::configuration(options.config.named()) {
+        Configuration::File(path) => return Ok(Plan { path, variables: BTreeMap::new(), tour: false }),
+        Configuration::Quickstart(path) => path,
+        Configuration::Embedded => quickstart::unpack()
+            .map_err(|error| Failure::Run(format!("the quickstart can't be written: {error}")))?,
+    };
+    Ok(Plan { path, variables: quickstart::ports(), tour: true })
+}
+
+impl Plan {
+    /// What the process itself needs to know of the configuration; the control plane reads it again.
+    fn load(&self) -> Result<Loaded, Diagnostics> {
+        let variable = |name: &str| self.variables.get(name).cloned().or_else(|| std::env::var(name).ok());
+        let text = portcullis_config::read_text(&self.path)?;
+        portcullis_config::parse(&self.path, &text, &variable)
+    }
+}
+
+/// From the first bind to the last request.
+async fn serve(plan: Plan, loaded: &Loaded, sinks: Arc<Sinks>) -> Result<End, Failure> {
+    let config = &loaded.config;
+    let mut signals = Signals::new().map_err(|error| Failure::Run(format!("no signals: {error}")))?;
+    let workers = workers(config);
+    let metrics = Arc::new(Metrics::new(workers));
+    let data = DataPlane::new(workers, metrics.clone());
+    let data = Arc::new(data.map_err(|error| Failure::Run(format!("the workers can't start: {error}")))?);
+
+    let admin = Arc::new(Admin::new(metrics.clone(), sinks.clone()));
+    let mut tasks = JoinSet::new();
+    let admin_address = serve_admin(&config.admin, &admin, &mut tasks).await?;
+
+    let options = Options {
+        config: plan.path.clone(),
+        state_dir: Some(
+            config.state_dir.as_deref().map_or_else(places::state_dir, |dir| loaded.resolve(dir)),
+        ),
+        variables: plan.variables,
+        log_sinks: sinks.clone(),
+    };
+    let control = tokio::select! {
+        control = Control::start(options, kinds::registry(), data.clone(), metrics) => control.map_err(Failure::Files)?,
+        () = signals.stop.told() => return Ok(End::AtOnce),
+    };
+    admin.serving(control.clone());
+    let addresses = data.addresses();
+    for (_, address) in &addresses {
+        tracing::info!(target: "portcullis::run", %address, workers, "listening");
+    }
+    if let (true, Some((_, gateway))) = (plan.tour, addresses.first()) {
+        sinks.flush(FLUSH);
+        say::remark(&quickstart::tour(&plan.path, *gateway, admin_address));
+    }
+    notify::tell(&Message::Ready(&summary(&control.subscribe().borrow())));
+
+    until_stopped(&mut signals, &control, &sinks).await;
+    admin.draining();
+    notify::tell(&Message::Stopping("draining"));
+    Ok(drain(&data, config.drain.0, &mut signals.stop).await)
+}
+
+/// Reloads when told, and tells of every reload, until told to stop.
+async fn until_stopped(signals: &mut Signals, control: &Control, sinks: &Sinks) {
+    let mut status = control.subscribe();
+    let mut reloads = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = signals.stop.told() => return,
+            _ = signals.hangup.recv() => {
+                sinks.reopen();
+                notify::tell(&Message::Reloading);
+                let control = control.clone();
+                // What comes of it, the control plane logs.
+                reloads.spawn(async move { control.reload(Trigger::Signal).await });
+            }
+            Some(_) = reloads.join_next() => notify::tell(&Message::Ready(&summary(&status.borrow()))),
+            Ok(()) = status.changed() => notify::tell(&Message::Status(&summary(&status.borrow_and_update()))),
+        }
+    }
+}
+
+async fn drain(data: &DataPlane, grace: Duration, stop: &mut Stop) -> End {
+    tracing::info!(target: "portcullis::run", grace_ms = grace.as_millis() as u64, "draining");
+    tokio::select! {
+        cut_off = data.drain(grace) => {
+            tracing::info!(target: "portcullis::run", cut_off, "stopped");
+            End::Drained
+        }
+        () = stop.told() => {
+            tracing::warn!(target: "portcullis::run", "stopped at once");
+            End::AtOnce
+        }
+    }
+}
+
+async fn serve_admin(
+    config: &AdminConfig,
+    admin: &Arc<Admin>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Option<SocketAddr>, Failure> {
+    let AdminConfig::On(options) = config else { return Ok(None) };
+    let failed = |error| {
+        let bind = options.bind;
+        Failure::Run(format!(
+            "the admin interface can't listen at {bind}: {error}; set `admin: {{ bind: .. }}`"
+        ))
+    };
+    let listener = TcpListener::bind(options.bind.0).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    tracing::info!(target: "portcullis::run", %address, "admin interface");
+    let admin = admin.clone();
+    tasks.spawn(server::serve(listener, admin::LIMITS, move |request| admin.clone().answer(request)));
+    Ok(Some(address))
+}
+
+fn workers(config: &Config) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    config.workers.map_or(cores, |workers| workers.get() as usize)
+}
+
+/// One line for the service manager.
+fn summary(status: &Status) -> String {
+    let refused = if status.last_error.is_some() { "; the last reload was refused" } else { "" };
+    format!(
+        "generation {}, {} routes, {} plugins{refused}",
+        status.generation,
+        status.routes,
+        status.plugins.len()
+    )
+}
+
+/// What the process is told from outside.
+struct Signals {
+    hangup: Signal,
+    stop: Stop,
+}
+
+/// Told to stop, in either way.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let stop =
+            Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+        Ok(Signals { hangup: signal(SignalKind::hangup())?, stop })
+    }
+}
+
+impl Stop {
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

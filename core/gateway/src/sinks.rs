@@ -1,0 +1,328 @@
+//! Where log lines go, without ever holding up traffic.
+//!
+//! Each target has a thread that writes and a bounded queue before it. A line that finds the queue full, or
+//! that the target does not take, is dropped and counted; whoever logs goes on at once.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use portcullis_plugin::{LogSink, LogSinks};
+
+/// Lines that wait for a slow target at most: a second or two of a busy gateway.
+const LINES: usize = 8192;
+
+/// Bytes that wait for a slow target at most.
+const BYTES: usize = 8 << 20;
+
+/// Lines are written together up to this size, so that a busy log costs few system calls.
+const BATCH: usize = 64 << 10;
+
+/// All targets in use, each opened once.
+pub(crate) struct Sinks {
+    /// What relative paths are relative to.
+    dir: PathBuf,
+    known: Mutex<BTreeMap<String, Known>>,
+}
+
+/// A target; its counter outlives its sink, so that a reload that lets go of it resets nothing.
+#[derive(Default)]
+struct Known {
+    sink: Weak<Sink>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// A queue and the thread behind it, which ends with the queue.
+pub(crate) struct Sink {
+    lines: SyncSender<Box<[u8]>>,
+    state: Arc<State>,
+}
+
+/// What both sides of the queue see.
+struct State {
+    /// Bytes queued and not yet written.
+    pending: AtomicUsize,
+    dropped: Arc<AtomicU64>,
+    reopen: AtomicBool,
+    lock: Mutex<()>,
+    written: Condvar,
+}
+
+/// What the thread writes to.
+enum Output {
+    File { path: PathBuf, file: File },
+    Other(Box<dyn Write + Send>),
+}
+
+impl Sinks {
+    /// No target yet; relative paths are relative to `dir`.
+    pub(crate) fn new(dir: &Path) -> Self {
+        Sinks { dir: dir.to_owned(), known: Mutex::default() }
+    }
+
+    /// A sink of its own for the execution log, on standard error.
+    pub(crate) fn execution(&self) -> io::Result<Arc<Sink>> {
+        self.named("execution", || Ok(Output::Other(Box::new(io::stderr()))))
+    }
+
+    /// Makes every file open anew before its next line: after a rotation.
+    pub(crate) fn reopen(&self) {
+        for sink in self.live() {
+            sink.state.reopen.store(true, Ordering::Release);
+        }
+    }
+
+    /// Waits until everything queued is written, at most for `patience` in all.
+    pub(crate) fn flush(&self, patience: Duration) {
+        let end = Instant::now() + patience;
+        for sink in self.live() {
+            sink.flush(end);
+        }
+    }
+
+    /// Lines dropped so far, by target.
+    pub(crate) fn dropped(&self) -> Vec<(String, u64)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().map(|(name, known)| (name.clone(), known.dropped.load(Ordering::Relaxed))).collect()
+    }
+
+    fn live(&self) -> Vec<Arc<Sink>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.values().filter_map(|known| known.sink.upgrade()).collect()
+    }
+
+    fn named(&self, name: &str, open: impl FnOnce() -> io::Result<Output>) -> io::Result<Arc<Sink>> {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.entry(name.to_owned()).or_default();
+        if let Some(sink) = known.sink.upgrade() {
+            return Ok(sink);
+        }
+        let sink = Arc::new(Sink::start(name, open()?, known.dropped.clone())?);
+        known.sink = Arc::downgrade(&sink);
+        Ok(sink)
+    }
+}
+
+impl LogSinks for Sinks {
+    fn open(&self, target: &str) -> Result<Arc<dyn LogSink>, String> {
+        let opened = match target {
+            "stdout" => self.named(target, || Ok(Output::Other(Box::new(io::stdout())))),
+            "stderr" => self.named(target, || Ok(Output::Other(Box::new(io::stderr())))),
+            path => {
+                let path = self.dir.join(path);
+                self.named(&path.to_string_lossy(), || {
+                    open_file(&path).map(|file| Output::File { path: path.clone(), file })
+                })
+            }
+        };
+        opened.map(|sink| sink as _).map_err(|error| format!("`{target}` can't be opened for logs: {error}"))
+    }
+}
+
+impl Sink {
+    fn start(name: &str, output: Output, dropped: Arc<AtomicU64>) -> io::Result<Self> {
+        let (lines, queue) = sync_channel(LINES);
+        let state = Arc::new(State {
+            pending: AtomicUsize::new(0),
+            dropped,
+            reopen: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            written: Condvar::new(),
+        });
+        let writing = state.clone();
+        thread::Builder::new()
+            .name(format!("log {name}"))
+            .spawn(move || write_lines(&queue, &writing, output))?;
+        Ok(Sink { lines, state })
+    }
+
+    fn flush(&self, end: Instant) {
+        let mut lock = self.state.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.state.pending.load(Ordering::Acquire) > 0 {
+            let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                return;
+            };
+            let waited = self.state.written.wait_timeout(lock, left);
+            lock = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl LogSink for Sink {
+    fn write(&self, line: &[u8]) {
+        let pending = self.state.pending.fetch_add(line.len(), Ordering::AcqRel);
+        if pending + line.len() > BYTES || self.lines.try_send(line.into()).is_err() {
+            self.state.pending.fetch_sub(line.len(), Ordering::AcqRel);
+            self.state.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn write_lines(queue: &Receiver<Box<[u8]>>, state: &State, mut output: Output) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while let Ok(line) = queue.recv() {
+        let mut count = 1;
+        batch.extend_from_slice(&line);
+        while batch.len() < BATCH
+            && let Ok(line) = queue.try_recv()
+        {
+            batch.extend_from_slice(&line);
+            count += 1;
+        }
+        if state.reopen.swap(false, Ordering::AcqRel) {
+            output.reopen();
+        }
+        if output.write(&batch).is_err() {
+            state.dropped.fetch_add(count, Ordering::Relaxed);
+        }
+        state.pending.fetch_sub(batch.len(), Ordering::AcqRel);
+        drop(state.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        state.written.notify_all();
+        batch.clear();
+    }
+}
+
+impl Output {
+    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
+        match self {
+            Output::File { file, .. } => file.write_all(batch),
+            Output::Other(writer) => writer.write_all(batch).and_then(|()| writer.flush()),
+        }
+    }
+
+    /// A file that can't be opened anew is written to as before: better a rotated file than none.
+    fn reopen(&mut self) {
+        if let Output::File { path, file } = self {
+            match open_file(path) {
+                Ok(fresh) => *file = fresh,
+                Err(error) => {
+                    tracing::warn!(target: "portcullis::log", path = %path.display(), %error, "log file not reopened");
+                }
+            }
+        }
+    }
+}
+
+/// Opens for appending. Non-blocking, so that a pipe without a reader is an error rather than a wait.
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn lines_arrive_in_order_and_survive_a_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let sinks = Sinks::new(dir.path());
+        let sink = sinks.open("access.log").unwrap();
+        sink.write(b"one\n");
+        sink.write(b"two\n");
+        sinks.flush(PATIENCE);
+        fs::rename(dir.path().join("access.log"), dir.path().join("access.log.1")).unwrap();
+        sinks.reopen();
+        sink.write(b"three\n");
+        sinks.flush(PATIENCE);
+        assert_eq!(fs::read_to_string(dir.path().join("access.log.1")).unwrap(), "one\ntwo\n");
+        assert_eq!(fs::read_to_string(dir.path().join("access.log")).unwrap(), "three\n");
+    }
+
+    #[test]
+    fn a_target_is_opened_once_however_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let sinks = Sinks::new(dir.path());
+        let _one = sinks.open("a.log").unwrap();
+        let _same = sinks.open(dir.path().join("a.log").to_str().unwrap()).unwrap();
+        assert_eq!(sinks.dropped().len(), 1);
+    }
+
+    #[test]
+    fn a_target_that_cannot_be_opened_says_so() {
+        let sinks = Sinks::new(Path::new("/nonexistent"));
+        let error = sinks.open("a.log").err().unwrap();
+        assert!(error.starts_with("`a.log` can't be opened for logs: "), "{error}");
+    }
+
+    /// A target that takes nothing until it is let go.
+    struct Stuck(Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stuck_target_blocks_nobody_and_what_it_drops_is_counted() {
+        let (release, gate) = sync_channel(0);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let sink = Sink::start("stuck", Output::Other(Box::new(Stuck(gate))), dropped.clone()).unwrap();
+        let line = [b'x'; 64 << 10];
+        for _ in 0..1000 {
+            sink.write(&line);
+        }
+        let fits = (BYTES / line.len()) as u64;
+        assert_eq!(dropped.load(Ordering::Relaxed), 1000 - fits);
+        let before = Instant::now();
+        sink.flush(before + Duration::from_millis(20));
+        assert!(before.elapsed() < PATIENCE);
+        drop(release);
+        sink.flush(Instant::now() + PATIENCE);
+        assert_eq!(sink.state.pending.load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn many_small_lines_are_bounded_too() {
+        let (release, gate) = sync_channel(0);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let sink = Sink::start("stuck", Output::Other(Box::new(Stuck(gate))), dropped.clone()).unwrap();
+        for _ in 0..16 * LINES {
+            sink.write(b"x\n");
+        }
+        assert!(dropped.load(Ordering::Relaxed) > 0);
+        drop(release);
+    }
+
+    /// A disk that is full.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_the_target_refuses_is_counted() {
+        let dropped = Arc::new(AtomicU64::new(0));
+        let sink = Sink::start("full", Output::Other(Box::new(Full)), dropped.clone()).unwrap();
+        sink.write(b"lost\n");
+        sink.flush(Instant::now() + PATIENCE);
+        assert_eq!(dropped.load(Ordering::Relaxed), 1);
+    }
+}
