@@ -24,4 +24,38 @@ mod tests {
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{names:?}");
         assert!(names.contains(&"rhai") && names.contains(&"wasm"), "{names:?}");
     }
+
+    /// What the examples take for granted.
+    const FILES: &[(&str, &str)] = &[
+        ("lists/blocked.txt", "203.0.113.0/24\n"),
+        ("schemas/order.json", r#"{ "type": "object", "properties": { "item": { "type": "string" } } }"#),
+        ("scripts/hello.rhai", include_str!("../../../scripts/hello.rhai")),
+    ];
+
+    #[test]
+    fn every_example_is_a_configuration_that_works() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, content) in FILES {
+            let path = directory.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        let registry = registry();
+        // A module has to be built first; the suite that builds some loads this example's.
+        for kind in registry.kinds().filter(|kind| kind.kind != "wasm") {
+            let config = directory.path().join(format!("{}.yaml", kind.kind));
+            let route = kind.example.replace('\n', "\n      ");
+            let text = format!(
+                "listeners: [{{ bind: '127.0.0.1:0' }}]\n\
+                 upstreams: {{ authz: {{ endpoints: ['http://127.0.0.1:9'] }} }}\n\
+                 routes:\n  - name: r\n    respond: {{ status: 204 }}\n    plugins:\n      {route}\n"
+            );
+            std::fs::write(&config, text).unwrap();
+            let key = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=".to_owned();
+            let variables = std::collections::BTreeMap::from([("SIGNING_KEY".to_owned(), key)]);
+            if let Err(findings) = portcullis_control::check(&config, &registry, variables) {
+                panic!("{}", findings.render(false));
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! ```yaml
 //! - headers:
 //!     request:
-//!       set: { x-user: "${principal}", x-tenant: "${capture.tenant}" }
+//!       set: { x-user: "{principal}", x-tenant: "{capture.tenant}" }
 //!       remove: [x-debug]
 //!     response:
 //!       set: { strict-transport-security: max-age=31536000 }
@@ -48,7 +48,7 @@ pub(crate) struct Config {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct OperationsConfig {
-    /// Headers that get this one value, e.g. `x-user: "${principal}"`. Without a value the header is
+    /// Headers that get this one value, e.g. `x-user: "{principal}"`. Without a value the header is
     /// removed. Default: none.
     set: BTreeMap<String, String>,
     /// Values that are added to what is there. Default: none.
@@ -155,7 +155,7 @@ impl PluginType for Headers {
     const EXAMPLE: &'static str = "\
 - headers:
     request:
-      set: { x-user: \"${principal}\", x-request-id: \"${request_id}\" }
+      set: { x-user: \"{principal}\", x-request-id: \"{request_id}\" }
       remove: [x-debug]
     response:
       set: { x-content-type-options: nosniff }
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn every_operation_does_its_part_on_both_sides() {
         let operations = json!({
-            "set": {"x-set": "${header.x-from}"}, "add": {"x-add": "2"},
+            "set": {"x-set": "{header.x-from}"}, "add": {"x-add": "2"},
             "rename": {"x-from": "x-to"}, "remove": ["x-gone"],
         });
         let plugin = build(json!({"request": operations, "response": operations})).unwrap();
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_clients_claim_never_outlives_a_missing_value() {
-        let plugin = build(json!({"request": {"set": {"x-user": "${principal}"}}})).unwrap();
+        let plugin = build(json!({"request": {"set": {"x-user": "{principal}"}}})).unwrap();
         let mut exchange = ExchangeBuilder::get("/").header("x-user", "root").build();
         plugin.on_request(&mut exchange).unwrap();
         assert!(values(exchange.request().headers(), "x-user").is_empty());
@@ -256,7 +256,7 @@ mod tests {
         for (table, path) in [
             (json!({}), ""),
             (json!({"request": {"set": {"bad name": "1"}}}), "request.set.bad name"),
-            (json!({"request": {"set": {"x": "${nobody}"}}}), "request.set.x"),
+            (json!({"request": {"set": {"x": "{nobody}"}}}), "request.set.x"),
             (json!({"request": {"set": {"Transfer-Encoding": "chunked"}}}), "request.set.Transfer-Encoding"),
             (json!({"response": {"remove": ["x", "content-length"]}}), "response.remove[1]"),
             (json!({"response": {"add": {"keep-alive": "1"}}}), "response.add.keep-alive"),

@@ -2,15 +2,15 @@
 //!
 //! | placeholder | is |
 //! |---|---|
-//! | `${request_id}` | the request id |
-//! | `${client}` | the client's address |
-//! | `${principal}` | the id of whoever calls |
-//! | `${route}` | the route's name |
-//! | `${capture.NAME}` | a capture of the route's path, percent-encoded as it came |
-//! | `${header.NAME}` | the request header's first value, as it is by then |
-//! | `${fact.NAME}` | a fact that an earlier plugin left: a string, a number or a boolean |
+//! | `{request_id}` | the request id |
+//! | `{client}` | the client's address |
+//! | `{principal}` | the id of whoever calls |
+//! | `{route}` | the route's name |
+//! | `{capture.NAME}` | a capture of the route's path, percent-encoded as it came |
+//! | `{header.NAME}` | the request header's first value, as it is by then |
+//! | `{fact.NAME}` | a fact that an earlier plugin left: a string, a number or a boolean |
 //!
-//! `$${` writes `${` itself.
+//! A brace that no lower-case letter follows is itself; `{{` writes one where a letter follows.
 
 use std::fmt::Write;
 
@@ -37,8 +37,8 @@ pub(crate) enum Part {
     Fact(String),
 }
 
-const HELP: &str = "known are `${request_id}`, `${client}`, `${principal}`, `${route}`, `${capture.NAME}`, \
-                    `${header.NAME}` and `${fact.NAME}`; `$${` writes `${` itself";
+const HELP: &str = "known are `{request_id}`, `{client}`, `{principal}`, `{route}`, `{capture.NAME}`, \
+                    `{header.NAME}` and `{fact.NAME}`; `{{` writes `{` itself";
 
 impl Template {
     /// Parses a value; `at` is the path of the setting.
@@ -100,21 +100,25 @@ fn split(text: &str) -> Result<Vec<Part>, String> {
     let mut parts = Vec::new();
     let mut constant = String::new();
     let mut rest = text;
-    while let Some(at) = rest.find("${") {
-        let (before, placeholder) = rest.split_at(at);
-        if let Some(before) = before.strip_suffix('$') {
-            constant.push_str(before);
-            constant.push_str("${");
-            rest = &placeholder[2..];
-            continue;
-        }
-        let (name, after) = placeholder[2..].split_once('}').ok_or("`${` without its `}`")?;
+    while let Some(at) = rest.find('{') {
+        let (before, brace) = rest.split_at(at);
         constant.push_str(before);
-        if !constant.is_empty() {
-            parts.push(Part::Text(std::mem::take(&mut constant)));
-        }
-        parts.push(part(name)?);
-        rest = after;
+        let inside = &brace[1..];
+        rest = match inside.bytes().next() {
+            Some(b'a'..=b'z') => {
+                let (name, after) =
+                    inside.split_once('}').ok_or("`{` without its `}`; `{{` writes a brace")?;
+                if !constant.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut constant)));
+                }
+                parts.push(part(name)?);
+                after
+            }
+            doubled => {
+                constant.push('{');
+                if doubled == Some(b'{') { &inside[1..] } else { inside }
+            }
+        };
     }
     constant.push_str(rest);
     if !constant.is_empty() {
@@ -124,7 +128,7 @@ fn split(text: &str) -> Result<Vec<Part>, String> {
 }
 
 fn part(name: &str) -> Result<Part, String> {
-    let unknown = || format!("`${{{name}}}` is not a known placeholder");
+    let unknown = || format!("`{{{name}}}` is not a known placeholder");
     Ok(match name.split_once('.') {
         None => match name {
             "request_id" => Part::RequestId,
@@ -165,13 +169,13 @@ mod tests {
         for (template, value) in [
             ("plain", Some("plain")),
             ("", Some("")),
-            ("$${client} costs 5$", Some("${client} costs 5$")),
-            ("${client}/${principal}/${route}/${capture.id}", Some("192.0.2.1/ada/users/42")),
-            ("<${header.X-Tenant}>${fact.score}", Some("<acme>7")),
-            ("${request_id}", Some("00000000000000000000000000000001")),
-            ("${fact.list}", None),
-            ("${fact.missing}", None),
-            ("${capture.missing}", None),
+            ("{{client} {\"a\":{}}", Some("{client} {\"a\":{}}")),
+            ("{client}/{principal}/{route}/{capture.id}", Some("192.0.2.1/ada/users/42")),
+            ("<{header.X-Tenant}>{fact.score}", Some("<acme>7")),
+            ("{request_id}", Some("00000000000000000000000000000001")),
+            ("{fact.list}", None),
+            ("{fact.missing}", None),
+            ("{capture.missing}", None),
         ] {
             assert_eq!(render(template, &exchange).as_deref(), value, "{template}");
         }
@@ -181,14 +185,12 @@ mod tests {
     fn a_line_end_in_a_fact_makes_no_header() {
         let mut exchange = ExchangeBuilder::get("/").build();
         exchange.set_fact("f", "a\r\nset-cookie: b=c".into());
-        assert_eq!(render("x${fact.f}", &exchange), None);
+        assert_eq!(render("x{fact.f}", &exchange), None);
     }
 
     #[test]
     fn what_cannot_be_a_template_is_refused_at_its_path() {
-        for wrong in
-            ["${nobody}", "${client", "${header.}", "${header.a b}", "${fact}", "a\nb", "a\n${client}"]
-        {
+        for wrong in ["{nobody}", "{client", "{header.}", "{header.a b}", "{fact}", "a\nb", "a\n{client}"] {
             let error = Template::parse("request.set.x-a", wrong).unwrap_err();
             assert_eq!(error.path, "request.set.x-a", "{wrong}");
         }

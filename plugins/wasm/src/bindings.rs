@@ -1,0 +1,10 @@
+//! What the WIT says, as Rust: the traits that [`Host`](crate::host::Host) implements, and the types.
+#![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+
+wasmtime::component::bindgen!({
+    path: "../../plugin-sdk/guest/wit",
+    world: "imports",
+    imports: { default: trappable },
+});
+
+pub use portcullis::policy::{exchange, host, types};

@@ -1,0 +1,247 @@
+//! The engines on which modules run, one set per process, and the clock that interrupts guests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::Thread;
+use std::time::Duration;
+
+use wasmtime::{
+    Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    Result,
+};
+
+use crate::units::Size;
+
+/// How often a running guest is interrupted: it yields to the worker's other exchanges, and its
+/// CPU time is counted in this unit.
+pub(crate) const TICK: Duration = Duration::from_millis(1);
+
+/// Largest memory that a module may be granted; the pool reserves as much address space per slot anyway.
+pub(crate) const MAX_MEMORY: Size = Size::mib(256);
+
+/// Elements that a table may have: function tables of large guests have some thousands.
+pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;
+
+/// What a guest may recurse on. The fiber has as much again for host functions.
+pub(crate) const MAX_STACK: Size = Size(512 << 10);
+
+/// Instances alive at once in the pool: a thousand exchanges that are between two hooks.
+const POOLED: u32 = 1000;
+
+/// Instances alive at once beyond the pool, which cost a memory mapping each.
+const OVERFLOW: u32 = 200;
+
+/// Ticks without a call after which the ticker sleeps, so that an idle gateway wakes no CPU.
+const QUIET_TICKS: u32 = 100;
+
+/// The engines of this process, in the order in which instances are taken from them.
+pub(crate) struct Engines {
+    pub(crate) lanes: Vec<Arc<Lane>>,
+    /// Interrupts guests; stops with this.
+    pub(crate) ticker: Arc<Ticker>,
+}
+
+/// One engine with a bound on the instances alive in it.
+pub(crate) struct Lane {
+    pub(crate) engine: Engine,
+    free: AtomicU32,
+}
+
+impl Engines {
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Self::with(POOLED, OVERFLOW)
+    }
+
+    /// Engines for so many instances.
+    pub(crate) fn with(pooled: u32, overflow: u32) -> Result<Arc<Self>> {
+        let lanes = match Engine::new(&config(pool(pooled))) {
+            Ok(engine) => {
+                let spare = Engine::new(&config(InstanceAllocationStrategy::OnDemand))?;
+                vec![Lane::new(engine, pooled), Lane::new(spare, overflow)]
+            }
+            // No address space for the pool, as under `ulimit -v`: then none for 4 GiB per memory either.
+            Err(error) => {
+                tracing::warn!(%error, "no pool for Wasm instances can be reserved, each will be mapped on its own");
+                let mut frugal = config(InstanceAllocationStrategy::OnDemand);
+                frugal.memory_reservation(0).memory_guard_size(64 << 10);
+                vec![Lane::new(Engine::new(&frugal)?, pooled)]
+            }
+        };
+        let ticker = Ticker::start(lanes.iter().map(|lane| lane.engine.weak()).collect())?;
+        Ok(Arc::new(Engines { lanes, ticker }))
+    }
+}
+
+impl Drop for Engines {
+    fn drop(&mut self) {
+        self.ticker.stop();
+    }
+}
+
+impl Lane {
+    fn new(engine: Engine, free: u32) -> Arc<Self> {
+        Arc::new(Lane { engine, free: AtomicU32::new(free) })
+    }
+
+    /// The right to one instance, unless all are taken.
+    pub(crate) fn permit(self: &Arc<Self>) -> Option<Permit> {
+        let take = |free: u32| free.checked_sub(1);
+        self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
+        Some(Permit(self.clone()))
+    }
+}
+
+/// The right to one instance of a lane.
+pub(crate) struct Permit(Arc<Lane>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.free.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn config(strategy: InstanceAllocationStrategy) -> Config {
+    let mut config = Config::new();
+    config
+        .allocation_strategy(strategy)
+        // Guests of this ABI are synchronous; without support for concurrent ones a call is three times cheaper.
+        .concurrency_support(false)
+        .epoch_interruption(true)
+        .max_wasm_stack(MAX_STACK.0)
+        .async_stack_size(2 * MAX_STACK.0)
+        .cranelift_opt_level(OptLevel::Speed);
+    config
+}
+
+fn pool(instances: u32) -> InstanceAllocationStrategy {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances)
+        // A component made from one core module has three core instances, two tables and a memory.
+        .total_core_instances(4 * instances)
+        .total_tables(3 * instances)
+        .total_memories(instances)
+        .total_stacks(instances)
+        .max_core_instances_per_component(16)
+        .max_memories_per_component(4)
+        .max_tables_per_component(8)
+        .max_memory_size(MAX_MEMORY.0)
+        .table_elements(MAX_TABLE_ELEMENTS)
+        .table_keep_resident(8 << 10);
+    // Zeroing what a small guest touched is cheaper than giving its pages back and faulting them in,
+    // but only where the kernel says which those are: its stack and data lie a megabyte up.
+    if PoolingAllocationConfig::is_pagemap_scan_available() {
+        pool.pagemap_scan(Enabled::Yes).linear_memory_keep_resident(256 << 10);
+    }
+    InstanceAllocationStrategy::Pooling(pool)
+}
+
+/// Advances the epoch of all engines every [`TICK`] while guests are being called.
+pub(crate) struct Ticker {
+    stirred: AtomicBool,
+    asleep: AtomicBool,
+    stopped: AtomicBool,
+    thread: std::sync::OnceLock<Thread>,
+}
+
+impl Ticker {
+    fn start(engines: Vec<EngineWeak>) -> Result<Arc<Self>> {
+        let ticker = Arc::new(Ticker {
+            stirred: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            thread: std::sync::OnceLock::new(),
+        });
+        let own = ticker.clone();
+        let thread =
+            std::thread::Builder::new().name("wasm-ticker".into()).spawn(move || own.run(&engines))?;
+        ticker.thread.get_or_init(|| thread.thread().clone());
+        Ok(ticker)
+    }
+
+    /// Says that a guest is running now. Must precede every call and follow every interruption.
+    pub(crate) fn stir(&self) {
+        if !self.stirred.load(Ordering::Relaxed) {
+            self.stirred.store(true, Ordering::SeqCst);
+        }
+        if self.asleep.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn run(&self, engines: &[EngineWeak]) {
+        let mut quiet = 0;
+        while !self.stopped.load(Ordering::SeqCst) {
+            std::thread::park_timeout(TICK);
+            engines.iter().filter_map(EngineWeak::upgrade).for_each(|engine| engine.increment_epoch());
+            quiet = if self.stirred.swap(false, Ordering::SeqCst) { 0 } else { quiet + 1 };
+            if quiet >= QUIET_TICKS {
+                self.sleep();
+                quiet = 0;
+            }
+        }
+    }
+
+    fn sleep(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+        // Whoever stirred before it could see `asleep` is seen here.
+        if self.stirred.load(Ordering::SeqCst) {
+            self.asleep.store(false, Ordering::SeqCst);
+        }
+        while self.asleep.load(Ordering::SeqCst) && !self.stopped.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_are_bounded_and_a_permit_comes_back() {
+        let engines = Engines::with(2, 1).unwrap();
+        let lane = &engines.lanes[0];
+        let held: Vec<_> = (0..2).filter_map(|_| lane.permit()).collect();
+        assert_eq!((held.len(), lane.permit().is_none()), (2, true));
+        drop(held);
+        assert!(lane.permit().is_some());
+    }
+
+    #[test]
+    fn the_ticker_sleeps_when_nothing_runs_and_wakes_for_a_call() {
+        let engines = Engines::with(1, 1).unwrap();
+        let ticker = &engines.ticker;
+        while !ticker.asleep.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        ticker.stir();
+        assert!(!ticker.asleep.load(Ordering::SeqCst));
+        while !ticker.asleep.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn code_compiled_for_the_pool_runs_beyond_it() {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let engines = Engines::with(1, 1).unwrap();
+        let hash = |lane: &Arc<Lane>| {
+            let mut hasher = DefaultHasher::new();
+            lane.engine.precompile_compatibility_hash().hash(&mut hasher);
+            hasher.finish()
+        };
+        assert_eq!(hash(&engines.lanes[0]), hash(&engines.lanes[1]));
+    }
+}

@@ -1,0 +1,165 @@
+//! From a file's bytes to something that can be instantiated, or to an error that says what the
+//! file is and what to do about it.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use portcullis_plugin::{ArtifactStore, BuildError, HookName};
+use wasmtime::Engine;
+use wasmtime::component::{Component, ComponentExportIndex, HasSelf, InstancePre, Linker};
+use wit_component::ComponentEncoder;
+
+use crate::artifact;
+use crate::bindings::Imports;
+use crate::engine::{Engines, Lane};
+use crate::host::Host;
+
+/// The version of the WIT package that this gateway offers and calls.
+const VERSION: &str = "0.1.0";
+
+/// What a core module's component type is stored under.
+const COMPONENT_TYPE: &[u8] = b"component-type";
+
+const BUILD_WITH_SDK: &str =
+    "build it with the portcullis-guest SDK: `portcullis new wasm NAME` writes a project";
+
+/// A component, ready to be instantiated on one lane.
+pub(crate) struct Prepared {
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) pre: InstancePre<Host>,
+    pub(crate) exports: Exports,
+}
+
+/// What a component exports.
+pub(crate) struct Exports {
+    hooks: [Option<ComponentExportIndex>; HookName::ALL.len()],
+    pub(crate) configure: Option<ComponentExportIndex>,
+}
+
+impl Exports {
+    pub(crate) fn hook(&self, hook: HookName) -> Option<&ComponentExportIndex> {
+        self.hooks.get(hook as usize)?.as_ref()
+    }
+
+    pub(crate) fn hooks(&self) -> impl DoubleEndedIterator<Item = HookName> {
+        HookName::ALL.into_iter().filter(|hook| self.hook(*hook).is_some())
+    }
+
+    fn of(component: &Component) -> Self {
+        let find = |name: &str, function: &str| {
+            let interface = component.get_export_index(None, &*interface(name))?;
+            component.get_export_index(Some(&interface), function)
+        };
+        let hook = |hook: HookName| {
+            let name = hook.as_str().replace('_', "-");
+            find(&name, &name)
+        };
+        Exports { hooks: HookName::ALL.map(hook), configure: find("configuration", "configure") }
+    }
+}
+
+/// An interface's full name.
+pub(crate) fn interface(name: &str) -> String {
+    format!("portcullis:policy/{name}@{VERSION}")
+}
+
+/// The module in `bytes` on every lane.
+pub(crate) fn load(
+    engines: &Engines,
+    bytes: &[u8],
+    store: Option<Arc<dyn ArtifactStore>>,
+) -> Result<Vec<Prepared>, BuildError> {
+    let component = || componentise(bytes).map_err(wasmtime::Error::from);
+    let components = artifact::compile(engines, &sha256(bytes), store, component).map_err(|error| {
+        error.downcast::<BuildError>().unwrap_or_else(|error| invalid(&format!("{error:#}")))
+    })?;
+    engines.lanes.iter().zip(components).map(|(lane, component)| prepare(lane, &component)).collect()
+}
+
+fn prepare(lane: &Arc<Lane>, component: &Component) -> Result<Prepared, BuildError> {
+    check_imports(&lane.engine, component)?;
+    let exports = Exports::of(component);
+    if exports.hooks().next().is_none() {
+        return Err(no_hooks(&lane.engine, component));
+    }
+    let mut linker = Linker::new(&lane.engine);
+    let pre = Imports::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)
+        .and_then(|()| linker.instantiate_pre(component))
+        .map_err(|error| invalid(&format!("{error:#}")))?;
+    Ok(Prepared { lane: lane.clone(), pre, exports })
+}
+
+fn invalid(reason: &str) -> BuildError {
+    BuildError::at("file", format!("not a module that can run here: {reason}"))
+}
+
+/// A component as it is; a core module with a component type in the wrapping that the type asks for.
+pub(crate) fn componentise(bytes: &[u8]) -> Result<Vec<u8>, BuildError> {
+    match bytes {
+        [b'\0', b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => Ok(bytes.to_vec()),
+        [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => wrap(bytes),
+        [b'\0', b'a', b's', b'm', ..] => {
+            Err(BuildError::at("file", "WebAssembly of a version that is neither a module nor a component"))
+        }
+        [] => Err(BuildError::at("file", "the file is empty")),
+        _ => {
+            let begin = bytes.get(..bytes.len().min(4)).unwrap_or_default().escape_ascii();
+            let message = format!("not WebAssembly: begins with `{begin}`");
+            Err(BuildError::at("file", message).help("a .wasm file begins with `\\0asm`"))
+        }
+    }
+}
+
+fn wrap(module: &[u8]) -> Result<Vec<u8>, BuildError> {
+    if !module.windows(COMPONENT_TYPE.len()).any(|window| window == COMPONENT_TYPE) {
+        return Err(BuildError::at("file", "a core module without component type").help(BUILD_WITH_SDK));
+    }
+    let encoded = ComponentEncoder::default().validate(true).module(module).and_then(|mut it| it.encode());
+    encoded.map_err(|error| {
+        let reason = format!("{error:#}");
+        let failure = invalid(&reason);
+        if reason.contains("wasi_snapshot") { failure.help(advice("wasi:")) } else { failure }
+    })
+}
+
+fn check_imports(engine: &Engine, component: &Component) -> Result<(), BuildError> {
+    let offered = ["types", "exchange", "host"].map(interface);
+    let ty = component.component_type();
+    let missing: Vec<_> = ty
+        .imports(engine)
+        .map(|(name, _)| name)
+        .filter(|name| !offered.iter().any(|known| known == name))
+        .collect();
+    let Some(first) = missing.first() else { return Ok(()) };
+    let message = format!("imports what no policy can have: `{}`", missing.join("`, `"));
+    Err(BuildError::at("file", message).help(advice(first)))
+}
+
+fn advice(import: &str) -> String {
+    if import.starts_with("wasi:") {
+        "a policy has no files, sockets, environment or clock of WASI: build it for wasm32-unknown-unknown"
+            .into()
+    } else if import.starts_with("portcullis:policy/") {
+        format!("this gateway offers portcullis:policy@{VERSION}: build it with the SDK of that version")
+    } else {
+        BUILD_WITH_SDK.into()
+    }
+}
+
+fn no_hooks(engine: &Engine, component: &Component) -> BuildError {
+    let ty = component.component_type();
+    let exports: Vec<_> = ty.exports(engine).map(|(name, _)| name).collect();
+    let found = if exports.is_empty() { "nothing".into() } else { format!("`{}`", exports.join("`, `")) };
+    BuildError::at("file", format!("exports no hook, but {found}"))
+        .help(format!("a policy exports interfaces such as `{}`", interface("on-request")))
+}
+
+/// The content's SHA-256 in hex.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    digest::digest(&digest::SHA256, bytes).as_ref().iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a string can't fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}

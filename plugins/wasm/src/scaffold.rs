@@ -1,0 +1,167 @@
+//! The project that `portcullis new wasm NAME` writes: a policy, the SDK beside it, how to build it.
+
+/// The SDK, which goes along since a policy has to build wherever the gateway was installed from.
+const SDK: [(&str, &str); 5] = [
+    ("sdk/src/lib.rs", include_str!("../../../plugin-sdk/guest/src/lib.rs")),
+    ("sdk/src/bindings.rs", include_str!("../../../plugin-sdk/guest/src/bindings.rs")),
+    ("sdk/src/exchange.rs", include_str!("../../../plugin-sdk/guest/src/exchange.rs")),
+    ("sdk/src/export.rs", include_str!("../../../plugin-sdk/guest/src/export.rs")),
+    ("sdk/wit/portcullis-policy.wit", include_str!("../../../plugin-sdk/guest/wit/portcullis-policy.wit")),
+];
+
+const SDK_MANIFEST: &str = r#"[package]
+name = "portcullis-guest"
+description = "SDK for policies compiled to Wasm."
+version = "VERSION"
+edition = "2024"
+publish = false
+
+[dependencies]
+serde = { version = "1.0", features = ["derive"] }
+serde_json = { version = "1.0", features = ["preserve_order"] }
+wit-bindgen = { version = "0.61.1", default-features = false, features = ["macros", "realloc"] }
+"#;
+
+const MANIFEST: &str = r#"[package]
+name = "NAME"
+version = "0.1.0"
+edition = "2024"
+publish = false
+
+[lib]
+crate-type = ["cdylib"]
+
+[dependencies]
+portcullis-guest = { path = "sdk" }
+serde = { version = "1.0", features = ["derive"] }
+
+[profile.release]
+opt-level = "s"
+lto = true
+codegen-units = 1
+panic = "abort"
+strip = "debuginfo"
+
+[workspace]
+"#;
+
+const POLICY: &str = r#"//! Refuses requests whose path begins with a prefix.
+
+use portcullis_guest::*;
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    prefix: String,
+}
+
+struct Block(Config);
+
+impl Policy for Block {
+    type Config = Config;
+
+    fn new(config: Config) -> Result<Self> {
+        Ok(Block(config))
+    }
+
+    fn on_request(&mut self, exchange: &Exchange) -> Result<Verdict> {
+        if exchange.request().path().starts_with(&self.0.prefix) {
+            return deny(403, "SNAKE.prefix");
+        }
+        proceed()
+    }
+}
+
+export!(Block: on_request);
+"#;
+
+const BUILD: &str = r#"#!/bin/sh
+# Builds NAME.wasm.
+set -eu
+cd "$(dirname "$0")"
+
+target=wasm32-unknown-unknown
+toolchain=$("${RUSTC:-rustc}" --print sysroot)/lib/rustlib
+if [ -d "$toolchain/$target/lib" ]; then
+    cargo build --release --target "$target"
+elif [ -d "$toolchain/src/rust/library" ]; then
+    RUSTC_BOOTSTRAP=1 cargo build --release --target "$target" -Zbuild-std=std,panic_abort
+else
+    echo "no Rust for WebAssembly: run \`rustup target add $target\`" >&2
+    exit 3
+fi
+cp "target/$target/release/SNAKE.wasm" NAME.wasm
+"#;
+
+const README: &str = r#"# NAME
+
+A policy for Portcullis, compiled to WebAssembly.
+
+    sh build.sh
+
+makes `NAME.wasm`. It runs one of these:
+
+* with a Rust from rustup, once `rustup target add wasm32-unknown-unknown`, then
+  `cargo build --release --target wasm32-unknown-unknown`;
+* with a Rust that has no such target but the sources of its standard library (`rust-src`, in some
+  distributions `rust-web-src`):
+  `RUSTC_BOOTSTRAP=1 cargo build --release --target wasm32-unknown-unknown -Zbuild-std=std,panic_abort`;
+  `RUSTC` names another compiler than `rustc`, `CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER` another
+  linker than `rust-lld`.
+
+Put it into the policy directory, with its configuration in a `.yaml` file of the same name beside
+it, or into a chain:
+
+    - wasm:
+        file: NAME.wasm
+        config: { prefix: /internal }
+
+The hooks and what they can do: `sdk/src/lib.rs`. For other languages: `sdk/wit/portcullis-policy.wit`.
+"#;
+
+/// All files of a new project, by path and content. `name` is a crate's name: letters, digits,
+/// hyphens, underscores.
+pub fn scaffold(name: &str) -> Vec<(String, String)> {
+    let fill = |text: &str| {
+        let text = text.replace("NAME", name).replace("SNAKE", &name.replace('-', "_"));
+        text.replace("VERSION", env!("CARGO_PKG_VERSION"))
+    };
+    let own = [
+        ("Cargo.toml", MANIFEST),
+        ("src/lib.rs", POLICY),
+        ("build.sh", BUILD),
+        ("README.md", README),
+        ("sdk/Cargo.toml", SDK_MANIFEST),
+    ];
+    let own = own.into_iter().map(|(path, text)| (path.to_owned(), fill(text)));
+    own.chain(SDK.into_iter().map(|(path, text)| (path.to_owned(), text.to_owned()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_project_has_its_name_everywhere_and_the_sdk_beside_it() {
+        let files = scaffold("my-policy");
+        let file = |path: &str| &files.iter().find(|(known, _)| known == path).unwrap().1;
+        assert!(file("Cargo.toml").contains("name = \"my-policy\""));
+        assert!(file("build.sh").contains("release/my_policy.wasm\" my-policy.wasm"));
+        assert!(file("src/lib.rs").contains("\"my_policy.prefix\""));
+        let unfilled = |text: &str| ["NAME", "SNAKE", "VERSION"].iter().any(|word| text.contains(word));
+        assert!(files.iter().filter(|(path, _)| !path.starts_with("sdk/")).all(|(_, text)| !unfilled(text)));
+    }
+
+    /// What is vendored builds with the dependencies it was written for.
+    #[test]
+    fn the_vendored_sdk_asks_for_what_the_real_one_does() {
+        let workspace = include_str!("../../../Cargo.toml");
+        let line = SDK_MANIFEST.lines().find(|line| line.starts_with("wit-bindgen")).unwrap();
+        assert!(workspace.contains(line), "{line}");
+        let sdk = include_str!("../../../plugin-sdk/guest/src/lib.rs");
+        let declares =
+            |line: &&str| line.trim_start_matches("pub ").starts_with("mod ") && line.ends_with(';');
+        let modules = sdk.lines().filter(declares);
+        assert_eq!(modules.count() + 1, SDK.iter().filter(|(path, _)| path.ends_with(".rs")).count());
+    }
+}
