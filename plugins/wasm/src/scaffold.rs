@@ -52,7 +52,12 @@ use portcullis_guest::*;
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
+    #[serde(default = "internal")]
     prefix: String,
+}
+
+fn internal() -> String {
+    "/internal".to_owned()
 }
 
 struct Block(Config);
@@ -81,13 +86,17 @@ set -eu
 cd "$(dirname "$0")"
 
 target=wasm32-unknown-unknown
-toolchain=$("${RUSTC:-rustc}" --print sysroot)/lib/rustlib
-if [ -d "$toolchain/$target/lib" ]; then
+own=$(rustc --print sysroot)
+if [ -d "$own/lib/rustlib/$target/lib" ]; then
     cargo build --release --target "$target"
-elif [ -d "$toolchain/src/rust/library" ]; then
-    RUSTC_BOOTSTRAP=1 cargo build --release --target "$target" -Zbuild-std=std,panic_abort
+elif [ -d "$(/usr/bin/rustc --print sysroot 2>/dev/null)/lib/rustlib/src/rust/library" ]; then
+    # The distribution's compiler builds the standard library too, from its sources.
+    host=$(rustc -vV | sed -n 's/^host: //p')
+    export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER="$own/lib/rustlib/$host/bin/rust-lld"
+    RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 cargo build --release --target "$target" -Zbuild-std=std,panic_abort
 else
-    echo "no Rust for WebAssembly: run \`rustup target add $target\`" >&2
+    echo "no Rust here makes WebAssembly: run \`rustup target add $target\`" >&2
+    echo "or, on Debian and Ubuntu, \`apt-get install rustc-web rust-web-src\`" >&2
     exit 3
 fi
 cp "target/$target/release/SNAKE.wasm" NAME.wasm
@@ -99,18 +108,12 @@ A policy for Portcullis, compiled to WebAssembly.
 
     sh build.sh
 
-makes `NAME.wasm`. It runs one of these:
+makes `NAME.wasm`. That takes a Rust that makes WebAssembly: one from rustup, once
+`rustup target add wasm32-unknown-unknown`; or, on Debian and Ubuntu, the packages `rustc-web` and
+`rust-web-src` beside it.
 
-* with a Rust from rustup, once `rustup target add wasm32-unknown-unknown`, then
-  `cargo build --release --target wasm32-unknown-unknown`;
-* with a Rust that has no such target but the sources of its standard library (`rust-src`, in some
-  distributions `rust-web-src`):
-  `RUSTC_BOOTSTRAP=1 cargo build --release --target wasm32-unknown-unknown -Zbuild-std=std,panic_abort`;
-  `RUSTC` names another compiler than `rustc`, `CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER` another
-  linker than `rust-lld`.
-
-Put it into the policy directory, with its configuration in a `.yaml` file of the same name beside
-it, or into a chain:
+Copy it into the policy directory as `50-NAME.wasm`, with `config: { prefix: /secret }` in
+`50-NAME.yaml` beside it if the default is not what you want; or name it in a chain:
 
     - wasm:
         file: NAME.wasm

@@ -37,8 +37,7 @@ pub(super) fn wasm(name: &str, dir: &Path) -> Result<ExitCode, Failure> {
         "wrote {root}\n\n\
          Build it ({root}/README.md says what that takes):\n  \
          sh {root}/build.sh\n\
-         then copy it into the policy directory, with its configuration beside it, where it applies by being there:\n  \
-         echo 'config: {{ prefix: /internal }}' > policies/50-{name}.yaml\n  \
+         then copy it into the policy directory, where it applies by being there:\n  \
          cp {root}/{name}.wasm policies/50-{name}.wasm",
         root = root.display()
     ));
