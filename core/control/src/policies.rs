@@ -2,7 +2,8 @@
 //!
 //! `NN-name.rhai` or `NN-name.wasm` is an instance of the kind that its ending names, called
 //! `name`; the files' names are their order. `NN-name.yaml` beside it holds instance options and
-//! what else may stand in the kind's table.
+//! what else may stand in the kind's table. Companions of policies are left alone: definitions for
+//! editors (`x.d.rhai`) and tests (`x.test.yaml`, `x.test.rhai`).
 
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,8 @@ pub(crate) fn read(
         findings.push(loaded.error("policies.dir", message).with_help(help));
         return Vec::new();
     }
-    let mut directory = Directory { dir, names: listing.names, services, files, findings };
+    let names = listing.names.into_iter().filter(|name| !is_companion(name)).collect();
+    let mut directory = Directory { dir, names, services, files, findings };
     directory.remark_on_the_rest();
     directory.planned()
 }
@@ -146,6 +148,11 @@ fn runs(registry: &crate::registry::Registry, file: &str, stem: &str) -> bool {
     other == stem && registry.runner(ending).is_some()
 }
 
+fn is_companion(file: &str) -> bool {
+    let (stem, _) = split(file);
+    matches!(split(stem).1, "d" | "test")
+}
+
 /// `10-geo` and `rhai` of `10-geo.rhai`.
 fn split(file: &str) -> (&str, &str) {
     file.rsplit_once('.').unwrap_or((file, ""))
@@ -190,6 +197,15 @@ fn empty_table(policy: &Path) -> Option<Node> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn companions_of_policies_are_no_policies() {
+        for (file, is) in
+            [("portcullis.d.rhai", true), ("10-a.test.yaml", true), ("10-a.rhai", false), ("d", false)]
+        {
+            assert_eq!(is_companion(file), is, "{file}");
+        }
+    }
 
     #[test]
     fn a_policy_is_named_by_its_file_without_number_and_ending() {

@@ -8,13 +8,20 @@ use std::process::ExitCode;
 use super::Failure;
 use crate::say;
 
+/// What the host offers to scripts, in the form that Rhai's language server reads.
+const DEFINITIONS: &str = "portcullis.d.rhai";
+
 /// `portcullis new script NAME`
 pub(super) fn script(name: &str, dir: &Path) -> Result<ExitCode, Failure> {
     judge(name)?;
     let path = dir.join(format!("{name}.rhai"));
-    write(&path, portcullis_rhai::SCAFFOLD)?;
+    write(&path, &portcullis_rhai::SCAFFOLD.replace("NAME", name))?;
+    let definitions = dir.join(DEFINITIONS);
+    // What an editor knows of the host's functions; the same for every script.
+    fs::write(&definitions, portcullis_rhai::definitions())
+        .map_err(|error| Failure::Run(format!("`{}` can't be written: {error}", definitions.display())))?;
     say::result(&format!(
-        "wrote {path}\n\n\
+        "wrote {path}, and {DEFINITIONS} for editors that complete Rhai\n\n\
          Use it in a list of `plugins`:\n  - rhai: {{ file: {name}.rhai }}\n\
          or copy it into the policy directory, where it applies by being there:\n  \
          cp {path} policies/50-{name}.rhai",

@@ -262,6 +262,48 @@ mod tests {
         assert_eq!(found.len(), DEPTH);
     }
 
+    /// The pages in `plugins/docs`, from what the source says. `PORTCULLIS_WRITE_DOCS=1` writes them.
+    #[test]
+    fn the_pages_say_what_the_source_says() {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/docs");
+        let registry = kinds::registry();
+        let mut pages: Vec<_> =
+            registry.kinds().map(|kind| (format!("{}.md", kind.kind), page(kind))).collect();
+        pages.push(("rhai-functions.md".to_owned(), portcullis_rhai::reference()));
+        let index = registry.kinds().map(|kind| format!("* [`{0}`]({0}.md): {1}\n", kind.kind, kind.summary));
+        let index = format!(
+            "# Plugins\n\n{}\nWhat scripts can do: [rhai-functions.md](rhai-functions.md).\n",
+            index.collect::<String>()
+        );
+        pages.push(("README.md".to_owned(), index));
+        for (name, content) in &pages {
+            let path = directory.join(name);
+            if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
+                std::fs::create_dir_all(&directory).unwrap();
+                std::fs::write(&path, content).unwrap();
+            }
+            let written = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(
+                written == *content,
+                "{name} is not what the source says: PORTCULLIS_WRITE_DOCS=1 writes it anew"
+            );
+        }
+        let files = std::fs::read_dir(&directory).unwrap().count();
+        assert_eq!(files, pages.len(), "{} holds a page that nothing stands behind", directory.display());
+    }
+
+    fn page(kind: &Registration) -> String {
+        let described = described(kind);
+        let (_, options) = described.split_once("\nOptions:\n").unwrap();
+        let (options, _) = options.split_once("\nOptions of every plugin").unwrap();
+        let example = kind.example.trim_end();
+        let (name, summary) = (kind.kind, kind.summary);
+        format!(
+            "# `{name}`\n\n{summary}\n\n```yaml\n{example}\n```\n\n```text{options}```\n\n\
+             Besides, like every plugin: `name`, `on_error: deny | allow`, `timeout`.\n"
+        )
+    }
+
     #[test]
     fn every_kind_is_described_with_its_example() {
         for kind in kinds::registry().kinds() {
