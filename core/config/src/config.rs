@@ -276,6 +276,12 @@ pub struct ListenerLimits {
     /// Time to send a request's head. Default `10s`.
     #[serde(deserialize_with = "positive")]
     pub header_timeout: Duration,
+    /// Time between two pieces of a request's body. Default `30s`.
+    #[serde(deserialize_with = "positive")]
+    pub body_timeout: Duration,
+    /// Time for which a client may take nothing of a response. Default `60s`.
+    #[serde(deserialize_with = "positive")]
+    pub write_timeout: Duration,
     /// Time a connection may be open without a request. Default `60s`.
     #[serde(deserialize_with = "positive")]
     pub idle_timeout: Duration,
@@ -627,6 +633,8 @@ impl Default for ListenerLimits {
             header_bytes: ByteSize(16 << 10),
             header_count: at_least_one(100),
             header_timeout: seconds(10),
+            body_timeout: seconds(30),
+            write_timeout: seconds(60),
             idle_timeout: seconds(60),
         }
     }

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -19,6 +20,7 @@ use crate::chain::{Filter, Instance};
 use crate::http1::screen::Refusal;
 use crate::live::Live;
 use crate::reply::Fault;
+use crate::timer::LazyTimer;
 use crate::upstream::UpstreamBody;
 
 /// The process's budget of whole bodies: bytes held at once.
@@ -80,22 +82,22 @@ pub(crate) async fn whole<B>(
     limit: u64,
     held: &mut Held,
     too_large: Fault,
-) -> Result<Bytes, WholeError>
+) -> Result<Bytes, Fault>
 where
     B: Body<Data = Bytes> + Unpin,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B::Error: Into<Fault>,
 {
     if body.size_hint().lower() > limit {
-        return Err(too_large.into());
+        return Err(too_large);
     }
     let mut first = Bytes::new();
     let mut buffer = BytesMut::new();
     let mut length = 0_u64;
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-        let Ok(chunk) = frame.map_err(|error| WholeError::Body(error.into()))?.into_data() else { continue };
+        let Ok(chunk) = frame.map_err(Into::into)?.into_data() else { continue };
         length += chunk.len() as u64;
         if length > limit {
-            return Err(too_large.into());
+            return Err(too_large);
         }
         held.grow(chunk.len() as u64)?;
         // A body of one chunk, the common case, is not copied.
@@ -111,34 +113,49 @@ where
     Ok(if buffer.is_empty() { first } else { buffer.freeze() })
 }
 
-/// Why a body could not be read whole.
-#[derive(Debug)]
-pub(crate) enum WholeError {
-    Fault(Fault),
-    Body(Box<dyn Error + Send + Sync>),
+/// A client's body as it arrives: a client that stops within it is not waited for.
+pub(crate) struct ClientBody {
+    incoming: Incoming,
+    patience: Duration,
+    timer: LazyTimer,
+    waiting: bool,
 }
 
-impl From<Fault> for WholeError {
-    fn from(fault: Fault) -> Self {
-        WholeError::Fault(fault)
+impl ClientBody {
+    pub(crate) fn new(incoming: Incoming, patience: Duration) -> Self {
+        ClientBody { incoming, patience, timer: LazyTimer::new(), waiting: false }
     }
 }
 
-impl WholeError {
-    /// The fault, when the body is the client's.
-    pub(crate) fn of_client(self) -> Fault {
-        match self {
-            WholeError::Fault(fault) => fault,
-            WholeError::Body(error) => client_fault(&*error),
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.incoming).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                this.waiting = false;
+                Poll::Ready(frame.map(|frame| frame.map_err(|error| client_fault(&error))))
+            }
+            Poll::Pending => {
+                if !std::mem::replace(&mut this.waiting, true) {
+                    this.timer.start(this.patience);
+                }
+                this.timer.poll_expired(cx).map(|()| Some(Err(Fault::BodyTimeout)))
+            }
         }
     }
 
-    /// The fault, when the body is the upstream's.
-    pub(crate) fn of_upstream(self) -> Fault {
-        match self {
-            WholeError::Fault(fault) => fault,
-            WholeError::Body(_) => Fault::UpstreamFailed,
-        }
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
     }
 }
 
@@ -198,8 +215,10 @@ fn pass(filter: &mut Filter, chunk: Option<Bytes>) -> Result<Bytes, FilterRefusa
 #[derive(Default)]
 pub(crate) struct UploadState {
     pub(crate) bytes: AtomicU64,
-    /// Whether any of it was read, so that the request can't be sent again.
-    pub(crate) begun: AtomicBool,
+    /// Whether it was read to its end.
+    ended: AtomicBool,
+    /// Whether it waits for the client.
+    starving: AtomicBool,
     failure: Mutex<Option<UploadFailure>>,
 }
 
@@ -213,6 +232,13 @@ impl UploadState {
     fn fail(&self, failure: UploadFailure) -> BodyError {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
         BodyError("the request's body broke off")
+    }
+
+    /// Whether an upstream that is silent may be waiting for more of the upload, of which `seen`
+    /// bytes had passed when last asked.
+    pub(crate) fn goes_on(&self, seen: &mut u64) -> bool {
+        let before = std::mem::replace(seen, self.bytes.load(Relaxed));
+        !self.ended.load(Relaxed) && (self.starving.load(Relaxed) || *seen != before)
     }
 
     pub(crate) fn take_failure(&self) -> Option<UploadFailure> {
@@ -241,7 +267,7 @@ pub(crate) enum RequestBody {
 
 /// A request's body that streams through.
 pub(crate) struct Upload {
-    incoming: Incoming,
+    incoming: ClientBody,
     filters: Filters,
     remaining: u64,
     state: Arc<UploadState>,
@@ -251,6 +277,14 @@ pub(crate) struct Upload {
 }
 
 impl RequestBody {
+    /// What becomes of an upload.
+    pub(crate) fn upload(&self) -> Option<Arc<UploadState>> {
+        match self {
+            RequestBody::Stream(upload) => Some(upload.state.clone()),
+            RequestBody::Empty | RequestBody::Whole(_) => None,
+        }
+    }
+
     /// The same once more; none of a body that can be read only once.
     pub(crate) fn copy(&self) -> Option<Self> {
         match self {
@@ -262,7 +296,7 @@ impl RequestBody {
 
     /// The client's body, at most `limit` bytes of it, through `filters`.
     pub(crate) fn stream(
-        incoming: Incoming,
+        incoming: ClientBody,
         filters: Vec<Filter>,
         limit: Option<u64>,
     ) -> (Self, Arc<UploadState>) {
@@ -282,8 +316,9 @@ impl RequestBody {
 impl Upload {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while !self.ended {
-            self.state.begun.store(true, Relaxed);
-            let chunk = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+            self.state.starving.store(polled.is_pending(), Relaxed);
+            let chunk = match ready!(polled) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(chunk) => chunk,
                     Err(frame) => {
@@ -293,12 +328,11 @@ impl Upload {
                 },
                 Some(Err(error)) => {
                     self.ended = true;
-                    return Poll::Ready(Some(Err(self
-                        .state
-                        .fail(UploadFailure::Fault(client_fault(&error))))));
+                    return Poll::Ready(Some(Err(self.state.fail(UploadFailure::Fault(error)))));
                 }
                 None => {
                     self.ended = true;
+                    self.state.ended.store(true, Relaxed);
                     match self.filters.end() {
                         Ok(rest) if rest.is_empty() => break,
                         Ok(rest) => return Poll::Ready(Some(Ok(Frame::data(rest)))),
@@ -309,6 +343,8 @@ impl Upload {
                 }
             };
             self.state.bytes.fetch_add(chunk.len() as u64, Relaxed);
+            // hyper does not ask for the end of a body whose length it knows.
+            self.state.ended.store(self.incoming.is_end_stream(), Relaxed);
             self.remaining = match self.remaining.checked_sub(chunk.len() as u64) {
                 Some(remaining) => remaining,
                 None => {
@@ -499,17 +535,21 @@ mod tests {
 
     use super::*;
 
+    fn full(text: &'static str) -> impl Body<Data = Bytes, Error = Fault> + Unpin {
+        Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {})
+    }
+
     #[tokio::test]
     async fn the_budget_bites_and_is_given_back() {
         let budget = Budget::new(10);
         let mut held = budget.hold();
-        let mut body = Full::new(Bytes::from_static(b"12345678"));
+        let mut body = full("12345678");
         let read = whole(&mut body, 100, &mut held, Fault::BodyTooLarge).await;
         assert_eq!(read.ok().as_deref(), Some(&b"12345678"[..]));
         let mut more = budget.hold();
-        let mut body = Full::new(Bytes::from_static(b"1234"));
+        let mut body = full("1234");
         let refused = whole(&mut body, 100, &mut more, Fault::BodyTooLarge).await;
-        assert!(matches!(refused, Err(WholeError::Fault(Fault::BodyBudget))));
+        assert!(matches!(refused, Err(Fault::BodyBudget)));
         drop((held, more));
         assert_eq!(budget.used(), 0);
     }
@@ -517,13 +557,13 @@ mod tests {
     #[tokio::test]
     async fn a_whole_body_is_bounded_whether_or_not_it_says_its_length() {
         let budget = Budget::new(1000);
-        let mut known = Full::new(Bytes::from_static(b"123456"));
+        let mut known = full("123456");
         let refused = whole(&mut known, 5, &mut budget.hold(), Fault::BodyTooLarge).await;
-        assert!(matches!(refused, Err(WholeError::Fault(Fault::BodyTooLarge))));
+        assert!(matches!(refused, Err(Fault::BodyTooLarge)));
         let chunks =
-            ["123", "456"].map(|chunk| Ok::<_, BodyError>(Frame::data(Bytes::from_static(chunk.as_bytes()))));
-        let mut unknown = StreamBody::new(futures_util::stream::iter(chunks)).boxed();
+            ["123", "456"].map(|chunk| Ok::<_, Fault>(Frame::data(Bytes::from_static(chunk.as_bytes()))));
+        let mut unknown = StreamBody::new(futures_util::stream::iter(chunks));
         let refused = whole(&mut unknown, 5, &mut budget.hold(), Fault::BodyTooLarge).await;
-        assert!(matches!(refused, Err(WholeError::Fault(Fault::BodyTooLarge))));
+        assert!(matches!(refused, Err(Fault::BodyTooLarge)));
     }
 }

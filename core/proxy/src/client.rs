@@ -139,7 +139,7 @@ pub(crate) async fn accept(
             let session = stream.get_ref().1;
             connection.tls = Some(tls::session(session));
             let http2 = session.alpn_protocol() == Some(b"h2");
-            let stream = Linger::new(stream);
+            let stream = Linger::new(stream, limits.write_timeout);
             if http2 {
                 http2_connection(worker, stream, connection, limits, control).await;
             } else {
@@ -165,7 +165,7 @@ async fn plain(
     control: &Control,
 ) {
     let Ok(Some(begin)) = timeout(limits.header_timeout, sniff(&mut stream)).await else { return };
-    let stream = Linger::new(stream);
+    let stream = Linger::new(stream, limits.write_timeout);
     if &*begin == HTTP2_PREFACE {
         http2_connection(worker, Prefixed { prefix: begin, io: stream }, connection, limits, control).await;
     } else {

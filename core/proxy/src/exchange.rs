@@ -11,7 +11,7 @@ use http::{Method, Response, StatusCode, Uri};
 use hyper::body::{Body, Incoming};
 use portcullis_plugin::{Attempt, Content, End, HookName, Reply, Request};
 
-use crate::body::{RequestBody, ResponseBody, Source, UploadFailure, pass_whole, whole};
+use crate::body::{ClientBody, RequestBody, ResponseBody, Source, UploadFailure, pass_whole, whole};
 use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::client_address;
@@ -226,8 +226,9 @@ fn redirect_https(live: &mut Live) -> Option<Answer> {
 }
 
 /// Takes the request's body: none, whole if a plugin wants it so, else as it streams.
-async fn receive(live: &mut Live, mut body: Incoming) -> Result<RequestBody, Answer> {
+async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer> {
     let limit = live.scope().generation.max_body;
+    let mut body = ClientBody::new(body, live.scope().listener().limits.body_timeout);
     if limit.is_some_and(|limit| body.size_hint().lower() > limit) {
         return Err(Fault::BodyTooLarge.into());
     }
@@ -245,7 +246,7 @@ async fn receive(live: &mut Live, mut body: Incoming) -> Result<RequestBody, Ans
     let limit = limit.unwrap_or(u64::MAX).min(wish as u64);
     let read = whole(&mut body, limit, &mut held, Fault::BodyTooLarge).await;
     live.held = Some(held);
-    let read = read.map_err(|error| Answer::Fault(error.of_client()))?;
+    let read = read?;
     live.parts().request_body = Some(read);
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {
         return Err(answer);
@@ -532,7 +533,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
             let mut held = live.scope().generation.budget.hold();
             let read = whole(&mut body, limit as u64, &mut held, Fault::ResponseTooLarge).await;
             live.held_response = Some(held);
-            read.map_err(|error| error.of_upstream())?
+            read?
         }
     };
     live.parts().response_body = Some(body);

@@ -84,6 +84,10 @@ pub struct ListenerLimits {
     pub header_count: usize,
     /// From a head's first byte to its end.
     pub header_timeout: Duration,
+    /// Between two pieces of a request's body.
+    pub body_timeout: Duration,
+    /// For which a client may take nothing of a response.
+    pub write_timeout: Duration,
     /// Between two requests of a connection.
     pub idle_timeout: Duration,
     /// Streams of an HTTP/2 connection at once.

@@ -1,4 +1,4 @@
-//! Closing a connection so that the last answer arrives.
+//! The client's stream, with patience for slow clients, and an end to it.
 
 use std::io;
 use std::pin::Pin;
@@ -12,18 +12,39 @@ use crate::timer::LazyTimer;
 /// How long a client may take to notice the end.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A stream that, once shut down, reads and forgets what the client still sends, for a short while.
+/// A stream that gives up on a client that takes nothing of what is written, and that, once shut down, reads and forgets what the client still sends, for a short while.
 /// Without that, bytes that nobody read make the kernel answer with a reset, which can overtake the
 /// answer: a client refused in the middle of an upload would not learn why.
 pub(crate) struct Linger<T> {
     io: T,
+    write_timeout: Duration,
+    /// Runs while a write waits.
+    write_timer: LazyTimer,
+    writing: bool,
     closing: Option<LazyTimer>,
     ended: bool,
 }
 
 impl<T> Linger<T> {
-    pub(crate) fn new(io: T) -> Self {
-        Linger { io, closing: None, ended: false }
+    pub(crate) fn new(io: T, write_timeout: Duration) -> Self {
+        let write_timer = LazyTimer::new();
+        Linger { io, write_timeout, write_timer, writing: false, closing: None, ended: false }
+    }
+
+    /// Fails a write that has waited too long.
+    fn within_timeout(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.writing = false;
+            return written;
+        }
+        if !std::mem::replace(&mut self.writing, true) {
+            self.write_timer.start(self.write_timeout);
+        }
+        self.write_timer.poll_expired(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -42,7 +63,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Linger<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.within_timeout(cx, written)
     }
 
     fn poll_write_vectored(
@@ -50,7 +72,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.within_timeout(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -95,7 +118,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn shutdown_waits_for_the_client_but_not_forever() {
         let (mut client, server) = duplex(16);
-        let mut server = Linger::new(server);
+        let mut server = Linger::new(server, Duration::from_secs(60));
         let begin = Instant::now();
         let reading = async {
             client.write_all(&[0; 100]).await.unwrap();
@@ -104,5 +127,15 @@ mod tests {
         };
         let (closed, ()) = tokio::join!(server.shutdown(), reading);
         assert!(closed.is_ok() && begin.elapsed() == GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let (mut client, server) = duplex(16);
+        let mut server = Linger::new(server, Duration::from_secs(60));
+        let begin = Instant::now();
+        let error = server.write_all(&[0; 100]).await.unwrap_err();
+        assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 60));
+        client.read_exact(&mut [0; 16]).await.unwrap();
     }
 }

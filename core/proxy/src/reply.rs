@@ -39,6 +39,8 @@ pub(crate) enum Fault {
     BodyBudget,
     /// The client failed within its request's body.
     ClientBody,
+    /// The client stopped within its request's body.
+    BodyTimeout,
     /// A rewrite gave no valid path.
     Rewrite,
     /// A whole response body is longer than a plugin can take.
@@ -76,6 +78,7 @@ impl Fault {
             Fault::BodyTooLarge => (Client, StatusCode::PAYLOAD_TOO_LARGE, "body.too_large"),
             Fault::BodyBudget => (Gateway, StatusCode::SERVICE_UNAVAILABLE, "body.budget"),
             Fault::ClientBody => (Client, StatusCode::BAD_REQUEST, "body.incomplete"),
+            Fault::BodyTimeout => (Client, StatusCode::REQUEST_TIMEOUT, "body.timeout"),
             Fault::Rewrite => (Gateway, StatusCode::INTERNAL_SERVER_ERROR, "route.rewrite"),
             Fault::ResponseTooLarge => (Upstream, StatusCode::BAD_GATEWAY, "upstream.body_too_large"),
             Fault::Unreachable => (Upstream, StatusCode::BAD_GATEWAY, "upstream.unreachable"),

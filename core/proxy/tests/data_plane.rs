@@ -1,6 +1,7 @@
 //! The data plane with real sockets: generations made by hand, origins and clients on loopback.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![expect(clippy::disallowed_methods, reason = "bodies of a test are small")]
 
 use std::convert::Infallible;
 use std::io::{Read, Write};
@@ -33,6 +34,7 @@ struct Gateway {
 }
 
 struct Setup {
+    response_timeout: Duration,
     plugins: Vec<(Arc<dyn Plugin>, OnError)>,
     upstream: SocketAddr,
     limits: ListenerLimits,
@@ -47,10 +49,20 @@ impl Setup {
             header_bytes: 8192,
             header_count: 50,
             header_timeout: Duration::from_secs(5),
+            body_timeout: Duration::from_secs(5),
+            write_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
             http2_streams: 100,
         };
-        Setup { plugins: Vec::new(), upstream, limits, max_body: Some(1 << 20), budget: 1 << 20 }
+        let response_timeout = Duration::from_secs(5);
+        Setup {
+            response_timeout,
+            plugins: Vec::new(),
+            upstream,
+            limits,
+            max_body: Some(1 << 20),
+            budget: 1 << 20,
+        }
     }
 
     fn plugin(mut self, plugin: impl Plugin + 'static) -> Self {
@@ -79,7 +91,7 @@ impl Setup {
             turns: Upstream::turns(&[1]),
             timeouts: Timeouts {
                 connect: Duration::from_secs(2),
-                response: Duration::from_secs(5),
+                response: self.response_timeout,
                 idle: Duration::from_secs(30),
                 body: Duration::from_secs(5),
             },
@@ -301,10 +313,13 @@ fn a_head_request_keeps_the_length_and_the_connection() {
 }
 
 /// Records the end of every exchange.
-struct Ends(Mutex<mpsc::Sender<(End, Option<StatusCode>, Option<String>)>>);
+struct Ends(Mutex<mpsc::Sender<Ended>>);
+
+/// How it ended, the status sent, who decided and why.
+type Ended = (End, Option<StatusCode>, Option<String>);
 
 impl Ends {
-    fn new() -> (Self, mpsc::Receiver<(End, Option<StatusCode>, Option<String>)>) {
+    fn new() -> (Self, mpsc::Receiver<Ended>) {
         let (sender, receiver) = mpsc::channel();
         (Ends(Mutex::new(sender)), receiver)
     }
@@ -325,14 +340,16 @@ impl Plugin for Ends {
     }
 }
 
+type HookFn = fn(&mut Exchange) -> Result<Decision, PluginError>;
+
 /// A test plugin made of closures.
 #[derive(Default)]
 struct Probe {
     needs: Needs,
-    on_request: Option<fn(&mut Exchange) -> Result<Decision, PluginError>>,
-    on_response: Option<fn(&mut Exchange) -> Result<Decision, PluginError>>,
-    on_upstream: Option<fn(&mut Exchange) -> Result<Decision, PluginError>>,
-    on_body: Option<fn(&mut Exchange) -> Result<Decision, PluginError>>,
+    on_request: Option<HookFn>,
+    on_response: Option<HookFn>,
+    on_upstream: Option<HookFn>,
+    on_body: Option<HookFn>,
     filter: Option<fn() -> Box<dyn BodyFilter>>,
     declines_bodies: bool,
 }
@@ -553,7 +570,7 @@ fn streamed_bodies_are_filtered_and_refused() {
 
 #[test]
 fn whole_bodies_can_be_changed_on_both_ways() {
-    let on_body: fn(&mut Exchange) -> Result<Decision, PluginError> = |exchange| {
+    let on_body: HookFn = |exchange| {
         match exchange.response_body().cloned() {
             Some(body) => exchange.set_response_body([&body[..], b" out"].concat().into())?,
             None => {
@@ -630,6 +647,47 @@ fn an_unreachable_upstream_is_a_502_and_a_silent_one_is_not_waited_for_forever()
         Some("core.upstream upstream.unreachable")
     );
     assert_eq!(gateway.metrics.upstream("origin").retries.value(), 1);
+}
+
+/// An origin that accepts everything and never answers.
+fn silent_origin() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let held: Vec<_> = listener
+            .incoming()
+            .flatten()
+            .map(|mut stream| {
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}
+                })
+            })
+            .collect();
+        drop(held);
+    });
+    address
+}
+
+#[test]
+fn a_silent_upstream_is_a_504_but_not_while_the_client_still_sends() {
+    let mut setup = Setup::to(silent_origin());
+    setup.response_timeout = Duration::from_millis(100);
+    setup.limits.body_timeout = Duration::from_millis(400);
+    let (ends, ended) = Ends::new();
+    let gateway = setup.plugin(ends).start();
+    assert_eq!(status(&gateway.get("/api/x")), 504);
+    assert_eq!(
+        ended.recv_timeout(PATIENCE).unwrap().2.as_deref(),
+        Some("core.upstream upstream.response_timeout")
+    );
+    let whole = "POST /api/x HTTP/1.1\r\nHost: g\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc";
+    assert_eq!(status(&gateway.raw(whole)), 504);
+    ended.recv_timeout(PATIENCE).unwrap();
+    // The client stops within its body: that is the client's fault, though the upstream waits longer too.
+    let part = "POST /api/x HTTP/1.1\r\nHost: g\r\nConnection: close\r\nContent-Length: 9\r\n\r\nabc";
+    assert_eq!(status(&gateway.raw(part)), 408);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().2.as_deref(), Some("core.body body.timeout"));
 }
 
 #[test]

@@ -155,6 +155,8 @@ fn limits(listener: &config::Listener) -> ListenerLimits {
         header_bytes: usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX),
         header_count: limits.header_count.get() as usize,
         header_timeout: limits.header_timeout.0,
+        body_timeout: limits.body_timeout.0,
+        write_timeout: limits.write_timeout.0,
         idle_timeout: limits.idle_timeout.0,
         http2_streams: listener.http2.max_streams.get(),
     }

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use super::{Endpoint, Upstream, pool};
 use crate::body::RequestBody;
+use crate::reply::Fault;
 use crate::timer::LazyTimer;
 
 /// Header bytes of an upstream's response at most.
@@ -124,16 +125,26 @@ impl Conn {
         request: Request<RequestBody>,
     ) -> Result<Response<UpstreamBody>, AttemptError> {
         let reused = self.reused;
-        self.timer.start(self.upstream.timeouts.response);
+        let upload = request.body().upload();
+        let (patience, mut seen) = (self.upstream.timeouts.response, 0);
+        self.timer.start(patience);
         let sent = {
             let mut response = pin!(self.sender.try_send_request(request));
             let (driver, timer) = (&mut self.driver, &mut self.timer);
             poll_fn(|cx| {
                 drive(driver, cx);
                 match response.as_mut().poll(cx) {
-                    Poll::Ready(result) => Poll::Ready(Some(result)),
-                    Poll::Pending => timer.poll_expired(cx).map(|()| None),
+                    Poll::Ready(result) => return Poll::Ready(Some(result)),
+                    Poll::Pending => {}
                 }
+                while timer.poll_expired(cx).is_ready() {
+                    // The upstream owes nothing before it has the request.
+                    if !upload.as_ref().is_some_and(|upload| upload.goes_on(&mut seen)) {
+                        return Poll::Ready(None);
+                    }
+                    timer.start(patience);
+                }
+                Poll::Pending
             })
             .await
         };
@@ -209,6 +220,12 @@ impl std::fmt::Display for UpstreamBodyError {
 }
 
 impl std::error::Error for UpstreamBodyError {}
+
+impl From<UpstreamBodyError> for Fault {
+    fn from(_: UpstreamBodyError) -> Self {
+        Fault::UpstreamFailed
+    }
+}
 
 type FramePoll = Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>>;
 

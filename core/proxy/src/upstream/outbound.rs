@@ -50,7 +50,7 @@ impl UpstreamClient {
         let (head, mut body) = response.into_parts();
         let mut held = self.budget.hold();
         let read = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge).await;
-        let body = read.map_err(|error| match error.of_upstream() {
+        let body = read.map_err(|fault| match fault {
             Fault::ResponseTooLarge => OutboundError::TooLarge,
             _ => OutboundError::Failed,
         })?;
