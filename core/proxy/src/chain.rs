@@ -90,7 +90,8 @@ impl Chain {
     pub(crate) fn on_connection(&self, connection: &Connection) -> Admission {
         for (_, instance) in self.wanting(HookName::OnConnection) {
             let start = Instant::now();
-            let admission = guarded(|| instance.plugin.on_connection(connection));
+            let admission =
+                guarded(|| instance.plugin.on_connection(connection)).and_then(|admission| admission);
             instance.metrics.hooks[HookName::OnConnection as usize].observe(start.elapsed());
             let admission = admission.unwrap_or_else(|error| {
                 instance.failed(HookName::OnConnection, &error, None);
@@ -218,7 +219,7 @@ impl Instance {
     /// Whether response hooks run for the instance at this index: it was asked on the way in, or it
     /// is never asked there.
     fn is_entered(&self, at: u16, entered: u16) -> bool {
-        at < entered || self.needs.response_only()
+        at < entered || self.needs.is_on_every_response()
     }
 
     /// Calls the hook; a panic is the plugin's error.

@@ -80,6 +80,7 @@ pub enum BodyWish {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Needs {
     hooks: u8,
+    every_response: bool,
     /// The wish for the request's body.
     pub request_body: BodyWish,
     /// The wish for the response's body.
@@ -113,16 +114,26 @@ impl Needs {
         if wish == BodyWish::None { self } else { self.and(HookName::OnResponseBody) }
     }
 
+    /// Response hooks run for every response, also for those of plugins further out and of the
+    /// gateway itself, which this plugin's request hooks have not seen. For what belongs on every
+    /// answer: security headers, CORS, the request id.
+    #[must_use]
+    pub fn on_every_response(mut self) -> Self {
+        self.every_response = true;
+        self
+    }
+
     /// Whether `hook` is wanted.
     pub fn wants(&self, hook: HookName) -> bool {
         self.hooks & (1 << hook as u8) != 0
     }
 
-    /// Whether nothing before the response is wanted; such a plugin counts as entered for every
-    /// exchange, so that its headers land on refusals too.
-    pub fn response_only(&self) -> bool {
+    /// Whether response hooks run for exchanges that the plugin was not asked about on their way in:
+    /// if it wants that, or wants nothing on the way in anyway.
+    pub fn is_on_every_response(&self) -> bool {
         use HookName::*;
-        ![OnRequest, OnRequestBody, OnUpstream].into_iter().any(|hook| self.wants(hook))
+        self.every_response
+            || ![OnRequest, OnRequestBody, OnUpstream].into_iter().any(|hook| self.wants(hook))
     }
 }
 
@@ -252,8 +263,7 @@ mod tests {
             .request_body(BodyWish::None);
         assert!(needs.wants(HookName::OnRequest) && needs.wants(HookName::OnResponseBody));
         assert!(!needs.wants(HookName::OnRequestBody) && !needs.wants(HookName::OnLog));
-        assert!(
-            !needs.response_only() && Needs::hooks([HookName::OnResponse, HookName::OnLog]).response_only()
-        );
+        assert!(!needs.is_on_every_response() && needs.on_every_response().is_on_every_response());
+        assert!(Needs::hooks([HookName::OnResponse, HookName::OnLog]).is_on_every_response());
     }
 }

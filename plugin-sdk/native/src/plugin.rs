@@ -9,7 +9,7 @@ use crate::body::BodyFilter;
 use crate::build::{BuildContext, BuildError};
 use crate::connection::{Admission, Connection};
 use crate::exchange::Exchange;
-use crate::hook::{Hook, Needs};
+use crate::hook::{Hook, Needs, PluginError};
 
 /// A configured plugin instance. One value serves every worker at once, so what changes inside it
 /// is synchronised or sits in a [slot](crate::Slot) of the exchange.
@@ -22,9 +22,9 @@ pub trait Plugin: Send + Sync {
 
     /// A client connected. Runs before TLS, for plugins in a listener's list or the gateway's; it
     /// must not wait. Default: accept.
-    fn on_connection(&self, connection: &Connection) -> Admission {
+    fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
         let _ = connection;
-        Admission::Accept
+        Ok(Admission::Accept)
     }
 
     /// The request's head is read and the route chosen. May change the request, answer it or drop

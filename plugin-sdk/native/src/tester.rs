@@ -218,7 +218,7 @@ impl TestedPlugin {
     }
 
     /// Calls `on_connection` for a client at `peer`.
-    pub fn on_connection(&self, peer: &str) -> Admission {
+    pub fn on_connection(&self, peer: &str) -> Result<Admission, PluginError> {
         let exchange = ExchangeBuilder::get("/").peer(peer).build();
         self.0.on_connection(exchange.connection())
     }
@@ -238,8 +238,9 @@ impl TestedPlugin {
         exchange.core().cursor = Cursor { plugin: 0, hook };
         let answer = match hook {
             HookName::OnConnection => match self.0.on_connection(exchange.connection()) {
-                Admission::Accept => Hook::CONTINUE,
-                Admission::Drop => Hook::from(Decision::Drop),
+                Ok(Admission::Accept) => Hook::CONTINUE,
+                Ok(Admission::Drop) => Hook::from(Decision::Drop),
+                Err(error) => Hook::Ready(Err(error)),
             },
             HookName::OnRequest => self.0.on_request(exchange),
             HookName::OnRequestBody => self.0.on_request_body(exchange),

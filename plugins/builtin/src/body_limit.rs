@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn responses_are_bounded_too() {
         let plugin = build(json!({"response": "10B"}));
-        assert!(plugin.plugin().needs().response_only());
+        assert!(plugin.plugin().needs().is_on_every_response());
         let respond = |method, status, length: &str| {
             let mut exchange = ExchangeBuilder::request(method, "/")
                 .response(status, &[("content-length", length)], "")

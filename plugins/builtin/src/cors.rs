@@ -320,7 +320,7 @@ impl PluginType for Cors {
 
 impl Plugin for Cors {
     fn needs(&self) -> Needs {
-        Needs::hooks([HookName::OnRequest, HookName::OnResponse])
+        Needs::hooks([HookName::OnRequest, HookName::OnResponse]).on_every_response()
     }
 
     fn on_request<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {

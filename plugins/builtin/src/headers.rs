@@ -179,7 +179,7 @@ impl Plugin for Headers {
     fn needs(&self) -> Needs {
         let request = self.request.as_ref().map(|_| HookName::OnRequest);
         let response = self.response.as_ref().map(|_| HookName::OnResponse);
-        Needs::hooks(request.into_iter().chain(response))
+        Needs::hooks(request.into_iter().chain(response)).on_every_response()
     }
 
     fn on_request<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
@@ -271,6 +271,6 @@ mod tests {
     #[test]
     fn only_the_named_sides_are_hooked() {
         let plugin = build(json!({"response": {"remove": ["server"]}})).unwrap();
-        assert!(plugin.plugin().needs().response_only());
+        assert!(plugin.plugin().needs().is_on_every_response());
     }
 }

@@ -21,8 +21,8 @@ use std::net::IpAddr;
 use http::StatusCode;
 use ipnet::IpNet;
 use portcullis_plugin::{
-    Admission, BuildContext, BuildError, Connection, Exchange, Hook, HookName, Needs, Plugin, PluginType,
-    Reply, SourceFile, SourcePosition,
+    Admission, BuildContext, BuildError, Connection, Exchange, Hook, HookName, Needs, Plugin, PluginError,
+    PluginType, Reply, SourceFile, SourcePosition,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -281,11 +281,11 @@ impl Plugin for IpFilter {
         }])
     }
 
-    fn on_connection(&self, connection: &Connection) -> Admission {
-        match self.judge(connection.peer.ip()) {
+    fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
+        Ok(match self.judge(connection.peer.ip()) {
             Verdict::Allow => Admission::Accept,
             Verdict::Deny => Admission::Drop,
-        }
+        })
     }
 
     fn on_request<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
@@ -365,8 +365,8 @@ mod tests {
     fn at_connection_the_peer_is_judged_before_anything_is_read() {
         let plugin = build(json!({"deny": ["192.0.2.0/24"], "at": "connection"}));
         assert!(!plugin.plugin().needs().wants(HookName::OnRequest));
-        assert_eq!(plugin.on_connection("192.0.2.9"), Admission::Drop);
-        assert_eq!(plugin.on_connection("192.0.3.9"), Admission::Accept);
+        assert_eq!(plugin.on_connection("192.0.2.9").unwrap(), Admission::Drop);
+        assert_eq!(plugin.on_connection("192.0.3.9").unwrap(), Admission::Accept);
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl PluginType for TrustedRequestId {
 
 impl Plugin for TrustedRequestId {
     fn needs(&self) -> Needs {
-        Needs::hooks([HookName::OnRequest, HookName::OnResponse])
+        Needs::hooks([HookName::OnRequest, HookName::OnResponse]).on_every_response()
     }
 
     fn on_request<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
