@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use portcullis_plugin::{Cursor, End, Reply};
 
 use crate::chain::{Filter, Instance};
-use crate::http1::screen::Refusal;
+use crate::http1::screen::{Refusal, TRAILER_FORBIDDEN, is_forbidden_trailer};
 use crate::live::Live;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
@@ -113,17 +113,43 @@ where
     Ok(if buffer.is_empty() { first } else { buffer.freeze() })
 }
 
+/// Bytes a second that a client has to send of a body that is held in memory, so that slow clients
+/// can't fill the budget of whole bodies for long.
+const MINIMUM_RATE: u64 = 512;
+/// Bytes of a whole body that are handed to the client's connection at once: what it has taken
+/// counts as sent, and gives its share of the budget back.
+const SLICE: usize = 32 * 1024;
+
 /// A client's body as it arrives: a client that stops within it is not waited for.
 pub(crate) struct ClientBody {
     incoming: Incoming,
     patience: Duration,
     timer: LazyTimer,
     waiting: bool,
+    received: u64,
+    /// Set while the body is held in memory: then a trickle is not enough.
+    progress_since: Option<Instant>,
 }
 
 impl ClientBody {
     pub(crate) fn new(incoming: Incoming, patience: Duration) -> Self {
-        ClientBody { incoming, patience, timer: LazyTimer::new(), waiting: false }
+        let timer = LazyTimer::new();
+        ClientBody { incoming, patience, timer, waiting: false, received: 0, progress_since: None }
+    }
+
+    /// From now on the client has to keep up a minimum rate.
+    pub(crate) fn expect_progress(&mut self) {
+        self.progress_since = Some(Instant::now());
+    }
+
+    /// Bytes received.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    fn trickles(&self) -> bool {
+        let allowed = self.patience + Duration::from_secs(self.received / MINIMUM_RATE);
+        self.progress_since.is_some_and(|since| since.elapsed() > allowed)
     }
 }
 
@@ -137,10 +163,13 @@ impl Body for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let this = &mut *self;
         match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Ready(frame) => {
+            Poll::Ready(Some(Ok(frame))) => {
                 this.waiting = false;
-                Poll::Ready(frame.map(|frame| frame.map_err(|error| client_fault(&error))))
+                this.received += frame.data_ref().map_or(0, |data| data.len() as u64);
+                Poll::Ready(Some(if this.trickles() { Err(Fault::BodyTimeout) } else { Ok(frame) }))
             }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(client_fault(&error)))),
+            Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => {
                 if !std::mem::replace(&mut this.waiting, true) {
                     this.timer.start(this.patience);
@@ -322,7 +351,13 @@ impl Upload {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(chunk) => chunk,
                     Err(frame) => {
-                        self.trailers = frame.into_trailers().ok();
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        if trailers.keys().any(|name| is_forbidden_trailer(name.as_str().as_bytes())) {
+                            self.ended = true;
+                            let fault = UploadFailure::Fault(Fault::Screened(TRAILER_FORBIDDEN));
+                            return Poll::Ready(Some(Err(self.state.fail(fault))));
+                        }
+                        self.trailers = Some(trailers);
                         continue;
                     }
                 },
@@ -447,7 +482,7 @@ impl ResponseBody {
             let frame = match &mut self.source {
                 Source::Empty => None,
                 Source::Whole(bytes) if bytes.is_empty() => None,
-                Source::Whole(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+                Source::Whole(bytes) => Some(Ok(Frame::data(bytes.split_to(bytes.len().min(SLICE))))),
                 Source::Upstream(body) => ready!(body.poll_frame(cx)),
             };
             let chunk = match frame {
@@ -494,6 +529,7 @@ impl ResponseBody {
         if self.is_end_stream() {
             self.live.end(End::Complete);
         }
+        self.live.waits_for_client(true);
         Poll::Ready(Some(Ok(frame)))
     }
 }
@@ -506,6 +542,7 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.live.waits_for_client(false);
         self.poll(cx)
     }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use http::StatusCode;
 use portcullis_plugin::{
-    Admission, BodyFilter, BodyWish, Connection, Cursor, Decider, Decision, ErrorKind, Exchange, Hook,
-    HookFuture, HookName, Needs, Plugin, PluginError, Reply, Step, Verdict,
+    Admission, BodyFilter, BodyWish, Connection, Cursor, Decider, Decision, ErrorKind, Exchange, Filtered,
+    Hook, HookFuture, HookName, Needs, Plugin, PluginError, Reply, Step, Verdict,
 };
 
 use crate::metrics::PluginMetrics;
@@ -146,7 +146,11 @@ impl Chain {
     pub(crate) fn whole_request(&self, exchange: &Exchange) -> Option<usize> {
         let wishes = self.wanting(HookName::OnRequestBody).map(|(_, instance)| instance);
         let limits = wishes.filter_map(|instance| match instance.needs.request_body {
-            BodyWish::Whole { limit } => instance.plugin.wants_request_body(exchange).then_some(limit),
+            BodyWish::Whole { limit } => {
+                let wants = guarded(|| instance.plugin.wants_request_body(exchange));
+                // A plugin that can't tell may need it; its hook will fail again and be judged.
+                wants.unwrap_or(true).then_some(limit)
+            }
             BodyWish::None | BodyWish::Stream => None,
         });
         limits.min()
@@ -157,7 +161,10 @@ impl Chain {
         let wishes =
             self.wanting(HookName::OnResponseBody).filter(|(at, instance)| instance.is_entered(*at, entered));
         let limits = wishes.filter_map(|(_, instance)| match instance.needs.response_body {
-            BodyWish::Whole { limit } => instance.plugin.wants_response_body(exchange).then_some(limit),
+            BodyWish::Whole { limit } => {
+                let wants = guarded(|| instance.plugin.wants_response_body(exchange));
+                wants.unwrap_or(true).then_some(limit)
+            }
             BodyWish::None | BodyWish::Stream => None,
         });
         limits.min()
@@ -175,11 +182,7 @@ impl Chain {
             .filter(|(_, instance)| instance.needs.request_body == BodyWish::Stream);
         let filters = streams.filter_map(|(at, instance)| {
             let cursor = Cursor { plugin: at, hook: HookName::OnRequestBody };
-            Some(Filter {
-                instance: instance.clone(),
-                filter: instance.plugin.request_body_filter(exchange)?,
-                cursor,
-            })
+            Filter::new(instance, cursor, || instance.plugin.request_body_filter(exchange))
         });
         filters.collect()
     }
@@ -191,11 +194,7 @@ impl Chain {
         });
         let filters = streams.filter_map(|(at, instance)| {
             let cursor = Cursor { plugin: at, hook: HookName::OnResponseBody };
-            Some(Filter {
-                instance: instance.clone(),
-                filter: instance.plugin.response_body_filter(exchange)?,
-                cursor,
-            })
+            Filter::new(instance, cursor, || instance.plugin.response_body_filter(exchange))
         });
         filters.collect()
     }
@@ -321,7 +320,7 @@ impl Instance {
 }
 
 /// Calls into a plugin; a panic is the plugin's error and nobody else's.
-fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, PluginError> {
+pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, PluginError> {
     catch_unwind(AssertUnwindSafe(call))
         .map_err(|panic| PluginError::new(ErrorKind::Panic, panic_text(&*panic)))
 }
@@ -338,11 +337,28 @@ pub(crate) struct Filter {
     pub(crate) cursor: Cursor,
 }
 
+/// In place of a filter whose making panicked: every chunk is that failure.
+struct Broken;
+
+impl BodyFilter for Broken {
+    fn chunk(&mut self, _: bytes::Bytes) -> Result<Filtered, PluginError> {
+        Err(PluginError::new(ErrorKind::Panic, "the filter could not be made"))
+    }
+}
+
 impl Filter {
+    fn new(
+        instance: &Arc<Instance>,
+        cursor: Cursor,
+        make: impl FnOnce() -> Option<Box<dyn BodyFilter>>,
+    ) -> Option<Self> {
+        let filter = guarded(make).unwrap_or_else(|_| Some(Box::new(Broken)))?;
+        Some(Filter { instance: instance.clone(), filter, cursor })
+    }
+
     /// Passes a chunk, or the body's end, through the filter. A failure follows `on_error`: the
     /// chunk passes unfiltered, or the body is refused.
     pub(crate) fn pass(&mut self, chunk: Option<bytes::Bytes>) -> Result<bytes::Bytes, Box<Reply>> {
-        use portcullis_plugin::Filtered;
         let original = chunk.clone().unwrap_or_default();
         let start = Instant::now();
         let filter = &mut self.filter;

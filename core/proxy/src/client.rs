@@ -1,6 +1,7 @@
 //! A client's connection: from the accepted socket to the last exchange on it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
@@ -8,6 +9,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::service::service_fn;
@@ -31,6 +33,11 @@ use crate::worker::{Worker, WorkerGeneration};
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What a client may send on one HTTP/2 stream before it must wait.
 const STREAM_WINDOW: u32 = 256 * 1024;
+/// How often an HTTP/2 connection looks at its clocks, at the least and at the most.
+const MIN_LOOK: Duration = Duration::from_millis(50);
+const MAX_LOOK: Duration = Duration::from_secs(5);
+/// How long an HTTP/2 client may take to agree that a connection without streams ends.
+const PARTING: Duration = Duration::from_secs(2);
 /// hyper's smallest read buffer.
 const MIN_BUFFER: usize = 8192;
 
@@ -42,8 +49,13 @@ pub(crate) struct Client {
     /// The listener's index, and the generation that it is valid in.
     listener: Cell<(u64, Option<usize>)>,
     screen: Option<Handle>,
+    /// The address that the listener is configured with.
+    bound: SocketAddr,
     requests: Cell<u64>,
     open: Cell<u32>,
+    last_active: Cell<Instant>,
+    /// Since when responses wait for an HTTP/2 client to take more of them.
+    unread: RefCell<BTreeMap<u64, Instant>>,
 }
 
 impl Client {
@@ -53,7 +65,7 @@ impl Client {
         if number == generation.number {
             return found;
         }
-        let found = generation.listener_named(&self.connection.listener);
+        let found = generation.listener_at(self.bound);
         self.listener.set((generation.number, found));
         found
     }
@@ -68,6 +80,16 @@ impl Client {
     pub(crate) fn screen(&self) -> Option<&Handle> {
         self.screen.as_ref()
     }
+
+    /// Whether nothing has happened for so long.
+    fn is_idle(&self, limit: Duration) -> bool {
+        self.open.get() == 0 && self.last_active.get().elapsed() >= limit
+    }
+
+    /// Whether a response has waited for so long to be taken.
+    fn is_unread(&self, limit: Duration) -> bool {
+        self.unread.borrow().values().any(|since| since.elapsed() >= limit)
+    }
 }
 
 /// A request of a connection, being served.
@@ -77,9 +99,26 @@ pub(crate) struct Serving {
     pub(crate) client: Rc<Client>,
 }
 
+impl Serving {
+    /// The response waits for the client to take what it was given, or no longer. Of HTTP/1 the
+    /// socket tells.
+    pub(crate) fn waits_for_client(&self, waits: bool) {
+        if self.client.screen.is_some() {
+            return;
+        }
+        let mut unread = self.client.unread.borrow_mut();
+        match waits {
+            true => unread.insert(self.ordinal, Instant::now()),
+            false => unread.remove(&self.ordinal),
+        };
+    }
+}
+
 impl Drop for Serving {
     fn drop(&mut self) {
+        self.waits_for_client(false);
         self.client.open.set(self.client.open.get() - 1);
+        self.client.last_active.set(Instant::now());
     }
 }
 
@@ -111,18 +150,15 @@ pub(crate) async fn accept(
     worker: Rc<Worker>,
     stream: TcpStream,
     peer: SocketAddr,
-    listener: Arc<str>,
+    bound: SocketAddr,
     control: &Control,
 ) {
     // Fails only on a dead socket, which the first read will notice.
     let _ = stream.set_nodelay(true);
     let local = stream.local_addr().unwrap_or(peer);
-    let mut connection = Connection { listener, peer, local, tls: None };
     let generation = worker.generation();
-    let Some(listener) = generation.listener_named(&connection.listener).map(|at| &generation.listeners[at])
-    else {
-        return;
-    };
+    let Some(listener) = generation.listener_at(bound).map(|at| &generation.listeners[at]) else { return };
+    let mut connection = Connection { listener: listener.name.clone(), peer, local, tls: None };
     if listener.chain.on_connection(&connection) == Admission::Drop {
         worker.metrics.connections_refused.increment();
         return;
@@ -131,7 +167,7 @@ pub(crate) async fn accept(
     // A connection lives long, a generation must not.
     drop(generation);
     let Some(tls) = tls else {
-        return plain(worker, stream, connection, limits, control).await;
+        return plain(worker, stream, connection, bound, limits, control).await;
     };
     let handshake = timeout(limits.header_timeout, TlsAcceptor::from(tls).accept(stream));
     match handshake.await {
@@ -141,9 +177,9 @@ pub(crate) async fn accept(
             let http2 = session.alpn_protocol() == Some(b"h2");
             let stream = Linger::new(stream, limits.write_timeout);
             if http2 {
-                http2_connection(worker, stream, connection, limits, control).await;
+                http2_connection(worker, stream, connection, bound, limits, control).await;
             } else {
-                http1_connection(worker, stream, Bytes::new(), connection, limits, control).await;
+                http1_connection(worker, stream, Bytes::new(), connection, bound, limits, control).await;
             }
         }
         Ok(Err(error)) => {
@@ -161,15 +197,17 @@ async fn plain(
     worker: Rc<Worker>,
     mut stream: TcpStream,
     connection: Connection,
+    bound: SocketAddr,
     limits: ListenerLimits,
     control: &Control,
 ) {
     let Ok(Some(begin)) = timeout(limits.header_timeout, sniff(&mut stream)).await else { return };
     let stream = Linger::new(stream, limits.write_timeout);
     if &*begin == HTTP2_PREFACE {
-        http2_connection(worker, Prefixed { prefix: begin, io: stream }, connection, limits, control).await;
+        http2_connection(worker, Prefixed { prefix: begin, io: stream }, connection, bound, limits, control)
+            .await;
     } else {
-        http1_connection(worker, stream, begin, connection, limits, control).await;
+        http1_connection(worker, stream, begin, connection, bound, limits, control).await;
     }
 }
 
@@ -191,6 +229,7 @@ async fn http1_connection<T: AsyncRead + AsyncWrite + Unpin>(
     stream: T,
     begin: Bytes,
     connection: Connection,
+    bound: SocketAddr,
     limits: ListenerLimits,
     control: &Control,
 ) {
@@ -202,7 +241,7 @@ async fn http1_connection<T: AsyncRead + AsyncWrite + Unpin>(
         idle_timeout: limits.idle_timeout,
     };
     let (screen, handle) = Screen::with_prefix(stream, &begin, screen_limits);
-    let client = client(worker, connection, Some(handle));
+    let client = client(worker, connection, bound, Some(handle));
     let mut builder = hyper::server::conn::http1::Builder::new();
     // The screen judges sizes and times; hyper's bounds only must not be tighter.
     builder.max_buf_size(limits.header_bytes.max(MIN_BUFFER) * 2).max_headers(limits.header_count + 1);
@@ -225,14 +264,17 @@ async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
     worker: Rc<Worker>,
     stream: T,
     connection: Connection,
+    bound: SocketAddr,
     limits: ListenerLimits,
     control: &Control,
 ) {
-    let client = client(worker, connection, None);
+    let client = client(worker, connection, bound, None);
     let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
+    // A head that is too long gets our refusal, one that is far too long gets hyper's.
+    let head_bytes = limits.header_bytes.saturating_mul(4);
     builder
         .max_concurrent_streams(limits.http2_streams)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
         .initial_stream_window_size(STREAM_WINDOW)
         // Streams whose uploads stall must not keep others from theirs.
         .initial_connection_window_size(connection_window(limits.http2_streams));
@@ -241,15 +283,26 @@ async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
         service_fn(move |request| serve(client.clone(), request))
     };
     let mut running = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut idle = LazyTimer::new();
-    idle.start(limits.idle_timeout);
-    let mut draining = false;
+    let look = limits.idle_timeout.min(limits.write_timeout).clamp(MIN_LOOK, MAX_LOOK);
+    let mut clock = LazyTimer::new();
+    clock.start(look);
+    let mut draining: Option<Instant> = None;
     let ended = poll_fn(|cx| {
-        if client.open.get() > 0 {
-            idle.start(limits.idle_timeout);
+        let mut drain = draining.is_none() && control.is_draining(cx);
+        while clock.poll_expired(cx).is_ready() {
+            clock.start(look);
+            if client.is_unread(limits.write_timeout) {
+                return Poll::Ready(Ok(()));
+            }
+            // The client acknowledges the end, or does not.
+            let parted = draining.is_some_and(|since| since.elapsed() >= PARTING);
+            if parted && client.open.get() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            drain |= draining.is_none() && client.is_idle(limits.idle_timeout);
         }
-        if !draining && (control.is_draining(cx) || idle.poll_expired(cx).is_ready()) {
-            draining = true;
+        if drain {
+            draining = Some(Instant::now());
             running.as_mut().graceful_shutdown();
         }
         running.as_mut().poll(cx)
@@ -264,15 +317,23 @@ fn connection_window(streams: u32) -> u32 {
     (streams + 1).saturating_mul(STREAM_WINDOW).min(i32::MAX as u32)
 }
 
-fn client(worker: Rc<Worker>, connection: Connection, screen: Option<Handle>) -> Rc<Client> {
+fn client(
+    worker: Rc<Worker>,
+    connection: Connection,
+    bound: SocketAddr,
+    screen: Option<Handle>,
+) -> Rc<Client> {
     Rc::new(Client {
         worker,
         forwarded_by: ForwardedBy::new(connection.peer.ip(), connection.tls.is_some()),
         connection: Arc::new(connection),
         listener: Cell::new((0, None)),
         screen,
+        bound,
         requests: Cell::new(0),
         open: Cell::new(0),
+        last_active: Cell::new(Instant::now()),
+        unread: RefCell::default(),
     })
 }
 

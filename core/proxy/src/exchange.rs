@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderValue};
-use http::uri::PathAndQuery;
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Response, StatusCode, Uri};
 use hyper::body::{Body, Incoming};
 use portcullis_plugin::{Attempt, Content, End, HookName, Reply, Request};
@@ -16,6 +15,7 @@ use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::client_address;
 use crate::generation::{Action, Rewrite};
+use crate::head::{understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::live::Live;
 use crate::path::normalise;
@@ -64,78 +64,19 @@ pub(crate) async fn serve(
         // Its listener is gone, and with it everything that says how to answer.
         return Err(Dropped);
     };
+    let serving = client.begin();
+    let refusal = client.screen().and_then(|screen| screen.take_refusal(serving.ordinal));
     let (head, body) = request.into_parts();
-    let (request, fault) = understand(head, generation.listeners[listener].limits.header_count);
-    let mut live = Live::new(client.begin(), generation, listener, request);
-    let refusal = client.screen().and_then(|screen| screen.take_refusal(live.ordinal()));
-    let answer = match refusal.map(Fault::Screened).or(fault) {
+    let (request, fault) = match refusal {
+        Some(refusal) => (unreadable(), Some(Fault::Screened(refusal))),
+        None => understand(head, &generation.listeners[listener].limits),
+    };
+    let mut live = Live::new(serving, generation, listener, request);
+    let answer = match fault {
         Some(fault) => Answer::Fault(fault),
         None => answer(&mut live, body).await,
     };
     respond(live, answer).await
-}
-
-/// Turns hyper's head into ours: normalised path, one lower-case `Host` whatever the version. What
-/// the screen has judged for HTTP/1 is judged here for HTTP/2.
-fn understand(head: http::request::Parts, max_headers: usize) -> (Request, Option<Fault>) {
-    let http::request::Parts { method, uri, version, mut headers, .. } = head;
-    let uri = uri.into_parts();
-    let mut fault = match headers.len() {
-        count if count > max_headers => Some(Fault::TooManyHeaders),
-        _ if headers.get_all(HOST).iter().count() > 1 => Some(Fault::Host),
-        _ => None,
-    };
-    let target = match uri.path_and_query.map(normalised) {
-        Some(Ok(target)) => target,
-        Some(Err(error)) => {
-            fault = Some(error);
-            PathAndQuery::from_static("/")
-        }
-        None => {
-            fault = Some(Fault::Target);
-            PathAndQuery::from_static("/")
-        }
-    };
-    if let Some(authority) = uri.authority {
-        match headers.get(HOST) {
-            Some(host) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
-                fault = Some(Fault::Target);
-            }
-            Some(_) => {}
-            None => match HeaderValue::try_from(authority.as_str()) {
-                Ok(host) => {
-                    headers.insert(HOST, host);
-                }
-                Err(_) => fault = Some(Fault::Target),
-            },
-        }
-    }
-    match headers.get(HOST).map(HeaderValue::as_bytes) {
-        Some(host) if host.iter().any(u8::is_ascii_uppercase) => {
-            let lower = HeaderValue::from_bytes(&host.to_ascii_lowercase());
-            if let Ok(lower) = lower {
-                headers.insert(HOST, lower);
-            }
-        }
-        None if version >= http::Version::HTTP_11 => fault = fault.or(Some(Fault::Host)),
-        _ => {}
-    }
-    (Request::new(method, target, version, headers), fault)
-}
-
-fn normalised(target: PathAndQuery) -> Result<PathAndQuery, Fault> {
-    match normalise(target.path()).map_err(Fault::Path)? {
-        std::borrow::Cow::Borrowed(_) => Ok(target),
-        std::borrow::Cow::Owned(path) => with_path(&path, &target).ok_or(Fault::Target),
-    }
-}
-
-fn with_path(path: &str, target: &PathAndQuery) -> Option<PathAndQuery> {
-    let text = match target.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
-    };
-    PathAndQuery::from_maybe_shared(Bytes::from(text)).ok()
 }
 
 /// From the request's head to what the client is to get.
@@ -243,9 +184,11 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
         return Ok(body);
     };
     let mut held = live.scope().generation.budget.hold();
+    body.expect_progress();
     let limit = limit.unwrap_or(u64::MAX).min(wish as u64);
     let read = whole(&mut body, limit, &mut held, Fault::BodyTooLarge).await;
-    live.held = Some(held);
+    live.held.push(held);
+    live.request_bytes = body.received();
     let read = read?;
     live.parts().request_body = Some(read);
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {
@@ -340,7 +283,8 @@ async fn attempt(
         }
         let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
         let sending = body.take().unwrap_or(RequestBody::Empty);
-        let again = sending.copy();
+        // What was sent decides, not what the client asked for: a plugin may have changed the method.
+        let again = sending.copy().filter(|_| outgoing.method().is_idempotent());
         let error = match send(upstream, &endpoint, into_hyper(outgoing, sending)).await {
             Ok(response) => {
                 live.upstream_duration = Some(start.elapsed());
@@ -352,11 +296,12 @@ async fn attempt(
         if let Some(answer) = failed_upload(live) {
             return answer;
         }
-        upstream.metrics.failures.increment();
         let AttemptError { kind, unsent, reused } = error;
-        let is_safe = unsent.is_some() || (again.is_some() && live.exchange().method().is_idempotent());
+        if matches!(kind, AttemptFailure::ResponseTimeout | AttemptFailure::Failed) {
+            upstream.metrics.failures.increment();
+        }
         body = unsent.map(http::Request::into_body).or(again);
-        if !is_safe {
+        if body.is_none() {
             return fault_of(kind).into();
         }
         if reused && kind == AttemptFailure::Failed && stale < MAX_STALE {
@@ -432,6 +377,10 @@ fn into_hyper(request: Request, body: RequestBody) -> http::Request<RequestBody>
     // Framing is hyper's, from the body itself; what a plugin set must not contradict it.
     strip_hop_by_hop(&mut headers);
     headers.remove(CONTENT_LENGTH);
+    if body.size_hint().exact().is_none() {
+        // hyper sends no body of unknown length with GET unless it is told to.
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     let mut request = http::Request::new(body);
     *request.method_mut() = method;
     *request.uri_mut() = Uri::from(target);
@@ -504,7 +453,8 @@ async fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
     let mut headers = head.headers;
     strip_hop_by_hop(&mut headers);
     live.respond(portcullis_plugin::Response::new(head.status, headers));
-    if Reply::may_have_body(head.status, live.exchange().method()) {
+    // hyper drops an empty body without looking at it, and the connection would go with it.
+    if Reply::may_have_body(head.status, live.exchange().method()) && !body.is_end_stream() {
         return Source::Upstream(body);
     }
     body.release().await;
@@ -532,7 +482,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
         Source::Upstream(mut body) => {
             let mut held = live.scope().generation.budget.hold();
             let read = whole(&mut body, limit as u64, &mut held, Fault::ResponseTooLarge).await;
-            live.held_response = Some(held);
+            live.held.push(held);
             read?
         }
     };
@@ -578,32 +528,4 @@ fn finish(mut live: Live, mut source: Source) -> Response<ResponseBody> {
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn head(request: http::Request<()>) -> (Request, Option<Fault>) {
-        understand(request.into_parts().0, 2)
-    }
-
-    #[test]
-    fn the_path_is_normalised_once_and_the_query_kept() {
-        let (request, fault) = head(http::Request::get("http://A.Example/a//b/../c?x=%20").body(()).unwrap());
-        assert_eq!((request.target().as_str(), request.host(), fault), ("/a/c?x=%20", "a.example", None));
-        let (_, fault) = head(http::Request::get("http://a/..%2fx").body(()).unwrap());
-        assert!(matches!(fault, Some(Fault::Path(_))));
-    }
-
-    #[test]
-    fn a_host_that_contradicts_the_target_is_refused() {
-        let request = http::Request::get("http://a.example/").header(HOST, "b.example").body(()).unwrap();
-        assert_eq!(head(request).1, Some(Fault::Target));
-        assert_eq!(head(http::Request::get("/").body(()).unwrap()).1, Some(Fault::Host));
-        let many = http::Request::get("http://a/").header("x-a", 1).header("x-b", 1).header("x-c", 1);
-        assert_eq!(head(many.body(()).unwrap()).1, Some(Fault::TooManyHeaders));
-        let connect = http::Request::connect("a.example:443").body(()).unwrap();
-        assert!(head(connect).1.is_some());
-    }
 }

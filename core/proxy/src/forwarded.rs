@@ -1,6 +1,5 @@
 //! Who the client is behind proxies, and what the upstream is told of it.
 
-use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
@@ -9,39 +8,35 @@ use ipnet::IpNet;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+/// Headers that frameworks believe like `X-Forwarded-*`.
+const CLAIMS: [HeaderName; 4] = [
+    X_REAL_IP,
+    HeaderName::from_static("true-client-ip"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+];
 
 fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|net| net.contains(&address))
 }
 
-/// The client's address: the peer's, unless the peer is a trusted proxy; then the nearest address
-/// that is not one, read from the right of `Forwarded` (RFC 7239) or, without it, `X-Forwarded-For`.
+/// The client's address: the peer's, unless the peer is a trusted proxy; then the nearest address in
+/// `X-Forwarded-For`, read from the right, that is not one. `Forwarded` (RFC 7239) is not read: a
+/// proxy that writes the one passes on whatever a client put into the other.
 pub(crate) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer.to_canonical();
-    if !is_trusted(client, trusted) {
-        return client;
-    }
-    let named = if headers.contains_key(FORWARDED) { &FORWARDED } else { &X_FORWARDED_FOR };
-    let lines: Vec<&str> = headers.get_all(named).iter().filter_map(|value| value.to_str().ok()).collect();
-    for element in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-        let text = if named == FORWARDED { forwarded_for(element) } else { Some(element.trim()) };
-        // What can't be read hides whatever stands left of it.
-        let Some(address) = text.and_then(parse_node) else { break };
-        client = address.to_canonical();
+    let lines: Vec<&[u8]> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+    for element in lines.iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b',')) {
         if !is_trusted(client, trusted) {
             break;
         }
+        // What can't be read hides whatever stands left of it.
+        let address = std::str::from_utf8(element).ok().and_then(|text| parse_node(text.trim()));
+        let Some(address) = address else { break };
+        client = address.to_canonical();
     }
     client
-}
-
-fn forwarded_for(element: &str) -> Option<&str> {
-    element.split(';').find_map(|pair| {
-        let (name, value) = pair.trim().split_once('=')?;
-        name.eq_ignore_ascii_case("for").then(|| value.trim_matches('"'))
-    })
 }
 
 /// An address, with or without port; IPv6 in brackets if it has one.
@@ -76,38 +71,37 @@ impl ForwardedBy {
     }
 
     /// Tells the upstream about the client. What a trusted proxy said is kept and added to; what
-    /// anybody else said is replaced.
+    /// anybody else said is removed, whatever its name.
     pub(crate) fn apply(&self, peer: IpAddr, trusted: &[IpNet], headers: &mut HeaderMap) {
         if is_trusted(peer.to_canonical(), trusted) {
             add_to_list(headers, X_FORWARDED_FOR, &self.address);
-            add_to_list(headers, FORWARDED, &self.element);
-            headers.entry(X_FORWARDED_PROTO).or_insert_with(|| self.proto.clone());
-            if let (false, Some(host)) = (headers.contains_key(X_FORWARDED_HOST), headers.get(HOST).cloned())
-            {
-                headers.insert(X_FORWARDED_HOST, host);
-            }
-            return;
+        } else {
+            remove_claims(headers);
+            headers.insert(X_FORWARDED_FOR, self.address.clone());
         }
-        headers.insert(X_FORWARDED_FOR, self.address.clone());
         headers.insert(FORWARDED, self.element.clone());
-        headers.insert(X_FORWARDED_PROTO, self.proto.clone());
-        headers.remove(X_FORWARDED_PORT);
-        headers.remove(X_REAL_IP);
-        match headers.get(HOST).cloned() {
-            Some(host) => headers.insert(X_FORWARDED_HOST, host),
-            None => headers.remove(X_FORWARDED_HOST),
-        };
+        headers.entry(X_FORWARDED_PROTO).or_insert_with(|| self.proto.clone());
+        if let (false, Some(host)) = (headers.contains_key(X_FORWARDED_HOST), headers.get(HOST).cloned()) {
+            headers.insert(X_FORWARDED_HOST, host);
+        }
+    }
+}
+
+/// Removes every header by which a proxy tells of a request's origin.
+fn remove_claims(headers: &mut HeaderMap) {
+    let is_claim = |name: &HeaderName| name.as_str().starts_with("x-forwarded-") || CLAIMS.contains(name);
+    // Hardly any client sends one.
+    while let Some(name) = headers.keys().find(|name| is_claim(name)).cloned() {
+        headers.remove(name);
     }
 }
 
 fn add_to_list(headers: &mut HeaderMap, name: HeaderName, last: &HeaderValue) {
-    let mut list = String::new();
-    for value in headers.get_all(&name).iter().filter_map(|value| value.to_str().ok()) {
-        // Writing to a string does not fail.
-        let _ = write!(list, "{value}, ");
-    }
-    list.push_str(last.to_str().unwrap_or("unknown"));
-    headers.insert(name, HeaderValue::try_from(list).unwrap_or_else(|_| last.clone()));
+    let mut lines: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+    lines.push(last.as_bytes());
+    // Header values joined by a header value are one.
+    let list = HeaderValue::from_bytes(&lines.join(&b", "[..])).unwrap_or_else(|_| last.clone());
+    headers.insert(name, list);
 }
 
 #[cfg(test)]
@@ -115,9 +109,9 @@ mod tests {
     use super::*;
 
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        let pairs = lines
-            .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let pairs = lines.iter().map(|(name, value)| {
+            (HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap())
+        });
         let mut map = HeaderMap::new();
         for (name, value) in pairs {
             map.append(name, value);
@@ -135,12 +129,18 @@ mod tests {
             ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, 1.2.3.4, 10.9.9.9")], "1.2.3.4"),
             ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "1.2.3.4")], "1.2.3.4"),
             ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, garbage")], "10.0.0.1"),
+            ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, [2001:db9::7]:4711")], "2001:db9::7"),
+            ("10.0.0.1", &[("forwarded", "for=8.8.8.8"), ("x-forwarded-for", "9.9.9.9")], "9.9.9.9"),
             (
                 "10.0.0.1",
-                &[("forwarded", "for=6.6.6.6, for=\"[2001:db9::7]:4711\";proto=https")],
-                "2001:db9::7",
+                &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "\u{e9}, 9.9.9.9")],
+                "9.9.9.9",
             ),
-            ("10.0.0.1", &[("forwarded", "for=_hidden"), ("x-forwarded-for", "6.6.6.6")], "10.0.0.1"),
+            (
+                "10.0.0.1",
+                &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "9.9.9.9, \u{e9}")],
+                "10.0.0.1",
+            ),
             ("::ffff:10.0.0.1", &[("x-forwarded-for", "1.2.3.4:55")], "1.2.3.4"),
             ("10.0.0.1", &[], "10.0.0.1"),
         ];
@@ -153,7 +153,12 @@ mod tests {
     #[test]
     fn what_strangers_say_is_replaced_and_what_proxies_say_is_added_to() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let said = [("x-forwarded-for", "6.6.6.6"), ("x-real-ip", "6.6.6.6"), ("host", "a.example")];
+        let said = [
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-real-ip", "6.6.6.6"),
+            ("x-forwarded-prefix", "/x"),
+            ("host", "a.example"),
+        ];
         let stranger = "203.0.113.9".parse().unwrap();
         let mut told = headers(&said);
         ForwardedBy::new(stranger, true).apply(stranger, &trusted, &mut told);
@@ -161,6 +166,7 @@ mod tests {
             (&told[X_FORWARDED_FOR], &told[FORWARDED]),
             (&"203.0.113.9".parse().unwrap(), &"for=203.0.113.9;proto=https".parse().unwrap())
         );
+        assert!(!told.contains_key("x-forwarded-prefix"));
         assert_eq!((told.get(X_REAL_IP), &told[X_FORWARDED_HOST]), (None, &"a.example".parse().unwrap()));
         let proxy = "10.0.0.1".parse().unwrap();
         let mut told = headers(&said);

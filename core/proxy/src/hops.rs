@@ -1,7 +1,7 @@
 //! Headers that concern one connection only.
 
 use http::header::{
-    CONNECTION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
 
@@ -18,7 +18,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|line| line.split(','))
             .filter_map(|name| name.trim().parse().ok())
-            .filter(|name| name != TE)
+            .filter(|name| name != TE && name != HOST)
             .collect();
         for name in named {
             headers.remove(name);
@@ -51,7 +51,8 @@ mod tests {
     #[test]
     fn what_connection_names_goes_and_trailers_stay() {
         let pairs = [
-            ("connection", "close, X-Secret, te"),
+            ("connection", "close, X-Secret, te, host"),
+            ("host", "a"),
             ("x-secret", "1"),
             ("te", "gzip, trailers"),
             ("transfer-encoding", "chunked"),
@@ -66,6 +67,6 @@ mod tests {
         let mut left: Vec<_> =
             headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         left.sort_unstable();
-        assert_eq!(left, [("te", "trailers"), ("x-other", "2")]);
+        assert_eq!(left, [("host", "a"), ("te", "trailers"), ("x-other", "2")]);
     }
 }

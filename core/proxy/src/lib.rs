@@ -10,6 +10,7 @@ mod client;
 mod exchange;
 mod forwarded;
 pub mod generation;
+mod head;
 mod hops;
 pub mod http1;
 mod linger;

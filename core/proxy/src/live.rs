@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use http::StatusCode;
 use portcullis_plugin::{Decider, End, Exchange, HookName, Outcome, Parts, Reason, Request, Response};
+use smallvec::SmallVec;
 
 use crate::body::{FilterRefusal, Held, UploadFailure, UploadState};
 use crate::chain::Chain;
@@ -57,8 +58,10 @@ pub(crate) struct Live {
     /// Plugins that were entered: those whose response hooks run.
     pub(crate) entered: u16,
     pub(crate) upload: Option<Arc<UploadState>>,
-    pub(crate) held: Option<Held>,
-    pub(crate) held_response: Option<Held>,
+    /// Shares of the body budget, kept for as long as the bodies are.
+    pub(crate) held: SmallVec<[Held; 2]>,
+    /// Request body bytes read, where no upload counts them.
+    pub(crate) request_bytes: u64,
     pub(crate) upstream_duration: Option<std::time::Duration>,
     pub(crate) status: Option<StatusCode>,
     start: Instant,
@@ -82,8 +85,8 @@ impl Live {
             serving,
             entered: 0,
             upload: None,
-            held: None,
-            held_response: None,
+            held: SmallVec::new(),
+            request_bytes: 0,
             upstream_duration: None,
             status: None,
             start: Instant::now(),
@@ -96,8 +99,9 @@ impl Live {
         &self.serving.client
     }
 
-    pub(crate) fn ordinal(&self) -> u64 {
-        self.serving.ordinal
+    /// The connection waits for the client to take what it was given, until this is said otherwise.
+    pub(crate) fn waits_for_client(&self, waits: bool) {
+        self.serving.waits_for_client(waits);
     }
 
     #[expect(clippy::expect_used, reason = "taken in drop only")]
@@ -194,26 +198,22 @@ impl Drop for Live {
         exchange.core().outcome = Some(Box::new(Outcome {
             end: self.end.unwrap_or(End::ClientGone),
             status: self.status,
-            request_bytes: self.request_bytes(&exchange),
+            request_bytes: self
+                .upload
+                .as_ref()
+                .map_or(self.request_bytes, |upload| upload.bytes.load(Relaxed)),
             response_bytes: self.response_bytes,
             duration: self.start.elapsed(),
             upstream_duration: self.upstream_duration,
         }));
-        if !worker.logs.push(Ended { exchange, scope, entered: self.entered }) {
+        let held = std::mem::take(&mut self.held);
+        if !worker.logs.push(Ended { exchange, scope, entered: self.entered, _held: held }) {
             worker.metrics.logs_dropped.increment();
         }
     }
 }
 
 impl Live {
-    fn request_bytes(&self, exchange: &Exchange) -> u64 {
-        match (&self.upload, exchange.request_body()) {
-            (Some(upload), _) => upload.bytes.load(Relaxed),
-            (None, Some(body)) => body.len() as u64,
-            (None, None) => 0,
-        }
-    }
-
     /// Puts the response's head where plugins see it.
     pub(crate) fn respond(&mut self, response: Response) {
         let parts = self.parts();

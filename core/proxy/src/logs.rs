@@ -1,11 +1,14 @@
 //! Exchanges that have ended and wait for their `on_log`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 use portcullis_plugin::{Exchange, HookName};
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
+use crate::body::Held;
+use crate::chain::guarded;
 use crate::live::Scope;
 
 /// Ended exchanges that may wait per worker; more are counted and forgotten.
@@ -18,6 +21,7 @@ const BATCH: usize = 32;
 pub(crate) struct LogQueue {
     waiting: RefCell<VecDeque<Ended>>,
     filled: Notify,
+    closing: Cell<bool>,
 }
 
 /// An exchange that has ended, with the chain that saw it.
@@ -25,6 +29,8 @@ pub(crate) struct Ended {
     pub(crate) exchange: Exchange,
     pub(crate) scope: Scope,
     pub(crate) entered: u16,
+    /// The bodies are still there for `on_log`, so their shares of the budget are, too.
+    pub(crate) _held: SmallVec<[Held; 2]>,
 }
 
 impl LogQueue {
@@ -41,20 +47,33 @@ impl LogQueue {
         true
     }
 
-    pub(crate) async fn drain_forever(&self) {
+    /// Runs `on_log` for what is queued until the queue is [closed](Self::close) and empty.
+    pub(crate) async fn run(&self) {
         loop {
-            self.filled.notified().await;
             self.drain().await;
+            if self.closing.get() {
+                return;
+            }
+            self.filled.notified().await;
         }
     }
 
-    /// Runs `on_log` for everything that waits.
-    pub(crate) async fn drain(&self) {
+    /// Lets [`run`](Self::run) end once nothing waits any more.
+    pub(crate) fn close(&self) {
+        self.closing.set(true);
+        self.filled.notify_one();
+    }
+
+    async fn drain(&self) {
         let mut run = 0;
         loop {
             let Some(mut ended) = self.waiting.borrow_mut().pop_front() else { return };
             let chain = ended.scope.chain();
             chain.backward(HookName::OnLog, &mut ended.exchange, ended.entered, u16::MAX).await;
+            // State that plugins left in the exchange is dropped here; its panics are its own.
+            if let Err(error) = guarded(|| drop(ended)) {
+                tracing::error!(%error, "dropping an exchange failed");
+            }
             run += 1;
             if run % BATCH == 0 {
                 tokio::task::yield_now().await;

@@ -27,6 +27,10 @@ pub(crate) enum Fault {
     Target,
     /// More headers than allowed.
     TooManyHeaders,
+    /// Longer headers than allowed.
+    HeadTooLarge,
+    /// TRACE would show the client what the gateway adds; CONNECT would make it a tunnel.
+    MethodUnsupported,
     /// No host was named, or more than one.
     Host,
     /// No route wants it.
@@ -67,6 +71,10 @@ impl Fault {
             ),
             Fault::Path(error) => (Client, StatusCode::BAD_REQUEST, error.reason()),
             Fault::Target => (Client, StatusCode::BAD_REQUEST, "http.target"),
+            Fault::HeadTooLarge => {
+                (Client, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http.head_too_large")
+            }
+            Fault::MethodUnsupported => (Client, StatusCode::NOT_IMPLEMENTED, "http.method_unsupported"),
             Fault::TooManyHeaders => {
                 (Client, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http.too_many_headers")
             }

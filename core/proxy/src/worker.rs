@@ -18,7 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinHandle as Task;
+use tokio::task::{AbortHandle, JoinHandle as Task};
 
 use crate::client::{Control, accept};
 use crate::generation::Generation;
@@ -28,6 +28,8 @@ use crate::upstream::{ReapGuard, reap_idle};
 
 /// Connections that wait in a socket's queue, per worker; the kernel may allow fewer.
 const BACKLOG: i32 = 4096;
+/// How long `on_log` hooks may take after the last exchange has ended.
+const LAST_LOGS: Duration = Duration::from_secs(5);
 /// Pause after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -95,7 +97,8 @@ impl DataPlane {
         for address in addresses.iter().filter(|address| !known.contains_key(address)) {
             let at = |source| BindError { address: *address, source };
             let mut actual = *address;
-            if address.port() != 0 {
+            let is_ours = known.values().any(|held| held.port() == address.port());
+            if address.port() != 0 && !is_ours {
                 // A group of sockets would silently share the port with another process of ours.
                 listen(*address, false).map(drop).map_err(at)?;
             }
@@ -203,8 +206,9 @@ pub(crate) struct WorkerGeneration {
 }
 
 impl WorkerGeneration {
-    pub(crate) fn listener_named(&self, name: &str) -> Option<usize> {
-        self.listeners.iter().position(|listener| &*listener.name == name)
+    /// The index of the listener that is configured with this address.
+    pub(crate) fn listener_at(&self, address: SocketAddr) -> Option<usize> {
+        self.listeners.iter().position(|listener| listener.bind.contains(&address))
     }
 
     /// This worker's copy of what is constant of a route.
@@ -237,9 +241,17 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) logs: LogQueue,
     random: Cell<u64>,
-    controls: RefCell<Vec<Option<Rc<Control>>>>,
+    /// Open connections: how to end them gently, and how to cut them off.
+    controls: RefCell<Vec<Option<Running>>>,
     open: Cell<usize>,
     closed: Notify,
+}
+
+/// An open connection, as its worker sees it.
+struct Running {
+    bound: SocketAddr,
+    control: Rc<Control>,
+    task: Option<AbortHandle>,
 }
 
 impl Worker {
@@ -263,31 +275,43 @@ impl Worker {
         mixed ^ (mixed >> 31)
     }
 
-    fn spawn_connection(
-        self: &Rc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        listener: Arc<str>,
-        slot: Slot,
-    ) {
+    fn spawn_connection(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, bound: SocketAddr, slot: Slot) {
         let control = Rc::new(Control::default());
+        let running = Running { bound, control: control.clone(), task: None };
         let at = {
             let mut controls = self.controls.borrow_mut();
-            let at = controls.iter().position(Option::is_none).unwrap_or(controls.len());
-            if at == controls.len() {
-                controls.push(None);
+            match controls.iter().position(Option::is_none) {
+                Some(free) => {
+                    controls[free] = Some(running);
+                    free
+                }
+                None => {
+                    controls.push(Some(running));
+                    controls.len() - 1
+                }
             }
-            controls[at] = Some(control.clone());
-            at
         };
         self.open.set(self.open.get() + 1);
         self.metrics.connections.increment();
         self.metrics.connections_open.increment();
         let worker = self.clone();
-        tokio::task::spawn_local(async move {
-            let _open = Open { worker: worker.clone(), at, _slot: slot };
-            accept(worker, stream, peer, listener, &control).await;
+        let open = Open { worker: worker.clone(), at, _slot: slot };
+        let task = tokio::task::spawn_local(async move {
+            let _open = open;
+            accept(worker, stream, peer, bound, &control).await;
         });
+        if let Some(Some(running)) = self.controls.borrow_mut().get_mut(at) {
+            running.task = Some(task.abort_handle());
+        }
+    }
+
+    /// Lets those connections end that `concerned` says.
+    fn drain_connections(&self, concerned: impl Fn(&SocketAddr) -> bool) {
+        for running in self.controls.borrow().iter().flatten() {
+            if concerned(&running.bound) {
+                running.control.drain();
+            }
+        }
     }
 }
 
@@ -350,11 +374,13 @@ fn run(
         tokio::task::spawn_local(reap_idle());
         let logs = tokio::task::spawn_local({
             let worker = worker.clone();
-            async move { worker.logs.drain_forever().await }
+            async move { worker.logs.run().await }
         });
         obey(&worker, commands, &retire, &connections).await;
-        logs.abort();
-        worker.logs.drain().await;
+        worker.logs.close();
+        if tokio::time::timeout(LAST_LOGS, logs).await.is_err() {
+            tracing::warn!(index, "plugins did not finish their on_log in time");
+        }
         worker.generation.take();
     });
 }
@@ -385,6 +411,7 @@ async fn obey(
                 let old = worker.generation.replace(Some(Rc::new(own)));
                 drop(old);
                 let is_kept = |address: &SocketAddr| listener_at(&generation, address).is_some();
+                worker.drain_connections(|bound| !is_kept(bound));
                 accepting.retain(|address, (stop, _)| {
                     let kept = is_kept(address);
                     if !kept {
@@ -425,18 +452,24 @@ fn listener_at<'a>(generation: &'a Generation, address: &SocketAddr) -> Option<&
 }
 
 async fn drain(worker: &Rc<Worker>, grace: Duration) -> usize {
-    for control in worker.controls.borrow().iter().flatten() {
-        control.drain();
-    }
-    let ended = async {
+    worker.drain_connections(|_| true);
+    let ended = async || {
         while worker.open.get() > 0 {
             worker.closed.notified().await;
         }
     };
-    match tokio::time::timeout(grace, ended).await {
-        Ok(()) => 0,
-        Err(_) => worker.open.get(),
+    if tokio::time::timeout(grace, ended()).await.is_ok() {
+        return 0;
     }
+    let cut_off = worker.open.get();
+    for running in worker.controls.borrow().iter().flatten() {
+        if let Some(task) = &running.task {
+            task.abort();
+        }
+    }
+    // Their exchanges end with them, and are logged like others.
+    ended().await;
+    cut_off
 }
 
 /// Tells an accepting task to end.
@@ -499,7 +532,7 @@ async fn accept_at(
             return;
         };
         match Slot::take(&count, listener.limits.connections) {
-            Some(slot) => worker.spawn_connection(stream, peer, listener.name.clone(), slot),
+            Some(slot) => worker.spawn_connection(stream, peer, address, slot),
             None => {
                 worker.metrics.connections_refused.increment();
             }

@@ -3,234 +3,23 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![expect(clippy::disallowed_methods, reason = "bodies of a test are small")]
 
-use std::convert::Infallible;
+mod support;
+
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use portcullis_plugin::{
     BodyFilter, BodyWish, Decision, End, Exchange, Filtered, Hook, HookName, Needs, Plugin, PluginError,
-    Reply, RouteMeta,
+    Reply,
 };
-use portcullis_proxy::DataPlane;
-use portcullis_proxy::body::Budget;
-use portcullis_proxy::chain::{Chain, Instance, OnError};
-use portcullis_proxy::generation::{Action, Generation, Listener, ListenerLimits, Rewrite, Route};
-use portcullis_proxy::metrics::Metrics;
-use portcullis_proxy::routes::{PathPattern, RouteMatch, RouteTable};
-use portcullis_proxy::upstream::{Endpoint, HostHeader, Timeouts, Upstream};
-
-const PATIENCE: Duration = Duration::from_secs(10);
-
-struct Gateway {
-    plane: Option<DataPlane>,
-    runtime: tokio::runtime::Runtime,
-    metrics: Arc<Metrics>,
-    address: SocketAddr,
-}
-
-struct Setup {
-    response_timeout: Duration,
-    plugins: Vec<(Arc<dyn Plugin>, OnError)>,
-    upstream: SocketAddr,
-    limits: ListenerLimits,
-    max_body: Option<u64>,
-    budget: u64,
-}
-
-impl Setup {
-    fn to(upstream: SocketAddr) -> Self {
-        let limits = ListenerLimits {
-            connections: 100,
-            header_bytes: 8192,
-            header_count: 50,
-            header_timeout: Duration::from_secs(5),
-            body_timeout: Duration::from_secs(5),
-            write_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(60),
-            http2_streams: 100,
-        };
-        let response_timeout = Duration::from_secs(5);
-        Setup {
-            response_timeout,
-            plugins: Vec::new(),
-            upstream,
-            limits,
-            max_body: Some(1 << 20),
-            budget: 1 << 20,
-        }
-    }
-
-    fn plugin(mut self, plugin: impl Plugin + 'static) -> Self {
-        self.plugins.push((Arc::new(plugin), OnError::Deny));
-        self
-    }
-
-    fn generation(&self, number: u64, metrics: &Arc<Metrics>, bind: SocketAddr) -> Arc<Generation> {
-        let instances = self.plugins.iter().enumerate().map(|(at, (plugin, on_error))| {
-            let name = format!("p{at}");
-            Arc::new(Instance {
-                metrics: metrics.plugin(&name, "test"),
-                name: name.into(),
-                kind: "test",
-                version: "1".into(),
-                needs: plugin.needs(),
-                plugin: plugin.clone(),
-                on_error: *on_error,
-                timeout: Duration::from_millis(200),
-            })
-        });
-        let chain = Arc::new(Chain::new(instances.collect()));
-        let upstream = Upstream {
-            name: "origin".into(),
-            endpoints: vec![Arc::new(Endpoint::new(&self.upstream.to_string()).unwrap())],
-            turns: Upstream::turns(&[1]),
-            timeouts: Timeouts {
-                connect: Duration::from_secs(2),
-                response: self.response_timeout,
-                idle: Duration::from_secs(30),
-                body: Duration::from_secs(5),
-            },
-            max_idle: 8,
-            retries: 1,
-            host: HostHeader::Preserve,
-            metrics: metrics.upstream("origin"),
-        };
-        let table = RouteTable::new(vec![RouteMatch {
-            hosts: Vec::new(),
-            path: PathPattern::template("/api/{rest**}").unwrap(),
-            methods: vec![http::Method::GET, http::Method::POST, http::Method::HEAD],
-            headers: Vec::new(),
-            query: Vec::new(),
-        }]);
-        let route = Route {
-            meta: Arc::new(RouteMeta { name: "api".into(), captures: ["rest".into()].into() }),
-            rewrite: Rewrite::default(),
-            action: Action::Upstream(Arc::new(upstream)),
-            metrics: metrics.route("api"),
-        };
-        let listener = Listener {
-            name: "public".into(),
-            bind: vec![bind],
-            tls: None,
-            redirect_https: None,
-            limits: self.limits,
-            chain: chain.clone(),
-            route_chains: vec![chain],
-        };
-        Arc::new(Generation {
-            number,
-            version: "test".into(),
-            listeners: vec![Arc::new(listener)],
-            table: table.unwrap(),
-            routes: vec![route],
-            unrouted: metrics.route(""),
-            trusted_proxies: Vec::new(),
-            max_body: self.max_body,
-            budget: Budget::new(self.budget),
-        })
-    }
-
-    fn start(self) -> Gateway {
-        let metrics = Arc::new(Metrics::new(1));
-        let plane = DataPlane::new(1, metrics.clone()).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let bound = plane.bind(&[any]).unwrap();
-        runtime.block_on(plane.swap(self.generation(1, &metrics, any), bound));
-        let address = plane.addresses()[0].1;
-        Gateway { plane: Some(plane), runtime, metrics, address }
-    }
-}
-
-impl Gateway {
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
-    }
-
-    /// Sends raw bytes on a fresh connection and reads until the gateway closes it.
-    fn raw(&self, request: &str) -> String {
-        let mut stream = self.connect();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-
-    fn get(&self, path: &str) -> String {
-        self.raw(&format!("GET {path} HTTP/1.1\r\nHost: gateway.test\r\nConnection: close\r\n\r\n"))
-    }
-
-    fn drain(&mut self) -> usize {
-        let plane = self.plane.take().unwrap();
-        self.runtime.block_on(plane.drain(PATIENCE))
-    }
-}
-
-/// An origin that answers with what it saw; `X-Connection` counts its connections.
-fn origin() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        listener.set_nonblocking(true).unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            let local = tokio::task::LocalSet::new();
-            local
-                .run_until(async {
-                    let mut connections = 0;
-                    while let Ok((stream, _)) = listener.accept().await {
-                        connections += 1;
-                        let service = hyper::service::service_fn(move |request| echo(request, connections));
-                        let io = hyper_util::rt::TokioIo::new(stream);
-                        tokio::task::spawn_local(async move {
-                            // Clients that go away are part of the tests.
-                            let _ = hyper::server::conn::http1::Builder::new()
-                                .serve_connection(io, service)
-                                .await;
-                        });
-                    }
-                })
-                .await;
-        });
-    });
-    address
-}
-
-async fn echo(
-    request: http::Request<hyper::body::Incoming>,
-    connection: usize,
-) -> Result<
-    http::Response<http_body_util::Either<hyper::body::Incoming, http_body_util::Full<Bytes>>>,
-    Infallible,
-> {
-    use http_body_util::{Either, Full};
-    let (head, body) = request.into_parts();
-    let mut seen = format!("{} {}\n", head.method, head.uri);
-    for (name, value) in &head.headers {
-        seen.push_str(&format!("{name}: {}\n", value.to_str().unwrap()));
-    }
-    let response = http::Response::builder().header("x-connection", connection);
-    Ok(match head.method {
-        http::Method::POST => response.body(Either::Left(body)).unwrap(),
-        _ => response.body(Either::Right(Full::from(seen))).unwrap(),
-    })
-}
-
-fn status(answer: &str) -> u16 {
-    answer
-        .split(' ')
-        .nth(1)
-        .and_then(|code| code.parse().ok())
-        .unwrap_or_else(|| panic!("no status in {answer:?}"))
-}
+use portcullis_proxy::chain::OnError;
+use portcullis_proxy::generation::ListenerLimits;
+use support::*;
 
 #[test]
 fn a_request_goes_through_and_connections_are_reused() {
@@ -310,90 +99,6 @@ fn a_head_request_keeps_the_length_and_the_connection() {
         (2, 1, 3)
     );
     assert!(!lengths.contains(&"content-length: 0"), "{answer}");
-}
-
-/// Records the end of every exchange.
-struct Ends(Mutex<mpsc::Sender<Ended>>);
-
-/// How it ended, the status sent, who decided and why.
-type Ended = (End, Option<StatusCode>, Option<String>);
-
-impl Ends {
-    fn new() -> (Self, mpsc::Receiver<Ended>) {
-        let (sender, receiver) = mpsc::channel();
-        (Ends(Mutex::new(sender)), receiver)
-    }
-}
-
-impl Plugin for Ends {
-    fn needs(&self) -> Needs {
-        Needs::hooks([HookName::OnLog])
-    }
-
-    fn on_log<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
-        let outcome = exchange.outcome().unwrap();
-        let decider = exchange
-            .decider()
-            .map(|decider| format!("{} {}", decider.by, decider.reason.as_deref().unwrap_or_default()));
-        self.0.lock().unwrap().send((outcome.end, outcome.status, decider)).unwrap();
-        Hook::CONTINUE
-    }
-}
-
-type HookFn = fn(&mut Exchange) -> Result<Decision, PluginError>;
-
-/// A test plugin made of closures.
-#[derive(Default)]
-struct Probe {
-    needs: Needs,
-    on_request: Option<HookFn>,
-    on_response: Option<HookFn>,
-    on_upstream: Option<HookFn>,
-    on_body: Option<HookFn>,
-    filter: Option<fn() -> Box<dyn BodyFilter>>,
-    declines_bodies: bool,
-}
-
-impl Plugin for Probe {
-    fn needs(&self) -> Needs {
-        self.needs
-    }
-
-    fn on_request<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
-        self.on_request.map_or(Hook::CONTINUE, |hook| hook(exchange).into())
-    }
-
-    fn on_upstream<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
-        self.on_upstream.map_or(Hook::CONTINUE, |hook| hook(exchange).into())
-    }
-
-    fn on_response<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
-        self.on_response.map_or(Hook::CONTINUE, |hook| hook(exchange).into())
-    }
-
-    fn on_request_body<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
-        self.on_body.map_or(Hook::CONTINUE, |hook| hook(exchange).into())
-    }
-
-    fn on_response_body<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
-        self.on_body.map_or(Hook::CONTINUE, |hook| hook(exchange).into())
-    }
-
-    fn wants_request_body(&self, _: &Exchange) -> bool {
-        !self.declines_bodies
-    }
-
-    fn request_body_filter(&self, _: &Exchange) -> Option<Box<dyn BodyFilter>> {
-        self.filter.map(|filter| filter())
-    }
-
-    fn response_body_filter(&self, _: &Exchange) -> Option<Box<dyn BodyFilter>> {
-        self.filter.map(|filter| filter())
-    }
-}
-
-fn header(name: &'static str) -> (http::HeaderName, http::HeaderValue) {
-    (http::HeaderName::from_static(name), http::HeaderValue::from_static("yes"))
 }
 
 #[test]
@@ -647,26 +352,6 @@ fn an_unreachable_upstream_is_a_502_and_a_silent_one_is_not_waited_for_forever()
         Some("core.upstream upstream.unreachable")
     );
     assert_eq!(gateway.metrics.upstream("origin").retries.value(), 1);
-}
-
-/// An origin that accepts everything and never answers.
-fn silent_origin() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let held: Vec<_> = listener
-            .incoming()
-            .flatten()
-            .map(|mut stream| {
-                std::thread::spawn(move || {
-                    let mut buffer = [0; 4096];
-                    while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}
-                })
-            })
-            .collect();
-        drop(held);
-    });
-    address
 }
 
 #[test]

@@ -32,9 +32,12 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+pub(crate) use self::chunked::is_forbidden_trailer;
 pub use self::head::{Framing, HeadVerdict, judge_head};
+pub(crate) use self::head::{same_authority, split_authority};
 use self::judge::{Judge, Stop};
 pub use self::refusal::Refusal;
+pub(crate) use self::refusal::TRAILER_FORBIDDEN;
 
 /// What hyper reads instead of a refused head.
 const CANNED_HEAD: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection: close\r\n\r\n";

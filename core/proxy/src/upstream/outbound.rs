@@ -40,7 +40,9 @@ impl UpstreamClient {
         }
         let request = Request::from_parts(head, RequestBody::Whole(body));
         let response = send(&self.upstream, endpoint, request).await.map_err(|error| {
-            self.upstream.metrics.failures.increment();
+            if matches!(error.kind, AttemptFailure::ResponseTimeout | AttemptFailure::Failed) {
+                self.upstream.metrics.failures.increment();
+            }
             match error.kind {
                 AttemptFailure::Unreachable => OutboundError::Unreachable,
                 AttemptFailure::ConnectTimeout | AttemptFailure::ResponseTimeout => OutboundError::Timeout,

@@ -121,12 +121,19 @@ impl ChunkedJudge {
             return Err(TRAILER_TOO_LARGE);
         }
         let (name, _) = field_line(line)?;
-        if FORBIDDEN_TRAILERS.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden.as_bytes())) {
+        if is_forbidden_trailer(name) {
             return Err(TRAILER_FORBIDDEN);
         }
         self.line.clear();
         Ok(false)
     }
+}
+
+/// Whether a field of this name must not stand in a trailer section.
+pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
+    const FORWARDED: &[u8] = b"x-forwarded-";
+    FORBIDDEN_TRAILERS.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden.as_bytes()))
+        || name.get(..FORWARDED.len()).is_some_and(|start| start.eq_ignore_ascii_case(FORWARDED))
 }
 
 impl State {
@@ -170,7 +177,5 @@ const FORBIDDEN_TRAILERS: &[&str] = &[
     "trailer",
     "transfer-encoding",
     "upgrade",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
+    "x-real-ip",
 ];

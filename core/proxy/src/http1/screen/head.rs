@@ -321,7 +321,7 @@ fn starts_ignoring_case(bytes: &[u8], prefix: &[u8]) -> bool {
 
 /// Host and port of an authority. Stricter than RFC 3986 section 3.2.2: no user information, no percent-encoding, no
 /// sub-delimiters and no empty port, none of which occur in names that resolve.
-fn split_authority(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
+pub(crate) fn split_authority(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
     let (host, rest) = match authority.strip_prefix(b"[") {
         Some(rest) => {
             let end = memchr(b']', rest)?;
@@ -344,7 +344,7 @@ fn split_authority(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
 
 /// Whether a target's authority and the Host header mean the same. A port that is the scheme's default may be left
 /// out; behind `CONNECT` the Host header may leave out the port altogether.
-fn same_authority(target: &[u8], host: &[u8], default_port: Option<u16>) -> bool {
+pub(crate) fn same_authority(target: &[u8], host: &[u8], default_port: Option<u16>) -> bool {
     let (Some((target, target_port)), Some((host, host_port))) =
         (split_authority(target), split_authority(host))
     else {

@@ -119,5 +119,5 @@ pub(super) const CHUNK_EXTENSION: Refusal =
 pub(super) const CHUNK_END: Refusal = Refusal::bad("http.chunk_end", "chunk data is not followed by CRLF");
 pub(super) const TRAILER_TOO_LARGE: Refusal =
     Refusal::with(431, "http.trailer_too_large", "the trailer section is too large");
-pub(super) const TRAILER_FORBIDDEN: Refusal =
+pub(crate) const TRAILER_FORBIDDEN: Refusal =
     Refusal::bad("http.trailer_forbidden", "a trailer field that belongs in the head");

@@ -1,0 +1,201 @@
+//! The head of a request as the gateway understands it, whatever the HTTP version.
+//!
+//! HTTP/1 bytes have been judged by the screen before hyper read them; what HTTP/2 can bring that
+//! an HTTP/1 upstream would read otherwise is judged here, for both alike.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{COOKIE, HOST, HeaderMap, HeaderValue};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Version};
+use portcullis_plugin::Request;
+
+use crate::generation::ListenerLimits;
+use crate::hops::strip_hop_by_hop;
+use crate::http1::screen::{same_authority, split_authority};
+use crate::path::normalise;
+use crate::reply::Fault;
+
+/// What HTTP/2 counts per header beside name and value (RFC 9113, 6.5.2).
+const HEADER_OVERHEAD: usize = 32;
+
+/// Turns hyper's head into ours: no hop-by-hop headers, a normalised path, one lower-case `Host`.
+/// What is wrong with it is the second value; the head is complete enough for logs then, no more.
+pub(crate) fn understand(head: http::request::Parts, limits: &ListenerLimits) -> (Request, Option<Fault>) {
+    let http::request::Parts { method, uri, version, mut headers, .. } = head;
+    let uri = uri.into_parts();
+    let mut fault = oversized(&headers, version, limits);
+    if matches!(method, Method::TRACE | Method::CONNECT) {
+        fault = fault.or(Some(Fault::MethodUnsupported));
+    }
+    // Before any plugin writes a header that the client could have named as one of its connection's.
+    strip_hop_by_hop(&mut headers);
+    let target = uri.path_and_query.ok_or(Fault::Target).and_then(normalised).unwrap_or_else(|error| {
+        fault.get_or_insert(error);
+        PathAndQuery::from_static("/")
+    });
+    let scheme = uri.scheme.as_ref().map(http::uri::Scheme::as_str);
+    if let Err(error) = settle_host(&mut headers, uri.authority.as_ref(), scheme, version) {
+        fault.get_or_insert(error);
+    }
+    join_cookies(&mut headers);
+    (Request::new(method, target, version, headers), fault)
+}
+
+/// A head that could not be read: nothing of what it said is known.
+pub(crate) fn unreadable() -> Request {
+    // A token that no method has.
+    let method = Method::from_bytes(b"-").unwrap_or_default();
+    Request::new(method, PathAndQuery::from_static("/"), Version::HTTP_11, HeaderMap::new())
+}
+
+fn oversized(headers: &HeaderMap, version: Version, limits: &ListenerLimits) -> Option<Fault> {
+    if headers.len() > limits.header_count {
+        return Some(Fault::TooManyHeaders);
+    }
+    if version < Version::HTTP_2 {
+        return None;
+    }
+    let bytes: usize =
+        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_OVERHEAD).sum();
+    (bytes > limits.header_bytes).then_some(Fault::HeadTooLarge)
+}
+
+fn normalised(target: PathAndQuery) -> Result<PathAndQuery, Fault> {
+    match normalise(target.path()).map_err(Fault::Path)? {
+        Cow::Borrowed(_) => Ok(target),
+        Cow::Owned(path) => with_path(&path, &target).ok_or(Fault::Target),
+    }
+}
+
+/// Another path with the query as it was.
+pub(crate) fn with_path(path: &str, target: &PathAndQuery) -> Option<PathAndQuery> {
+    let text = match target.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    PathAndQuery::from_maybe_shared(Bytes::from(text)).ok()
+}
+
+/// Makes `Host` the one place that names the host, in lower case.
+fn settle_host(
+    headers: &mut HeaderMap,
+    authority: Option<&Authority>,
+    scheme: Option<&str>,
+    version: Version,
+) -> Result<(), Fault> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (host, another) = (hosts.next(), hosts.next());
+    if another.is_some() {
+        return Err(Fault::Host);
+    }
+    let default_port = match scheme {
+        Some("http") => Some(80),
+        Some("https") => Some(443),
+        _ => None,
+    };
+    let named = match (authority, host) {
+        (Some(authority), Some(host))
+            if !same_authority(authority.as_str().as_bytes(), host.as_bytes(), default_port) =>
+        {
+            return Err(Fault::Target);
+        }
+        (_, Some(host)) => host.as_bytes(),
+        (Some(authority), None) => authority.as_str().as_bytes(),
+        (None, None) if version >= Version::HTTP_11 => return Err(Fault::Host),
+        (None, None) => return Ok(()),
+    };
+    split_authority(named).ok_or(Fault::Host)?;
+    if host.is_none() || named.iter().any(u8::is_ascii_uppercase) {
+        let host = HeaderValue::from_bytes(&named.to_ascii_lowercase()).map_err(|_| Fault::Host)?;
+        headers.insert(HOST, host);
+    }
+    Ok(())
+}
+
+/// HTTP/2 may split a cookie line; HTTP/1 has one (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    if crumbs.next().is_none() || crumbs.next().is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Header values joined by a header value are one.
+    if let Ok(line) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn head(request: http::request::Builder) -> (Request, Option<Fault>) {
+        let second = Duration::from_secs(1);
+        let limits = ListenerLimits {
+            connections: 1,
+            header_bytes: 200,
+            header_count: 4,
+            header_timeout: second,
+            body_timeout: second,
+            write_timeout: second,
+            idle_timeout: second,
+            http2_streams: 1,
+        };
+        understand(request.body(()).unwrap().into_parts().0, &limits)
+    }
+
+    fn get(uri: &str) -> http::request::Builder {
+        http::Request::get(uri)
+    }
+
+    #[test]
+    fn the_path_is_normalised_once_and_the_query_kept() {
+        let (request, fault) = head(get("http://A.Example/a//b/../c?x=%20"));
+        assert_eq!((request.target().as_str(), request.host(), fault), ("/a/c?x=%20", "a.example", None));
+        assert!(matches!(head(get("http://a/..%2fx")).1, Some(Fault::Path(_))));
+    }
+
+    #[test]
+    fn a_host_that_contradicts_the_target_or_is_none_is_refused() {
+        for (request, expected) in [
+            (get("http://a.example/").header(HOST, "b.example"), Some(Fault::Target)),
+            (get("http://a.example/").header(HOST, "a.example:80"), None),
+            (get("/"), Some(Fault::Host)),
+            (get("/").header(HOST, "a").header(HOST, "a"), Some(Fault::Host)),
+            (get("/").header(HOST, "a b/../c").version(Version::HTTP_2), Some(Fault::Host)),
+            (get("/").header(HOST, "public:80@internal").version(Version::HTTP_2), Some(Fault::Host)),
+            (get("http://u@a.example/").version(Version::HTTP_2), Some(Fault::Host)),
+        ] {
+            let shown = format!("{request:?}");
+            assert_eq!(head(request).1, expected, "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_client_can_not_name_away_what_plugins_will_set() {
+        let (request, _) =
+            head(get("/").header(HOST, "a").header("connection", "x-user, host").header("x-user", "eve"));
+        assert_eq!((request.host(), request.headers().len()), ("a", 1));
+    }
+
+    #[test]
+    fn cookie_crumbs_become_one_line() {
+        let (request, _) = head(get("/").header(HOST, "a").header(COOKIE, "a=1").header(COOKIE, "b=2"));
+        assert_eq!(request.headers().get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn heads_are_bounded_and_methods_known() {
+        let many = (0..5).fold(get("http://a/"), |request, at| request.header(format!("x-{at}"), 1));
+        assert_eq!(head(many).1, Some(Fault::TooManyHeaders));
+        let long = get("http://a/").header("x-long", "x".repeat(200)).version(Version::HTTP_2);
+        assert_eq!(head(long).1, Some(Fault::HeadTooLarge));
+        assert_eq!(head(http::Request::trace("http://a/")).1, Some(Fault::MethodUnsupported));
+        assert_eq!(head(http::Request::connect("a.example:443")).1, Some(Fault::MethodUnsupported));
+        assert_eq!(unreadable().method().as_str(), "-");
+    }
+}

@@ -1,0 +1,142 @@
+//! Clients and origins that do not behave.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use portcullis_plugin::{BodyWish, Decision, End, HookName, Needs};
+use support::*;
+
+#[test]
+fn a_client_can_not_name_away_what_plugins_set() {
+    let identify = Probe {
+        needs: Needs::hooks([HookName::OnRequest]),
+        on_request: Some(|exchange| {
+            let (name, value) = header("x-user");
+            exchange.request_mut().headers.set(name, value);
+            Ok(Decision::Continue)
+        }),
+        ..Probe::default()
+    };
+    let gateway = Setup::to(origin()).plugin(identify).start();
+    let answer = gateway.raw("GET /api/x HTTP/1.1\r\nHost: g\r\nConnection: close, x-user, host\r\n\r\n");
+    assert!(answer.contains("x-user: yes\n") && answer.contains("host: g\n"), "{answer}");
+}
+
+#[test]
+fn empty_responses_keep_the_upstream_connection() {
+    let gateway = Setup::to(origin()).start();
+    for _ in 0..5 {
+        assert_eq!(status(&gateway.get("/api/empty")), 200);
+    }
+    assert_eq!(gateway.metrics.upstream("origin").connects.value(), 1);
+}
+
+#[test]
+fn a_body_of_unknown_length_goes_along_with_any_method() {
+    let gateway = Setup::to(origin()).start();
+    let request = "GET /api/x HTTP/1.1\r\nHost: g\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let answer = gateway.raw(request);
+    assert!(answer.contains("transfer-encoding: chunked\n"), "{answer}");
+}
+
+#[test]
+fn a_trickle_does_not_hold_the_body_budget() {
+    let whole = Needs::default().request_body(BodyWish::Whole { limit: 10_000 });
+    let mut setup = Setup::to(origin()).plugin(Probe { needs: whole, ..Probe::default() });
+    setup.limits.body_timeout = Duration::from_millis(150);
+    let gateway = setup.start();
+    let mut stream = gateway.connect();
+    stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    stream.write_all(b"POST /api/x HTTP/1.1\r\nHost: g\r\nContent-Length: 5000\r\n\r\n").unwrap();
+    let begin = Instant::now();
+    let mut answer = [0; 1024];
+    let read = loop {
+        assert!(begin.elapsed() < PATIENCE, "never refused");
+        // One byte per read timeout, well within the time between two pieces.
+        let _ = stream.write_all(b"x");
+        if let Ok(read) = stream.read(&mut answer) {
+            break read;
+        }
+    };
+    assert_eq!(status(&String::from_utf8_lossy(&answer[..read])), 408);
+}
+
+#[test]
+fn what_a_drain_cuts_off_is_logged() {
+    let (ends, ended) = Ends::new();
+    let mut gateway = Setup::to(silent_origin()).plugin(ends).start();
+    let mut stream = gateway.connect();
+    stream.write_all(b"GET /api/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    while gateway.metrics.exchanges_open.value() == 0 {
+        std::thread::yield_now();
+    }
+    let plane = gateway.plane.take().unwrap();
+    assert_eq!(gateway.runtime.block_on(plane.drain(Duration::from_millis(100))), 1);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().0, End::ClientGone);
+}
+
+#[test]
+fn a_renamed_listener_keeps_its_connections() {
+    let mut setup = Setup::to(origin());
+    let gateway = setup.start_kept();
+    let mut stream = gateway.connect();
+    let mut ask = || {
+        stream.write_all(b"HEAD /api/x HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+        let mut buffer = [0; 4096];
+        let read = stream.read(&mut buffer).unwrap();
+        status(&String::from_utf8_lossy(&buffer[..read]))
+    };
+    assert_eq!(ask(), 200);
+    setup.listener_name = "renamed";
+    gateway.swap(&setup, 2);
+    assert_eq!(ask(), 200);
+}
+
+/// The preface and an empty SETTINGS frame (RFC 9113, 3.4 and 6.5).
+const HTTP2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[test]
+fn a_mute_http2_client_loses_its_connection() {
+    let mut setup = Setup::to(origin());
+    setup.limits.idle_timeout = Duration::from_millis(100);
+    let gateway = setup.start();
+    let mut stream = gateway.connect();
+    stream.write_all(HTTP2_BEGIN).unwrap();
+    let mut told = Vec::new();
+    stream.read_to_end(&mut told).unwrap();
+    while gateway.metrics.connections_open.value() > 0 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn an_http2_client_that_takes_nothing_is_given_up() {
+    let (ends, ended) = Ends::new();
+    let mut setup = Setup::to(origin()).plugin(ends);
+    setup.limits.write_timeout = Duration::from_millis(200);
+    let gateway = setup.start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let mut builder = hyper::client::conn::http2::Builder::new(executor);
+        builder.initial_stream_window_size(10_000);
+        let (mut send, connection) = builder.handshake(io).await.unwrap();
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async move {
+                let connection = tokio::task::spawn_local(connection);
+                let request = http::Request::get("http://g/api/big").body(String::new()).unwrap();
+                let response = send.send_request(request).await.unwrap();
+                // The body is never read, so its window stays shut.
+                let ended = tokio::time::timeout(PATIENCE, connection).await;
+                assert!(ended.is_ok(), "the connection lives on");
+                drop(response);
+            })
+            .await;
+    });
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().0, End::ClientGone);
+}
