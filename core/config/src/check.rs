@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route};
+use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route, TlsPolicy, TlsVersion};
 use crate::error::{NodeError, suggestion};
 use crate::node::{Node, join};
 
-/// Errors and warnings about a configuration that was read without any.
+/// Errors and warnings about a configuration. What could not be read is not missed: it has its error already.
 pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeError>) {
     let mut check = Check { root, errors: Vec::new(), warnings: Vec::new() };
     check.workers(config);
@@ -38,7 +38,7 @@ impl Check<'_> {
     }
 
     fn listeners(&mut self, config: &Config) {
-        if config.listeners.is_empty() {
+        if self.says_nothing("listeners") {
             self.error(
                 "listeners",
                 "at least one listener is needed",
@@ -57,6 +57,12 @@ impl Check<'_> {
 
     fn listener(&mut self, path: &str, listener: &Listener) {
         let Some(tls) = &listener.tls else { return };
+        let explicit = self.root.at(&format!("{path}.tls.min_version"));
+        if explicit.is_some() && (tls.policy, tls.min_version) == (TlsPolicy::Modern, TlsVersion::V1_2) {
+            let message = "`policy: modern` accepts TLS 1.3 only";
+            let warning = self.at(&format!("{path}.tls.min_version"), message);
+            self.warnings.push(warning.with_help("`policy: intermediate` accepts TLS 1.2"));
+        }
         if listener.redirect_https.is_some() {
             let message = "a listener with TLS would redirect to itself";
             self.error(
@@ -100,7 +106,7 @@ impl Check<'_> {
             self.chain(&format!("routes[{index}].plugins"), &route.plugins);
         }
         let placed = config.plugins.iter().position(|entry| matches!(entry, ChainEntry::Policies(_)));
-        if let (Some(position), None) = (placed, &config.policies) {
+        if let Some(position) = placed.filter(|_| self.says_nothing("policies")) {
             let help = "name it: `policies: { dir: policies }`";
             self.error(&format!("plugins[{position}]"), "there is no policy directory", Some(help));
         }
@@ -113,6 +119,7 @@ impl Check<'_> {
             let (kind, name) = match entry {
                 ChainEntry::Policies(_) => ("policies", None),
                 ChainEntry::Plugin(plugin) => (plugin.kind.as_str(), plugin.options.name.as_deref()),
+                ChainEntry::Unread => continue,
             };
             if seen.contains(&(kind, name.unwrap_or(kind))) {
                 let path = format!("{path}[{index}]");
@@ -136,6 +143,9 @@ impl Check<'_> {
         for (index, route) in config.routes.iter().enumerate() {
             let path = format!("routes[{index}]");
             self.route(&path, route, config);
+            if !route.whole {
+                continue;
+            }
             let canonical = canonical(&route.matches);
             if let Some(first) = matches.get(&canonical) {
                 let message = format!("never reached: route `{first}` has the same match");
@@ -165,8 +175,9 @@ impl Check<'_> {
     }
 
     fn upstream_exists(&mut self, path: &str, name: &str, config: &Config) {
+        let unread = config.upstreams.is_empty() && !self.says_nothing("upstreams");
         let known = config.upstreams.iter().map(|upstream| upstream.name.as_str());
-        if !known.clone().any(|known| known == name) {
+        if !unread && !known.clone().any(|known| known == name) {
             let help = suggestion(name, known, "known upstreams");
             self.error(path, &format!("there is no upstream `{name}`"), help.as_deref());
         }
@@ -192,6 +203,14 @@ impl Check<'_> {
                 self.warnings.push(self.at(&path, &message));
             }
         }
+    }
+
+    /// Whether a key of the file is missing, or has neither items nor entries nor anything else.
+    fn says_nothing(&self, key: &str) -> bool {
+        self.root.child(key).is_none_or(|node| {
+            let items = node.items().map(<[Node]>::len).or(node.entries().map(<[_]>::len));
+            node.is_null() || items == Some(0)
+        })
     }
 
     fn unique<'n>(&mut self, names: impl Iterator<Item = (String, &'n str)>) {

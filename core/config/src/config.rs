@@ -125,12 +125,12 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policies {
-    /// Its path, relative to this file. Example: `policies`.
+    /// Its path, relative to this file; it must exist. Example: `policies`.
     pub dir: PathBuf,
 }
 
 /// A place where connections are accepted.
-#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Listener {
     /// Its name in logs and metrics. Default: its first address.
@@ -294,6 +294,8 @@ pub enum ChainEntry {
     Plugin(Box<PluginEntry>),
     /// Where the policy directory's plugins go: the bare word `policies`.
     Policies(Span),
+    /// An entry that could not be read; it keeps the place of those after it.
+    Unread,
 }
 
 /// A plugin instance, its own table still unread.
@@ -429,6 +431,9 @@ pub struct Route {
     /// What answers them.
     #[schemars(flatten)]
     pub action: Action,
+    /// Whether all of it but the plugins could be read. What a route with errors matches and does is unknown.
+    #[schemars(skip)]
+    pub whole: bool,
 }
 
 /// Which requests a route takes. Everything given must fit; what is missing fits always.

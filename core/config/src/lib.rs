@@ -27,7 +27,7 @@ pub use config::{
 pub use de::{NodeDeserializer, Reader};
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
 pub use error::{NodeError, Raised, nearest};
-pub use load::{Loaded, load, parse, parse_side_file, parse_table, read_text};
+pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value};
 pub use schema::schema;
 pub use values::{

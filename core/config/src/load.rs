@@ -36,6 +36,13 @@ pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
 
 /// Checks the text of a configuration file.
 pub fn parse(path: &Path, text: &str, env: &Env<'_>) -> Result<Loaded, Diagnostics> {
+    let (loaded, errors) = parse_partly(path, text, env)?;
+    if errors.is_empty() { Ok(loaded) } else { Err(errors) }
+}
+
+/// As much of a configuration as can be read, and all errors in it: for whoever has more to judge and wants
+/// everything said at once. An error if the text is no configuration at all.
+pub fn parse_partly(path: &Path, text: &str, env: &Env<'_>) -> Result<(Loaded, Diagnostics), Diagnostics> {
     let (source, root) = tree(path, text, env)?;
     if root.is_null() {
         let empty = Diagnostic::error(path, "the file is empty");
@@ -43,13 +50,16 @@ pub fn parse(path: &Path, text: &str, env: &Env<'_>) -> Result<Loaded, Diagnosti
     }
     let mut errors = Vec::new();
     let config = read::config(&root, &mut errors);
-    let (found, warnings) = if errors.is_empty() { check::check(&config, &root) } else { Default::default() };
-    errors.extend(found);
+    let (found, mut warnings) = check::check(&config, &root);
     if !errors.is_empty() {
-        return Err(diagnostics(errors, &source));
+        // What seems odd may be so only because something was not read.
+        warnings.clear();
     }
+    errors.extend(found);
+    let errors = diagnostics(errors, &source);
     let warnings = diagnostics(warnings, &source).0.into_iter().map(Diagnostic::into_warning);
-    Ok(Loaded { config, root, dir: directory(path), warnings: Diagnostics(warnings.collect()), source })
+    let warnings = Diagnostics(warnings.collect());
+    Ok((Loaded { config, root, dir: directory(path), warnings, source }, errors))
 }
 
 /// Reads any YAML table, with the same limits, environment and errors as a configuration file. An empty text is

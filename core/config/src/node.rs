@@ -108,6 +108,14 @@ impl Node {
         self.entry(key).map(|(_, value)| value)
     }
 
+    /// The value at `rules[2].cidr` below this node.
+    pub(crate) fn at(&self, path: &str) -> Option<&Node> {
+        steps(path).try_fold(self, |node, step| match step {
+            Step::Key(name) => node.child(name),
+            Step::Index(index) => node.items()?.get(index),
+        })
+    }
+
     /// An empty table at this node's place, for what may be written as a bare word.
     pub fn empty_table(&self) -> Node {
         Node { span: self.span, value: Value::Table(Vec::new()) }

@@ -3,8 +3,8 @@
 use serde::de::DeserializeOwned;
 
 use crate::config::{
-    Action, Admin, ChainEntry, Config, Endpoint, InstanceOptions, Listener, PluginEntry, RedirectHttps,
-    Route, SideFile, Upstream, default_max_idle, default_retries,
+    Action, Admin, ChainEntry, Config, Endpoint, HostHeader, InstanceOptions, Listener, Match, PluginEntry,
+    RedirectHttps, Respond, Rewrite, Route, SideFile, Timeouts, Upstream, default_max_idle, default_retries,
 };
 use crate::diagnostics::Span;
 use crate::error::{NodeError, nearest};
@@ -14,7 +14,8 @@ use crate::values::Address;
 /// Keys of a plugin entry that are not its kind.
 const INSTANCE_OPTIONS: [&str; 3] = ["name", "on_error", "timeout"];
 
-/// Reads the whole file. Every error is added to `errors`; if there is any, the result is incomplete.
+/// Reads the whole file. Every error is added to `errors`. What could not be read is left out or at its default,
+/// but listeners, routes and plugins with errors keep their places, so that paths stay true.
 pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
     let default = Config::default();
     let Some(mut table) = Place::root(root, errors).table() else { return default };
@@ -28,7 +29,7 @@ pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
         limits: table.optional("limits").unwrap_or(default.limits),
         trusted_proxies: table.items("trusted_proxies", |place| place.read()),
         listeners: table.items("listeners", listener),
-        plugins: table.items("plugins", gateway_chain_entry),
+        plugins: table.items("plugins", |place| Some(gateway_chain_entry(place))),
         policies: table.optional("policies"),
         upstreams: table.with("upstreams", upstreams).unwrap_or_default(),
         routes: table.items("routes", route),
@@ -62,17 +63,17 @@ fn admin(place: Place<'_, '_>) -> Option<Admin> {
 }
 
 fn listener(place: Place<'_, '_>) -> Option<Listener> {
-    let mut table = place.table()?;
+    let unread = Listener { name: place.path.clone(), ..Listener::default() };
+    let Some(mut table) = place.table() else { return Some(unread) };
     let name = table.optional("name");
-    let bind = table.required("bind", addresses);
+    let bind = table.required("bind", addresses).unwrap_or_default();
     let tls = table.optional("tls");
     let redirect_https = table.with("redirect_https", redirect_https).flatten();
     let http2 = table.optional("http2").unwrap_or_default();
     let limits = table.optional("limits").unwrap_or_default();
-    let plugins = table.items("plugins", chain_entry);
+    let plugins = table.items("plugins", |place| Some(chain_entry(place)));
     table.close();
-    let bind = bind?;
-    let name = name.or_else(|| bind.first().map(Address::to_string)).unwrap_or_default();
+    let name = name.or_else(|| bind.first().map(Address::to_string)).unwrap_or(unread.name);
     Some(Listener { name, bind, tls, redirect_https, http2, limits, plugins })
 }
 
@@ -80,7 +81,7 @@ fn listener(place: Place<'_, '_>) -> Option<Listener> {
 fn addresses(place: Place<'_, '_>) -> Option<Vec<Address>> {
     match place.node.items() {
         Some([]) => place.fail("expected at least one address"),
-        Some(_) => Some(place.items(|place| place.read())),
+        Some(_) => place.all(),
         None => place.read().map(|address| vec![address]),
     }
 }
@@ -99,31 +100,64 @@ fn upstreams(place: Place<'_, '_>) -> Option<Vec<Upstream>> {
 }
 
 fn upstream(name: &str, place: Place<'_, '_>) -> Option<Upstream> {
-    let mut table = place.table()?;
-    let endpoints = table.required("endpoints", endpoints);
-    let timeouts = table.optional("timeouts").unwrap_or_default();
-    let max_idle = table.optional("max_idle").unwrap_or_else(default_max_idle);
-    let retries = table.optional("retries").unwrap_or_else(default_retries);
-    let host = table.optional("host").unwrap_or_default();
+    let mut upstream = Upstream {
+        name: name.to_owned(),
+        endpoints: Vec::new(),
+        timeouts: Timeouts::default(),
+        max_idle: default_max_idle(),
+        retries: default_retries(),
+        host: HostHeader::default(),
+    };
+    // One with errors is there all the same: nobody who names it is wrong.
+    let Some(mut table) = place.table() else { return Some(upstream) };
+    upstream.endpoints = table.required("endpoints", endpoints).unwrap_or_default();
+    upstream.timeouts = table.optional("timeouts").unwrap_or_default();
+    upstream.max_idle = table.optional("max_idle").unwrap_or(upstream.max_idle);
+    upstream.retries = table.optional("retries").unwrap_or(upstream.retries);
+    upstream.host = table.optional("host").unwrap_or_default();
     table.close();
-    Some(Upstream { name: name.to_owned(), endpoints: endpoints?, timeouts, max_idle, retries, host })
+    Some(upstream)
 }
 
 fn endpoints(place: Place<'_, '_>) -> Option<Vec<Endpoint>> {
     let none = place.node.is_null() || place.node.items().is_some_and(<[Node]>::is_empty);
-    if none { place.fail("expected at least one endpoint") } else { Some(place.items(|place| place.read())) }
+    if none { place.fail("expected at least one endpoint") } else { place.all() }
 }
 
 fn route(place: Place<'_, '_>) -> Option<Route> {
-    let index = place.index;
+    let mut route = Route {
+        name: format!("route-{}", place.index),
+        matches: Match::default(),
+        plugins: Vec::new(),
+        rewrite: Rewrite::default(),
+        action: Action::Respond(Respond::default()),
+        whole: false,
+    };
+    let Some(mut table) = place.table() else { return Some(route) };
+    let errors = table.errors.len();
+    route.name = table.optional("name").unwrap_or(route.name);
+    route.matches = table.with("match", matches).unwrap_or_default();
+    route.rewrite = table.optional("rewrite").unwrap_or_default();
+    route.action = action(&mut table).unwrap_or(route.action);
+    let read = table.errors.len() == errors;
+    route.plugins = table.items("plugins", |place| Some(chain_entry(place)));
+    route.whole = table.close() && read;
+    Some(route)
+}
+
+/// Item by item where there are many of a kind.
+fn matches(place: Place<'_, '_>) -> Option<Match> {
     let mut table = place.table()?;
-    let name = table.optional("name").unwrap_or_else(|| format!("route-{index}"));
-    let matches = table.optional("match").unwrap_or_default();
-    let plugins = table.items("plugins", chain_entry);
-    let rewrite = table.optional("rewrite").unwrap_or_default();
-    let action = action(&mut table);
+    let matches = Match {
+        hosts: table.list("hosts"),
+        path: table.optional("path"),
+        prefix: table.optional("prefix"),
+        methods: table.list("methods"),
+        headers: table.optional("headers").unwrap_or_default(),
+        query: table.optional("query").unwrap_or_default(),
+    };
     table.close();
-    Some(Route { name, matches, plugins, rewrite, action: action? })
+    Some(matches)
 }
 
 /// Exactly one of the three.
@@ -146,18 +180,20 @@ fn action(table: &mut Table<'_, '_>) -> Option<Action> {
 }
 
 /// An entry of the gateway's own list, the only one in which the policy directory can have its place.
-fn gateway_chain_entry(place: Place<'_, '_>) -> Option<ChainEntry> {
+fn gateway_chain_entry(place: Place<'_, '_>) -> ChainEntry {
     if place.node.text() == Some("policies") {
-        return Some(ChainEntry::Policies(place.node.span));
+        return ChainEntry::Policies(place.node.span);
     }
     chain_entry(place)
 }
 
-fn chain_entry(place: Place<'_, '_>) -> Option<ChainEntry> {
-    if place.node.text() == Some("policies") {
-        return place.fail("`policies` can only stand in the gateway's own list of plugins");
-    }
-    plugin_entry(place).map(|entry| ChainEntry::Plugin(Box::new(entry)))
+fn chain_entry(place: Place<'_, '_>) -> ChainEntry {
+    let entry = if place.node.text() == Some("policies") {
+        place.fail("`policies` can only stand in the gateway's own list of plugins")
+    } else {
+        plugin_entry(place)
+    };
+    entry.map_or(ChainEntry::Unread, |entry| ChainEntry::Plugin(Box::new(entry)))
 }
 
 /// A bare kind, or a table of one kind and instance options.
@@ -179,6 +215,9 @@ fn plugin_entry(mut place: Place<'_, '_>) -> Option<PluginEntry> {
     let (options, kinds): (Vec<_>, Vec<_>) =
         entries.iter().cloned().partition(|(key, _)| INSTANCE_OPTIONS.contains(&key.text.as_str()));
     let options = place.read_part(Node { span, value: Value::Table(options) });
+    // Without its name it must not look like another one.
+    let unread = || InstanceOptions { name: Some(place.path.clone()), ..InstanceOptions::default() };
+    let options = options.unwrap_or_else(unread);
     let mut kinds = kinds.into_iter();
     let Some((key, value)) = kinds.next() else {
         return place.fail("this entry names no plugin: write `- kind: { ... }`");
@@ -191,7 +230,7 @@ fn plugin_entry(mut place: Place<'_, '_>) -> Option<PluginEntry> {
         path: join(&place.path, &key.text),
         kind: key.text,
         kind_span: key.span,
-        options: options?,
+        options,
         span,
     })
 }
@@ -255,6 +294,13 @@ impl<'n, 'e> Place<'n, 'e> {
         items.iter().enumerate().filter_map(place).collect()
     }
 
+    /// The items of a list, if every one can be read.
+    fn all<T: DeserializeOwned>(self) -> Option<Vec<T>> {
+        let wanted = self.node.items().map(<[Node]>::len);
+        let items = self.items(|place| place.read());
+        (Some(items.len()) == wanted).then_some(items)
+    }
+
     fn table(self) -> Option<Table<'n, 'e>> {
         if self.node.entries().is_none() && !self.node.is_null() {
             return self.expected("a table");
@@ -312,6 +358,15 @@ impl<'n> Table<'n, '_> {
         self.with(key, |place| Some(place.items(read))).unwrap_or_default()
     }
 
+    /// A list whose items are read one by one. Unlike [`Table::items`] it must not have lost its content.
+    fn list<T: DeserializeOwned>(&mut self, key: &'static str) -> Vec<T> {
+        let list = |place: Place<'n, '_>| match place.node.items() {
+            Some(_) => Some(place.items(|place| place.read())),
+            None => place.read(),
+        };
+        self.with(key, list).unwrap_or_default()
+    }
+
     /// Reads every entry of a table whose keys are names.
     fn each<T>(self, read: impl Fn(&str, Place<'n, '_>) -> Option<T>) -> Vec<T> {
         let entry = |(index, (key, node)): (usize, &'n (Key, Node))| {
@@ -326,11 +381,13 @@ impl<'n> Table<'n, '_> {
         None
     }
 
-    /// Refuses the keys that nobody asked for.
-    fn close(self) {
+    /// Refuses the keys that nobody asked for; false if there are any.
+    fn close(self) -> bool {
+        let before = self.errors.len();
         let unknown = self.node.entries().unwrap_or_default().iter();
         let unknown = unknown.filter(|(key, _)| !self.known.contains(&key.text.as_str()));
         let known = self.known.iter().copied();
         self.errors.extend(unknown.map(|(key, _)| NodeError::unknown_key(key, &self.path, known.clone())));
+        self.errors.len() == before
     }
 }

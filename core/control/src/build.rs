@@ -49,7 +49,7 @@ pub(crate) struct Failed {
 pub(crate) fn build(path: &Path, services: &Services, running: Option<&Built>) -> Result<Built, Failed> {
     let mut files = Files::default();
     let built = load(path, services, &mut files)
-        .and_then(|loaded| Builder::new(&loaded, services, running, &mut files).build());
+        .and_then(|(loaded, errors)| Builder::new(&loaded, errors, services, running, &mut files).build());
     match built {
         Ok(built) => Ok(Built { inputs: files.inputs().clone(), ..built }),
         Err(mut findings) => {
@@ -59,38 +59,45 @@ pub(crate) fn build(path: &Path, services: &Services, running: Option<&Built>) -
     }
 }
 
-fn load(path: &Path, services: &Services, files: &mut Files) -> Result<Loaded, Diagnostics> {
+/// What can be read of the configuration, and its errors.
+fn load(path: &Path, services: &Services, files: &mut Files) -> Result<(Loaded, Diagnostics), Diagnostics> {
     let refused = |message: String| Diagnostics::from(Diagnostic::error(path, message));
     let file = absolute(Path::new(""), path);
     let content = files.read(&file).map_err(refused)?;
     let source = content.at(&file);
-    let mut loaded = portcullis_config::parse(path, source.text().map_err(refused)?, &*services.env)?;
+    let text = source.text().map_err(refused)?;
+    let (mut loaded, errors) = portcullis_config::parse_partly(path, text, &*services.env)?;
     if content.world_writable {
         let warning = Diagnostic::error(path, "everybody can write this file").into_warning();
         loaded.warnings.push(warning.with_help(format!("`chmod o-w {}`", path.display())));
     }
-    Ok(loaded)
+    Ok((loaded, errors))
 }
 
-/// A build under way.
+/// A build under way. It goes on after errors, in the configuration's values too, to find all there are.
 struct Builder<'b> {
     loaded: &'b Loaded,
     dir: PathBuf,
     services: &'b Services,
     running: Option<&'b Built>,
     files: &'b mut Files,
+    /// Whether the configuration's own values are without errors.
+    sound: bool,
     findings: Diagnostics,
 }
 
 impl<'b> Builder<'b> {
     fn new(
         loaded: &'b Loaded,
+        errors: Diagnostics,
         services: &'b Services,
         running: Option<&'b Built>,
         files: &'b mut Files,
     ) -> Self {
         let dir = absolute(Path::new(""), &loaded.dir);
-        Builder { loaded, dir, services, running, files, findings: loaded.warnings.clone() }
+        let sound = errors.is_empty();
+        let findings = Diagnostics(errors.0.into_iter().chain(loaded.warnings.0.clone()).collect());
+        Builder { loaded, dir, services, running, files, sound, findings }
     }
 
     fn build(mut self) -> Result<Built, Diagnostics> {
@@ -147,6 +154,10 @@ impl<'b> Builder<'b> {
 
     fn table(&mut self) -> Option<RouteTable> {
         let matches = self.matches()?;
+        // Routes that want the same are among those errors.
+        if !self.sound {
+            return None;
+        }
         RouteTable::new(matches)
             .map_err(|error| {
                 let (index, message) = routes::conflict(&error, &self.loaded.config.routes);

@@ -1,6 +1,7 @@
 //! The handle on the control thread, and dry runs.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +10,8 @@ use portcullis_plugin::{LogSink, LogSinks};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -196,12 +199,27 @@ pub fn check(
     })
 }
 
-/// Sinks of a dry run.
+/// Sinks of a dry run: they write nothing, but fail where real ones would.
 struct Discard;
 
 impl LogSinks for Discard {
-    fn open(&self, _: &str) -> Result<Arc<dyn LogSink>, String> {
+    fn open(&self, target: &str) -> Result<Arc<dyn LogSink>, String> {
+        let opened = match target {
+            "stdout" | "stderr" => Ok(()),
+            path => could_append(Path::new(path)),
+        };
+        opened.map_err(|error| format!("`{target}` can't be opened for logs: {error}"))?;
         Ok(Arc::new(Discard))
+    }
+}
+
+/// Whether a file could be opened for appending, or created, without doing either.
+fn could_append(path: &Path) -> io::Result<()> {
+    match access(path, Access::WRITE_OK) {
+        Ok(()) if path.is_dir() => Err(Errno::ISDIR.into()),
+        Ok(()) => Ok(()),
+        Err(Errno::NOENT) => Ok(access(path.parent().unwrap_or(path), Access::WRITE_OK | Access::EXEC_OK)?),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -30,8 +30,10 @@ pub(crate) fn read(
     let dir = crate::inputs::absolute(root, &policies.dir);
     let listing = match files.list(&dir) {
         Ok(listing) => listing,
+        // Whoever names a directory counts on its policies: without it nothing would be refused any more.
         Err(message) => {
-            findings.push(loaded.error("policies.dir", message).into_warning());
+            let help = format!("create `{}`, or remove `policies`", dir.display());
+            findings.push(loaded.error("policies.dir", message).with_help(help));
             return Vec::new();
         }
     };

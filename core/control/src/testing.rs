@@ -35,6 +35,7 @@ pub(crate) struct StampConfig {
     upstream: Option<String>,
     list: Option<String>,
     write: Option<String>,
+    log: Option<String>,
 }
 
 impl Plugin for Stamp {
@@ -61,6 +62,9 @@ impl PluginType for Stamp {
         }
         if let Some(name) = &config.upstream {
             context.upstream("upstream", name)?;
+        }
+        if let Some(log) = &config.log {
+            context.log_sink("log", log)?;
         }
         if let Some(list) = &config.list {
             let file = context.file("list", list)?;
@@ -158,11 +162,13 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// A site whose `portcullis.yaml` is `config` after a listener at a free port.
+    /// A site whose `portcullis.yaml` is `config` after a listener at a free port, with an empty directory
+    /// `policies`.
     pub(crate) fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let site = Site { _dir: dir, root };
+        std::fs::create_dir(site.path("policies")).unwrap();
         site.configure(config);
         site
     }

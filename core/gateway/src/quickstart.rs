@@ -9,6 +9,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
+use tempfile::TempDir;
+
 use crate::say;
 
 /// What the quickstart consists of, as it stands in a checkout.
@@ -24,9 +26,20 @@ const PORTS: [(&str, u16); 2] = [("PORTCULLIS_PORT", 8080), ("PORTCULLIS_ADMIN_P
 /// How many ports are tried after a taken one.
 const TRIED: u16 = 100;
 
-/// Writes the files to a directory of their own and returns the configuration's path.
-pub(crate) fn unpack() -> io::Result<PathBuf> {
-    let root = tempfile::Builder::new().prefix("portcullis-").tempdir()?.keep();
+/// The quickstart's files on disk, for as long as somebody works with them.
+pub(crate) struct Unpacked(TempDir);
+
+impl Unpacked {
+    /// The configuration's path.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.0.path().join("config/quickstart.yaml")
+    }
+}
+
+/// Writes the files to a directory of their own.
+pub(crate) fn unpack() -> io::Result<Unpacked> {
+    let dir = tempfile::Builder::new().prefix("portcullis-").tempdir()?;
+    let root = dir.path();
     fs::create_dir_all(root.join("config/policies"))?;
     for (name, content) in FILES {
         let path = root.join(name);
@@ -35,7 +48,7 @@ pub(crate) fn unpack() -> io::Result<PathBuf> {
         }
         fs::write(path, content)?;
     }
-    Ok(root.join("config/quickstart.yaml"))
+    Ok(Unpacked(dir))
 }
 
 /// The ports to use, as variables for the configuration.
@@ -57,13 +70,14 @@ fn next_free(usual: u16) -> u16 {
     (usual..usual.saturating_add(TRIED)).find(free).unwrap_or(usual)
 }
 
-/// What to try next.
-pub(crate) fn tour(config: &Path, gateway: SocketAddr, admin: Option<SocketAddr>) -> String {
+/// What to try next. Files that are `unpacked` end with the gateway.
+pub(crate) fn tour(config: &Path, unpacked: bool, gateway: SocketAddr, admin: Option<SocketAddr>) -> String {
     let dir = config.parent().unwrap_or(Path::new("."));
     let scripts = dir.parent().unwrap_or(Path::new("")).join("scripts");
     let shown =
         |path: &Path| if path.as_os_str().is_empty() { ".".to_owned() } else { path.display().to_string() };
     let (scripts, policies) = (shown(&scripts), shown(&dir.join("policies")));
+    let end = if unpacked { "; these files go with it" } else { "" };
     let admin = admin.map_or(String::new(), |admin| {
         format!("\n  curl -s http://{admin}/status    # how the gateway is\n")
     });
@@ -77,7 +91,7 @@ pub(crate) fn tour(config: &Path, gateway: SocketAddr, admin: Option<SocketAddr>
          {admin}\n\
          Watched: {config}, {scripts}, {policies}. Save a change and the next request has it:\n\
          \n  sed -i 's/Hello/Good morning/' {scripts}/hello.rhai\n\
-         \nA policy dropped into {policies} (`portcullis new script my-rule`) applies by being there. Stop with Ctrl-C.\n",
+         \nA policy dropped into {policies} (`portcullis new script my-rule`) applies by being there. Stop with Ctrl-C{end}.\n",
         config = config.display(),
     )
 }
@@ -88,13 +102,15 @@ mod tests {
 
     #[test]
     fn the_program_brings_its_own_files() {
-        let config = unpack().unwrap();
+        let unpacked = unpack().unwrap();
+        let config = unpacked.config();
         let root = config.parent().unwrap().parent().unwrap();
         for (name, content) in FILES {
             assert_eq!(fs::read_to_string(root.join(name)).unwrap(), content);
         }
         assert!(root.join("config/policies").is_dir());
-        fs::remove_dir_all(root).unwrap();
+        drop(unpacked);
+        assert!(!root.exists());
     }
 
     #[test]
@@ -108,9 +124,13 @@ mod tests {
     #[test]
     fn the_tour_names_what_runs_and_what_is_watched() {
         let gateway = "127.0.0.1:8081".parse().unwrap();
-        let text = tour(Path::new("config/quickstart.yaml"), gateway, "127.0.0.1:9901".parse().ok());
+        let text = tour(Path::new("config/quickstart.yaml"), false, gateway, "127.0.0.1:9901".parse().ok());
         assert!(text.contains("curl -i http://127.0.0.1:8081/anything"), "{text}");
         assert!(text.contains("scripts/hello.rhai") && text.contains("config/policies"), "{text}");
         assert!(text.contains("http://127.0.0.1:9901/status"), "{text}");
+        assert!(!text.contains("these files go"));
+        assert!(
+            tour(Path::new("/tmp/x/config/a.yaml"), true, gateway, None).contains("these files go with it")
+        );
     }
 }

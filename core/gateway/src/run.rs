@@ -21,6 +21,7 @@ use crate::cli::{Failure, RunOptions};
 use crate::notify::{self, Message};
 use crate::pid_file::PidFile;
 use crate::places::{self, Configuration};
+use crate::quickstart::Unpacked;
 use crate::sinks::Sinks;
 use crate::{demo, kinds, process, quickstart, say, server, telemetry};
 
@@ -46,21 +47,23 @@ struct Plan {
     variables: BTreeMap<String, String>,
     /// Whether a newcomer is to be shown around.
     tour: bool,
+    /// Whether the files end with the process.
+    unpacked: bool,
 }
 
 /// `portcullis run`
 pub(crate) fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
-    let mut plan = plan(options)?;
+    let (mut plan, unpacked) = plan(options)?;
     if options.demo || plan.tour {
         let port =
             demo::start().map_err(|error| Failure::Run(format!("the demo upstream can't start: {error}")))?;
         plan.variables.insert(demo::VARIABLE.to_owned(), port.to_string());
     }
-    let loaded = plan.load().map_err(Failure::Files)?;
+    process::install_crypto();
+    let loaded = plan.load().map_err(|errors| Failure::Files(plan.all_errors(errors)))?;
     let sinks = Arc::new(Sinks::new(&loaded.dir));
     telemetry::start(loaded.config.log, &sinks).map_err(Failure::Usage)?;
     process::log_panics();
-    process::install_crypto();
     let pid_file = loaded.config.pid_file.as_deref().map(|path| PidFile::create(&loaded.resolve(path)));
     let pid_file = pid_file.transpose().map_err(Failure::Run)?;
     if let Err(error) = process::raise_open_files() {
@@ -72,6 +75,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
     let ended = runtime.block_on(serve(plan, &loaded, sinks.clone()));
     sinks.flush(FLUSH);
     drop(pid_file);
+    drop(unpacked);
     if ended.as_ref().is_ok_and(|end| *end == End::AtOnce) {
         // Returning would wait for threads that have work left.
         std::process::exit(0);
@@ -80,14 +84,21 @@ pub(crate) fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
     ended.map(|_| ExitCode::SUCCESS)
 }
 
-fn plan(options: &RunOptions) -> Result<Plan, Failure> {
-    let path = match places::configuration(options.config.named()) {
-        Configuration::File(path) => return Ok(Plan { path, variables: BTreeMap::new(), tour: false }),
-        Configuration::Quickstart(path) => path,
-        Configuration::Embedded => quickstart::unpack()
-            .map_err(|error| Failure::Run(format!("the quickstart can't be written: {error}")))?,
+/// What is to be run, and the files that had to be written for it.
+fn plan(options: &RunOptions) -> Result<(Plan, Option<Unpacked>), Failure> {
+    let (path, unpacked) = match places::configuration(options.config.named()) {
+        Configuration::File(path) => {
+            return Ok((Plan { path, variables: BTreeMap::new(), tour: false, unpacked: false }, None));
+        }
+        Configuration::Quickstart(path) => (path, None),
+        Configuration::Embedded => {
+            let unpacked = quickstart::unpack()
+                .map_err(|error| Failure::Run(format!("the quickstart can't be written: {error}")))?;
+            (unpacked.config(), Some(unpacked))
+        }
     };
-    Ok(Plan { path, variables: quickstart::ports(), tour: true })
+    let plan = Plan { path, variables: quickstart::ports(), tour: true, unpacked: unpacked.is_some() };
+    Ok((plan, unpacked))
 }
 
 impl Plan {
@@ -96,6 +107,12 @@ impl Plan {
         let variable = |name: &str| self.variables.get(name).cloned().or_else(|| std::env::var(name).ok());
         let text = portcullis_config::read_text(&self.path)?;
         portcullis_config::parse(&self.path, &text, &variable)
+    }
+
+    /// What is wrong with the configuration and everything it names, when something in the file itself is.
+    fn all_errors(&self, errors: Diagnostics) -> Diagnostics {
+        let checked = portcullis_control::check(&self.path, &kinds::registry(), self.variables.clone());
+        checked.err().unwrap_or(errors)
     }
 }
 
@@ -131,7 +148,7 @@ async fn serve(plan: Plan, loaded: &Loaded, sinks: Arc<Sinks>) -> Result<End, Fa
     }
     if let (true, Some((_, gateway))) = (plan.tour, addresses.first()) {
         sinks.flush(FLUSH);
-        say::remark(&quickstart::tour(&plan.path, *gateway, admin_address));
+        say::remark(&quickstart::tour(&plan.path, plan.unpacked, *gateway, admin_address));
     }
     notify::tell(&Message::Ready(&summary(&control.subscribe().borrow())));
 

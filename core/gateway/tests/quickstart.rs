@@ -109,6 +109,17 @@ fn what_it_says_to_try_is_true() {
 }
 
 #[test]
+fn its_files_go_with_it() {
+    for stop in ["TERM", "INT"] {
+        let mut quickstart = Quickstart::start(Ports::Any);
+        assert!(quickstart.files.is_dir());
+        signal(&quickstart.child, stop);
+        assert!(quickstart.child.wait().unwrap().success());
+        assert!(!quickstart.files.exists());
+    }
+}
+
+#[test]
 fn two_of_them_run_beside_each_other() {
     let (one, other) = (Quickstart::start(Ports::Usual), Quickstart::start(Ports::Usual));
     assert_ne!(one.gateway, other.gateway);

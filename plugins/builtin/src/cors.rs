@@ -39,6 +39,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::names::{header_names, joined};
+use crate::regex_error::not_a_regex;
 use crate::units::Span;
 
 const ORIGIN_NOT_ALLOWED: &str = "cors.origin_not_allowed";
@@ -371,9 +372,7 @@ fn origins(config: &Config, context: &mut BuildContext<'_>) -> Result<Origins, B
 fn origin_rule(at: &str, text: &str) -> Result<OriginRule, BuildError> {
     if let Some(pattern) = text.strip_prefix('/').and_then(|text| text.strip_suffix('/')) {
         let anchored = format!(r"\A(?:{pattern})\z");
-        return Regex::new(&anchored)
-            .map(OriginRule::Pattern)
-            .map_err(|error| BuildError::at(at, format!("not a regular expression: {error}")));
+        return Regex::new(&anchored).map(OriginRule::Pattern).map_err(|error| not_a_regex(at, &error));
     }
     if text == "null" {
         return Ok(OriginRule::Exact(text.to_owned()));

@@ -15,6 +15,7 @@ mod json_schema;
 mod mask;
 mod media;
 mod names;
+mod regex_error;
 mod request_id;
 mod sign;
 mod template;

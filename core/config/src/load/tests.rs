@@ -360,6 +360,66 @@ nonsense: 1
 }
 
 #[test]
+fn errors_of_values_hide_no_contradictions_and_cause_no_further_errors() {
+    let text = "\
+listeners:
+  - { bind: [nowhere, 0.0.0.0:80], plugins: [{ cors: {}, timeout: 5 }, cors] }
+  - { name: b, bind: 0.0.0.0:81 }
+  - { name: b, bind: [0.0.0.0:81, 0.0.0.0:82] }
+plugins: [policies, { cors: {}, jwt: {} }, request_id, request_id]
+policies: { dri: policies }
+upstreams: { api: { endpoints: [ftp://a] }, spare: { endpoints: [http://a] } }
+routes:
+  - { match: { hosts: [a b, a.b, http://c], methods: [get, GET] }, upstream: api }
+  - { mach: { path: /a }, upstream: nope }
+  - { upstream: api }
+  - { match: { hosts: }, upstream: api }
+";
+    assert_eq!(
+        messages(text),
+        [
+            "2: listeners[0].bind[0]: expected an IP address and port such as `0.0.0.0:8080` or `[::]:8080`, found string `nowhere`",
+            "2: listeners[0].plugins[0].timeout: expected a duration such as `10s`, found number 5",
+            "4: listeners[2].name: the name `b` is taken",
+            "4: listeners[2].bind[0]: 0.0.0.0:81 is already used by listener `b`",
+            "5: plugins[1]: `jwt` stands beside the plugin `cors`",
+            "5: plugins[3]: a second `request_id` without a name",
+            "6: unknown key `dri` in `policies`",
+            "7: upstreams.api.endpoints[0]: expected an address such as `http://10.0.0.1:8080`, found string `ftp://a`",
+            "9: routes[0].match.hosts[0]: expected a host name such as `api.example.com` or `*.example.com`, found string `a b`",
+            "9: routes[0].match.hosts[2]: `http://c` is no host name: leave scheme and path out",
+            "9: routes[0].match.methods[0]: methods are uppercase: `GET`",
+            "10: unknown key `mach` in `routes[1]`",
+            "10: routes[1].upstream: there is no upstream `nope`",
+            "12: routes[3].match.hosts: expected a list, found nothing",
+        ]
+    );
+    assert_eq!(messages("listeners: 7\nroutes: [{ upstream: a }]\nupstreams: x\n").len(), 2);
+}
+
+#[test]
+fn what_could_be_read_is_there_beside_the_errors() {
+    let text = "listeners: [7, { bind: 0.0.0.0:80 }]\nroutes: [{ respond: 7 }, { respond: {} }]\n";
+    let (loaded, errors) = parse_partly(Path::new("x.yaml"), text, &env).unwrap();
+    assert!(errors.has_errors());
+    assert_eq!(loaded.config.listeners[1].bind.len(), 1);
+    assert!(loaded.config.routes.iter().map(|route| route.whole).eq([false, true]));
+}
+
+#[test]
+fn a_modern_policy_has_no_use_for_an_old_version() {
+    let warnings = |tls: &str| {
+        let certificates = "certificates: [{ cert: a, key: b }]";
+        loaded(&format!("listeners: [{{ bind: 0.0.0.0:80, tls: {{ {certificates}, {tls} }} }}]\n")).warnings.0
+    };
+    let found = warnings("policy: modern, min_version: \"1.2\"");
+    assert_eq!(found[0].message, "listeners[0].tls.min_version: `policy: modern` accepts TLS 1.3 only");
+    for fine in ["policy: modern", "policy: modern, min_version: \"1.3\"", "min_version: \"1.2\""] {
+        assert!(warnings(fine).is_empty(), "{fine}");
+    }
+}
+
+#[test]
 fn what_contradicts_is_refused() {
     assert_eq!(messages("workers: 1\n"), ["1: listeners: at least one listener is needed"]);
     assert_message(

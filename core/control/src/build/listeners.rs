@@ -13,6 +13,7 @@ use portcullis_proxy::tls::{
 use rustls::ServerConfig;
 
 use super::plugins::Lists;
+use super::routes::all_or_nothing;
 use super::{Builder, BuiltPlugin, Scope};
 use crate::inputs::{Digest, absolute};
 
@@ -37,34 +38,60 @@ impl Builder<'_> {
     }
 
     fn listener_tls(&mut self, path: &str, listener: &str, tls: &config::Tls) -> Option<BuiltTls> {
-        let mut certificates = Vec::new();
-        for (index, certificate) in tls.certificates.iter().enumerate() {
-            let path = format!("{path}.certificates[{index}]");
-            let cert = self.pem(&format!("{path}.cert"), &certificate.cert);
-            let key = self.pem(&format!("{path}.key"), &certificate.key);
-            if let (Some(cert_pem), Some(key_pem)) = (cert, key) {
-                certificates.push(Certificate { cert_pem, key_pem });
-            }
-        }
-        let client_auth = match &tls.client_auth {
-            None => None,
-            Some(auth) => Some(ClientAuth {
-                required: auth.mode == config::ClientAuthMode::Required,
-                ca_pem: self.pem(&format!("{path}.client_auth.ca"), &auth.ca)?,
-            }),
-        };
-        if certificates.len() < tls.certificates.len() {
+        let certificates = self.certificates(&format!("{path}.certificates"), &tls.certificates);
+        let client_auth = tls.client_auth.as_ref().map(|auth| {
+            let ca_pem = self.pem(&format!("{path}.client_auth.ca"), &auth.ca)?;
+            Some(ClientAuth { required: auth.mode == config::ClientAuthMode::Required, ca_pem })
+        });
+        let (Some(client_auth), Some(read)) =
+            (all_or_nothing(client_auth), certificates.iter().cloned().collect())
+        else {
+            self.judge_each(path, tls, &certificates, 0);
             return None;
-        }
-        let settings = settings(tls, certificates, client_auth);
+        };
+        let settings = settings(tls, read, client_auth);
         let made_of = hash(tls, &settings);
         let mut running = self.running.iter().flat_map(|running| &running.tls);
         let same = running.find(|running| running.listener == listener && running.made_of == made_of);
         let server = match same {
             Some(same) => same.server.clone(),
-            None => server_config(&settings).map_err(|error| self.tls_error(path, error)).ok()?,
+            None => match server_config(&settings) {
+                Ok(server) => server,
+                Err(error) => {
+                    let others = error.certificate.map_or(certificates.len(), |index| index + 1);
+                    self.tls_error(path, error);
+                    self.judge_each(path, tls, &certificates, others);
+                    return None;
+                }
+            },
         };
         Some(BuiltTls { listener: listener.to_owned(), made_of, server })
+    }
+
+    /// The files of each certificate; none where they cannot be read.
+    fn certificates(&mut self, path: &str, config: &[config::Certificate]) -> Vec<Option<Certificate>> {
+        let read = |(index, certificate): (usize, &config::Certificate)| {
+            let cert = self.pem(&format!("{path}[{index}].cert"), &certificate.cert);
+            let key = self.pem(&format!("{path}[{index}].key"), &certificate.key);
+            Some(Certificate { cert_pem: cert?, key_pem: key? })
+        };
+        config.iter().enumerate().map(read).collect()
+    }
+
+    /// Finds the errors of every certificate from `first` on: together they end at the first.
+    fn judge_each(
+        &mut self,
+        path: &str,
+        tls: &config::Tls,
+        certificates: &[Option<Certificate>],
+        first: usize,
+    ) {
+        for (index, certificate) in certificates.iter().enumerate().skip(first) {
+            let alone = certificate.clone().map(|certificate| settings(tls, vec![certificate], None));
+            if let Some(Err(error)) = alone.map(|settings| server_config(&settings)) {
+                self.tls_error(path, TlsError { certificate: error.certificate.map(|_| index), ..error });
+            }
+        }
     }
 
     fn pem(&mut self, path: &str, file: &Path) -> Option<Bytes> {

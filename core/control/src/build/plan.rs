@@ -95,6 +95,7 @@ impl Builder<'_> {
             match entry {
                 ChainEntry::Policies(_) => planned.extend(policies.take().unwrap_or_default()),
                 ChainEntry::Plugin(entry) => planned.extend(self.planned(Scope::Gateway, entry)),
+                ChainEntry::Unread => {}
             }
         }
         planned.extend(policies.take().unwrap_or_default());
@@ -114,7 +115,7 @@ impl Builder<'_> {
     fn list(&mut self, scope: &Scope, entries: &[ChainEntry]) -> Vec<Planned> {
         let plugins = entries.iter().filter_map(|entry| match entry {
             ChainEntry::Plugin(entry) => Some(entry),
-            ChainEntry::Policies(_) => None,
+            ChainEntry::Policies(_) | ChainEntry::Unread => None,
         });
         plugins.filter_map(|entry| self.planned(scope.clone(), entry)).collect()
     }
@@ -137,11 +138,13 @@ impl Builder<'_> {
         })
     }
 
-    /// State, metrics and logs go by the name.
+    /// State, metrics and logs go by the name. What one list of the configuration shows by itself has its error
+    /// already.
     fn refuse_equal_names(&mut self, planned: &[Planned]) {
         let mut seen: HashMap<&str, &Planned> = HashMap::new();
         for plugin in planned {
             match seen.get(&*plugin.name) {
+                Some(first) if shown_by_their_list(first, plugin) => {}
                 Some(first) => self.findings.push(equal_names(first, plugin)),
                 None => drop(seen.insert(&plugin.name, plugin)),
             }
@@ -163,6 +166,13 @@ impl Builder<'_> {
             self.error("plugins", format!("a chain has at most {LONGEST_CHAIN} plugins"));
         }
     }
+}
+
+fn shown_by_their_list(first: &Planned, second: &Planned) -> bool {
+    let list = |planned: &Planned| planned.place.policy.is_none().then(|| planned.scope.clone());
+    list(first).is_some()
+        && list(first) == list(second)
+        && first.registration.kind == second.registration.kind
 }
 
 fn equal_names(first: &Planned, second: &Planned) -> Diagnostic {

@@ -214,12 +214,23 @@ fn build_error(planned: &Planned, error: BuildError) -> Diagnostic {
             let column = u32::try_from(position.column).unwrap_or(u32::MAX);
             Source::new(position.file, position.text).error_at(line, column, error.message)
         }
+        None if is_policy(planned, &error.path) => {
+            let apart =
+                "if it only serves other policies, put it into a subdirectory and import it from there";
+            let help = error.help.map_or(apart.to_owned(), |help| format!("{help}; {apart}"));
+            return planned.place.error(&planned.table, &error.path, error.message).with_help(help);
+        }
         None => planned.place.error(&planned.table, &error.path, error.message),
     };
     match error.help {
         Some(help) => diagnostic.with_help(help),
         None => diagnostic,
     }
+}
+
+/// Whether an error is about a policy file as a whole: it may have been none for its author.
+fn is_policy(planned: &Planned, path: &str) -> bool {
+    planned.place.policy.is_some() && path == "file"
 }
 
 fn said(panic: &(dyn Any + Send)) -> &str {

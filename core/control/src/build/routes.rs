@@ -24,6 +24,9 @@ impl Builder<'_> {
     }
 
     fn route_match(&mut self, index: usize, route: &config::Route) -> Option<RouteMatch> {
+        if !route.whole {
+            return None;
+        }
         let matches = &route.matches;
         let path = format!("routes[{index}].match");
         let mut hosts = Vec::new();
@@ -69,6 +72,9 @@ impl Builder<'_> {
     }
 
     fn route(&mut self, path: &str, route: &config::Route, upstreams: &[Arc<Upstream>]) -> Option<Route> {
+        if !route.whole {
+            return None;
+        }
         let captures =
             path_pattern(&route.matches).map(|pattern| pattern.capture_names()).unwrap_or_default();
         let rewrite = self.rewrite(&format!("{path}.rewrite"), &route.rewrite, &captures);
@@ -174,7 +180,7 @@ fn predicate(config: &config::Predicate) -> Predicate {
 }
 
 /// Nothing asked for is fine; something asked for must be there.
-fn all_or_nothing<T>(part: Option<Option<T>>) -> Option<Option<T>> {
+pub(super) fn all_or_nothing<T>(part: Option<Option<T>>) -> Option<Option<T>> {
     match part {
         None => Some(None),
         Some(part) => part.map(Some),

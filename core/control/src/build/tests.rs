@@ -236,12 +236,17 @@ warning: this is no policy
 }
 
 #[test]
-fn a_missing_policy_directory_is_a_warning() {
+fn a_policy_directory_that_cannot_be_listed_is_an_error() {
     let site = Site::new(&format!("policies: {{ dir: policies }}\n{ROUTE}"));
-    let built = site.build(&services(), None).unwrap();
-    assert!(built.warnings.render(false).contains("does not exist"));
-    site.write("policies/10-a.script", "");
-    assert_eq!(built.inputs.drift(), [site.path("policies")]);
+    let refused = |message: &str| {
+        let errors = site.build(&services(), None).err().unwrap();
+        assert!(errors.starts_with(&format!("error: policies.dir: {message}")), "{errors}");
+        assert!(errors.contains("or remove `policies`"), "{errors}");
+    };
+    fs::remove_dir(site.path("policies")).unwrap();
+    refused("`policies` does not exist");
+    site.write("policies", "a file");
+    refused("cannot list `policies`");
 }
 
 #[test]
@@ -256,6 +261,43 @@ fn policies_that_everybody_could_replace_are_refused() {
     mode("policies/10-a.script", 0o644);
     mode("policies", 0o777);
     assert!(site.build(&services(), None).err().unwrap().contains("everybody can put policies"));
+}
+
+#[test]
+fn errors_in_the_file_hide_none_of_what_it_names() {
+    let site = Site::new(
+        "\
+drain: soon
+plugins: [stmap, { stamp: { refuse: 'no' }, timeout: 5 }, { name: c, stamp: { upstream: api } }, { name: c, stamp: {} }]
+policies: { dir: policies }
+upstreams: { api: { endpoints: [nowhere] } }
+routes:
+  - { match: { path: a }, plugins: [{ stamp: { colour: red } }], redirect: { to: '/{id}' } }
+  - { match: { path: '/b/{id}' }, redirect: { to: '/{nope}' } }
+  - { upstream: api }
+  - { upstream: api }
+",
+    );
+    site.write("policies/10-a.script", "!");
+    let errors = site.build(&services(), None).err().unwrap();
+    let found: Vec<_> = errors.lines().filter(|line| line.starts_with("error")).collect();
+    let expected = [
+        "drain: expected a duration",
+        "there is no plugin `stmap`",
+        "plugins[1].stamp.refuse: no",
+        "plugins[1].timeout: expected a duration",
+        "plugins[3]: a second `stamp` named `c`",
+        "upstreams.api.endpoints[0]: expected an address",
+        "routes[0].match.path: a path begins with `/`",
+        "unknown key `colour` in `stamp`",
+        "routes[1].redirect.to: `{nope}` is neither a capture",
+        "routes[3].match: never reached",
+        "unexpected `!`",
+    ];
+    for expected in expected {
+        assert!(found.iter().any(|line| line.contains(expected)), "{expected}\n\n{errors}");
+    }
+    assert_eq!(found.len(), expected.len(), "{errors}");
 }
 
 #[test]
@@ -278,9 +320,12 @@ listeners:
     site.write("b.pem", "");
     let errors = site.build(&services(), None).err().unwrap();
     assert!(errors.contains("listeners[0].tls.certificates[1].key: `b.key` does not exist"), "{errors}");
+    assert!(errors.contains("listeners[0].tls.certificates[0].cert: "), "{errors}");
     site.write("b.key", "");
     let errors = site.build(&services(), None).err().unwrap();
-    assert!(errors.contains("listeners[0].tls.certificates[0].cert: "), "{errors}");
+    for index in [0, 1] {
+        assert!(errors.contains(&format!("listeners[0].tls.certificates[{index}].cert: ")), "{errors}");
+    }
 }
 
 #[test]

@@ -105,10 +105,22 @@ async fn policies_come_and_go_with_their_files() {
     assert_eq!((gateway.names(), gateway.body().as_str()), (vec!["a".into(), "c".into()], "a"));
     gateway.site.remove("policies/20-a.script");
     gateway.until(|status| status.plugins.len() == 1).await;
-    fs::remove_dir_all(gateway.site.path("policies")).unwrap();
+    gateway.site.remove("policies/30-c.script");
     gateway.until(|status| status.plugins.is_empty()).await;
-    gateway.site.write("policies/20-a.script", "again");
-    gateway.until(|status| status.plugins.len() == 1).await;
+}
+
+#[tokio::test]
+async fn policies_stay_in_force_while_their_directory_is_away() {
+    let site = Site::new(POLICIES);
+    site.write("policies/10-a.script", "a");
+    let mut gateway = Gateway::start(site).await;
+    let (policies, away) = (gateway.site.path("policies"), gateway.site.path("away"));
+    fs::rename(&policies, &away).unwrap();
+    gateway.until(|status| status.last_error.is_some()).await;
+    assert_eq!(gateway.body(), "a");
+    fs::write(away.join("10-a.script"), "again").unwrap();
+    fs::rename(&away, &policies).unwrap();
+    gateway.until(|status| status.generation == 2 && status.last_error.is_none()).await;
     assert_eq!(gateway.body(), "again");
 }
 
@@ -204,4 +216,26 @@ fn a_check_finds_the_same_and_leaves_nothing_behind() {
     let errors = check(&site.config(), &registry, BTreeMap::new()).unwrap_err();
     assert!(errors.render(false).contains("10-a.script:1:1"));
     assert!(check(&site.path("none.yaml"), &registry, BTreeMap::new()).is_err());
+}
+
+#[test]
+fn a_check_refuses_logs_that_could_not_be_written_and_creates_none() {
+    let checked = |log: &str| {
+        let site =
+            Site::new(&format!("plugins: [{{ stamp: {{ log: {log} }} }}]\nroutes: [{{ respond: {{}} }}]\n"));
+        site.write("file", "");
+        let checked = check(&site.config(), &Registry::new(&[KINDS]), BTreeMap::new());
+        assert!(!site.path("a.log").exists());
+        checked.map(|_| ()).map_err(|errors| site.relative(&errors.render(false)))
+    };
+    for fine in ["a.log", "file", "stdout"] {
+        assert_eq!(checked(fine), Ok(()), "{fine}");
+    }
+    for (log, why) in
+        [("nowhere/a.log", "No such file"), ("file/a.log", "Not a directory"), ("policies", "Is a dir")]
+    {
+        let error = checked(log).unwrap_err();
+        let expected = format!("plugins[0].stamp.log: `{log}` can't be opened for logs: {why}");
+        assert!(error.contains(&expected), "{error}");
+    }
 }

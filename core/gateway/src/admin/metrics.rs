@@ -102,14 +102,23 @@ fn routes(page: &mut Page, metrics: &Metrics) {
     );
     for (route, counted) in &routes {
         for (class, count) in CLASSES.iter().zip(&counted.responses) {
-            responses.sample(&[("route", route), ("class", class)], count.value());
+            // With thousands of routes, those without traffic would be megabytes of zeros.
+            if count.value() > 0 {
+                responses.sample(&[("route", route), ("class", class)], count.value());
+            }
         }
     }
     let mut durations =
         page.histogram("request_duration_seconds", "from a request's head to the end of its response");
     for (route, counted) in &routes {
-        durations.histogram(&[("route", route)], &counted.duration);
+        if has_observed(&counted.duration) {
+            durations.histogram(&[("route", route)], &counted.duration);
+        }
     }
+}
+
+fn has_observed(histogram: &Histogram) -> bool {
+    histogram.value().buckets.iter().any(|count| *count > 0)
 }
 
 fn plugins(page: &mut Page, metrics: &Metrics) {
@@ -118,7 +127,7 @@ fn plugins(page: &mut Page, metrics: &Metrics) {
     for (plugin, counted) in &plugins {
         for (hook, spent) in HookName::ALL.iter().zip(&counted.hooks) {
             // A hook that a plugin does not have would be 20 lines of zeros.
-            if spent.value().buckets.iter().any(|count| *count > 0) {
+            if has_observed(spent) {
                 let labels = [("plugin", &**plugin), ("kind", counted.kind), ("hook", hook.as_str())];
                 durations.histogram(&labels, spent);
             }
@@ -377,6 +386,19 @@ mod tests {
             (below, value(&samples, "portcullis_request_duration_seconds_bucket", &[("le", "0.005")])),
             (0.0, 1.0)
         );
+    }
+
+    #[test]
+    fn a_route_without_traffic_has_no_series() {
+        let metrics = busy();
+        for route in 0..1000 {
+            metrics.route(&format!("idle-{route}"));
+        }
+        let page = render(&metrics, &facts());
+        assert_eq!(page, render(&busy(), &facts()));
+        let (types, _) = parsed(&render(&Metrics::new(1), &facts()));
+        assert!(types.contains_key("portcullis_responses_total"));
+        assert!(types.contains_key("portcullis_request_duration_seconds"));
     }
 
     #[test]

@@ -10,12 +10,14 @@ use serde_json::json;
 
 use super::{ConfigOption, Failure};
 use crate::places::{self, Configuration};
+use crate::quickstart::Unpacked;
 use crate::{kinds, process, quickstart, say};
 
 /// `portcullis check`
 pub(super) fn check(config: &ConfigOption, json: bool) -> Result<ExitCode, Failure> {
     process::install_crypto();
-    let path = file(config)?;
+    let file = file(config)?;
+    let path = file.path();
     let checked = portcullis_control::check(&path, &kinds::registry(), BTreeMap::new());
     if json {
         return Ok(as_json(&checked));
@@ -45,11 +47,30 @@ fn as_json(checked: &Result<CheckSummary, Diagnostics>) -> ExitCode {
     if ok { ExitCode::SUCCESS } else { ExitCode::from(2) }
 }
 
+/// A configuration file.
+pub(super) enum ConfigFile {
+    /// That was there.
+    Found(PathBuf),
+    /// That ends with this.
+    Unpacked(Unpacked),
+}
+
+impl ConfigFile {
+    /// Its path.
+    pub(super) fn path(&self) -> PathBuf {
+        match self {
+            ConfigFile::Found(path) => path.clone(),
+            ConfigFile::Unpacked(unpacked) => unpacked.config(),
+        }
+    }
+}
+
 /// The file that is meant; the quickstart's own if none is.
-pub(super) fn file(config: &ConfigOption) -> Result<PathBuf, Failure> {
+pub(super) fn file(config: &ConfigOption) -> Result<ConfigFile, Failure> {
     match places::configuration(config.named()) {
-        Configuration::File(path) | Configuration::Quickstart(path) => Ok(path),
+        Configuration::File(path) | Configuration::Quickstart(path) => Ok(ConfigFile::Found(path)),
         Configuration::Embedded => quickstart::unpack()
+            .map(ConfigFile::Unpacked)
             .map_err(|error| Failure::Run(format!("the quickstart can't be written: {error}"))),
     }
 }

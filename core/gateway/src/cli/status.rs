@@ -44,7 +44,8 @@ pub(super) fn status(
 }
 
 fn configured(config: &ConfigOption) -> Result<SocketAddr, Failure> {
-    let path = check::file(config)?;
+    let file = check::file(config)?;
+    let path = file.path();
     match portcullis_config::load(&path).map_err(Failure::Files)?.config.admin {
         Admin::On(options) => Ok(options.bind.0),
         Admin::Off => Err(Failure::Usage(format!("`{}` turns the admin interface off", path.display()))),

@@ -5,6 +5,8 @@ use std::fmt;
 use portcullis_plugin::BuildError;
 use regex::bytes::{Regex, RegexBuilder};
 
+use crate::regex_error::not_a_regex;
+
 /// The largest compiled pattern, as the regex crate counts; its default, written down.
 const MAX_COMPILED: usize = 10 << 20;
 
@@ -89,7 +91,7 @@ impl Pattern {
         let regex = RegexBuilder::new(expression)
             .size_limit(MAX_COMPILED)
             .build()
-            .map_err(|error| BuildError::at(at, format!("not a regular expression: {error}")))?;
+            .map_err(|error| not_a_regex(at, &error))?;
         if regex.is_match(b"") {
             return Err(BuildError::at(at, "this pattern matches where there is nothing"));
         }
