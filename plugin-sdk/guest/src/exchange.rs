@@ -175,6 +175,12 @@ impl Request {
         imports::path(self.0).unwrap_or_default()
     }
 
+    /// Whether the path is `prefix` or lies below it, by whole segments: `/admin` has `/admin/users`
+    /// below it, and not `/administration`.
+    pub fn is_below(&self, prefix: &str) -> bool {
+        lies_below(&self.path(), prefix)
+    }
+
     /// Another path, with the query as it was. The route stays as chosen.
     pub fn set_path(&self, path: &str) -> Result<()> {
         imports::set_path(self.0, path).map_err(Error::new)
@@ -264,9 +270,26 @@ fn unpack(mut packed: &[u8]) -> Vec<(String, Vec<u8>)> {
     headers
 }
 
+fn lies_below(path: &str, prefix: &str) -> bool {
+    let rest = path.strip_prefix(prefix.trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_lie_below_a_prefix_by_whole_segments() {
+        for (prefix, below, beside) in [
+            ("/admin", ["/admin", "/admin/", "/admin/users"], ["/administration", "/", "/x/admin"]),
+            ("/admin/", ["/admin", "/admin/", "/admin/users"], ["/administration", "/", "/x/admin"]),
+        ] {
+            assert!(below.iter().all(|path| lies_below(path, prefix)), "{prefix}");
+            assert!(!beside.iter().any(|path| lies_below(path, prefix)), "{prefix}");
+        }
+        assert!(lies_below("/anything", "/") && lies_below("/", "/"));
+    }
 
     #[test]
     fn packed_headers_are_decoded_and_a_short_end_is_left() {

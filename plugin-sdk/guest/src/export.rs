@@ -1,7 +1,7 @@
 //! What [`export!`](crate::export) expands to, and how a policy is made in the guest.
 
 use crate::bindings::portcullis::policy::host;
-use crate::{Exchange, Level, Policy, Result};
+use crate::{Exchange, Level, Policy, Result, config};
 
 /// Exports a policy with the hooks it names, e.g. `export!(Block: on_request, on_log);`.
 #[macro_export]
@@ -89,10 +89,12 @@ pub fn exchange() -> &'static Exchange {
 
 fn make<P: Policy>() -> std::result::Result<P, String> {
     // In Wasm a panic ends in a trap that says nothing; the log says what happened.
-    std::panic::set_hook(Box::new(|panic| host::log(Level::Error, &panic.to_string())));
+    std::panic::set_hook(Box::new(|panic| {
+        host::log(Level::Error, &panic.to_string().replacen('\n', " ", 1))
+    }));
     let text = host::config();
     // A policy without configuration is `()`, which JSON spells `null`.
     let text = if std::mem::size_of::<P::Config>() == 0 && text == "{}" { "null" } else { &text };
-    let config = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let config = serde_json::from_str(text).map_err(|error| config::fault(text, &error))?;
     P::new(config).map_err(|error| error.to_string())
 }

@@ -22,7 +22,7 @@
 //!     }
 //!
 //!     fn on_request(&mut self, exchange: &Exchange) -> Result<Verdict> {
-//!         if exchange.request().path().starts_with(&self.0.prefix) {
+//!         if exchange.request().is_below(&self.0.prefix) {
 //!             return deny(403, "block.prefix");
 //!         }
 //!         proceed()
@@ -42,6 +42,7 @@
 
 #[doc(hidden)]
 pub mod bindings;
+mod config;
 mod exchange;
 #[doc(hidden)]
 pub mod export;
@@ -63,7 +64,8 @@ pub trait Policy: Sized + 'static {
     /// The `config:` table; `()` for none. An error in it refuses the load of the policy.
     type Config: DeserializeOwned;
 
-    /// Makes an instance; an error refuses the load of the policy.
+    /// Makes an instance; an error refuses the load of the policy. With the path of a key in front,
+    /// `rules[2].name: what is wrong`, it is shown at that place of the gateway's configuration.
     fn new(config: Self::Config) -> Result<Self>;
 
     /// A client connected; nothing has been read. There is no exchange yet. Default: accept.

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use portcullis_plugin::{BuildError, ErrorKind, PluginError, SourcePosition};
+use portcullis_plugin::{BuildError, ErrorKind, HookName, PluginError, SourcePosition};
 use rhai::{EvalAltResult, ParseError, ParseErrorType, Position};
 
 use crate::call::TIME;
-use crate::limits::Limits;
+use crate::limits::{LOG_LINE, Limits};
 use crate::value;
 
 /// An error within a script, taken apart.
@@ -24,43 +24,80 @@ impl Fault {
     pub(crate) fn new(error: EvalAltResult, limits: &Limits) -> Self {
         let mut fault =
             Fault { file: None, position: Position::NONE, kind: ErrorKind::Trap, message: String::new() };
-        fault.descend(error, limits);
+        fault.descend(error, None, limits);
         fault
     }
 
-    fn descend(&mut self, error: EvalAltResult, limits: &Limits) {
+    /// Goes into an error that arose in `file`. The place of a call stands in where what is within it
+    /// has none.
+    fn descend(&mut self, error: EvalAltResult, file: Option<String>, limits: &Limits) {
         match error {
             EvalAltResult::ErrorInFunctionCall(_, source, inner, position) => {
-                // The place of the call stands in where the inner error has none.
-                self.position = position;
-                self.file = Some(source).filter(|source| !source.is_empty()).or(self.file.take());
-                self.descend(*inner, limits);
+                self.locate(&file, position);
+                self.descend(*inner, Some(source).filter(|source| !source.is_empty()).or(file), limits);
             }
-            EvalAltResult::ErrorInModule(_, inner, _) => self.descend(*inner, limits),
+            EvalAltResult::ErrorInModule(_, inner, _) => self.descend(*inner, file, limits),
             mut error => {
-                let position = error.take_position();
-                if !position.is_none() {
-                    self.position = position;
-                }
+                self.locate(&file, error.take_position());
                 (self.kind, self.message) = judge(&error, limits);
             }
         }
     }
 
-    /// The failure of a hook of `script`.
-    pub(crate) fn into_plugin_error(self, script: &str) -> PluginError {
-        let file = self.file.as_deref().unwrap_or(script);
-        let message = match (self.position.line(), self.position.position()) {
-            (Some(line), column) => format!("{file}:{line}:{}: {}", column.unwrap_or(1), self.message),
-            _ => format!("{file}: {}", self.message),
-        };
-        PluginError::new(self.kind, message)
+    fn locate(&mut self, file: &Option<String>, position: Position) {
+        if !position.is_none() {
+            (self.file, self.position) = (file.clone(), position);
+        }
+    }
+
+    /// The failure of `hook`, which stands at `start` of `script`. The interpreter does not say where a
+    /// budget was used up; then the hook stands in.
+    pub(crate) fn into_plugin_error(self, script: &str, hook: HookName, start: Position) -> PluginError {
+        if self.position.is_none() {
+            return failure(self.kind, script, hook, start, &self.message);
+        }
+        let place = place(self.file.as_deref().unwrap_or(script), self.position);
+        PluginError::new(self.kind, format!("{place}: {}", one_line(&self.message)))
     }
 
     /// The failure of loading `file`.
     pub(crate) fn into_build_error(self, file: &Path, text: &Arc<str>) -> BuildError {
         located(&self.message, file, text, self.position)
     }
+}
+
+/// The failure of a hook as a whole.
+pub(crate) fn failure(
+    kind: ErrorKind,
+    script: &str,
+    hook: HookName,
+    start: Position,
+    message: &str,
+) -> PluginError {
+    PluginError::new(kind, format!("{}: {hook}: {}", place(script, start), one_line(message)))
+}
+
+/// A place as messages begin with it.
+fn place(file: &str, position: Position) -> String {
+    match (position.line(), position.position()) {
+        (Some(line), column) => format!("{file}:{line}:{}", column.unwrap_or(1)),
+        _ => file.to_owned(),
+    }
+}
+
+/// What a script says as it is logged: bounded, and with nothing in it that begins another line or
+/// speaks to a terminal, since it may be a client's text.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len().min(LOG_LINE));
+    for char in text.get(..text.floor_char_boundary(LOG_LINE)).unwrap_or_default().chars() {
+        match char {
+            // Separators of lines and paragraphs, and what turns the direction of writing.
+            '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => line.extend(char.escape_unicode()),
+            char if char.is_control() => line.extend(char.escape_default()),
+            char => line.push(char),
+        }
+    }
+    line
 }
 
 /// What went wrong, and whether it was a limit.

@@ -8,6 +8,7 @@
 //! [`limits`].
 
 mod call;
+mod callees;
 mod docs;
 mod engine;
 mod error;

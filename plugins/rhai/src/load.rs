@@ -16,6 +16,7 @@ use rhai::{
 use serde_json::{Map, Value};
 
 use crate::call;
+use crate::callees;
 use crate::engine;
 use crate::error::{self, Fault};
 use crate::limits::Limits;
@@ -28,12 +29,10 @@ const MAX_IMPORTS: usize = 32;
 pub(crate) struct Program {
     pub(crate) engine: Engine,
     pub(crate) ast: AST,
-    /// The hooks it has functions for.
-    pub(crate) hooks: Vec<HookName>,
+    /// The hooks it has functions for, and where those stand.
+    pub(crate) hooks: Vec<(HookName, Position)>,
     /// Its file, for messages.
     pub(crate) file: String,
-    /// The plugin instance.
-    pub(crate) name: Arc<str>,
 }
 
 /// Reads and compiles the script `file`.
@@ -43,11 +42,10 @@ pub(crate) fn load(
     limits: &Limits,
     context: &mut BuildContext<'_>,
 ) -> Result<Program, BuildError> {
-    let name = context.name().clone();
     let config = value::from_json(&Value::Object(config.clone()))
         .map_err(|error| BuildError::at("config", error.to_string()))?;
     let modules = Modules::default();
-    let mut engine = engine::new(limits, name.clone());
+    let mut engine = engine::new(limits, context.name().clone());
     engine.set_module_resolver(modules.clone());
     let mut loader = Loader {
         engine,
@@ -56,20 +54,23 @@ pub(crate) fn load(
         directory: Path::new(file).parent().unwrap_or(Path::new("")).to_owned(),
         constants: BTreeMap::from([("config".into(), (config, PathBuf::new()))]),
         loading: Vec::new(),
+        drafts: Vec::new(),
         context,
     };
     let source = loader.read(Path::new(file))?;
     let ast = loader.compile(&source)?;
     let hooks = hooks(&ast, &source)?;
+    callees::check(&loader.engine, &loader.drafts)?;
     let mut engine = loader.engine;
     engine.register_global_module(constants_module(loader.constants));
-    Ok(Program { engine, ast, hooks, file: file.to_owned(), name })
+    Ok(Program { engine, ast, hooks, file: file.to_owned() })
 }
 
 /// A file as it was read.
-struct Source {
-    path: PathBuf,
-    text: Arc<str>,
+#[derive(Clone)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) text: Arc<str>,
 }
 
 struct Loader<'l, 'c> {
@@ -82,6 +83,8 @@ struct Loader<'l, 'c> {
     constants: BTreeMap<String, (Dynamic, PathBuf)>,
     /// The files being loaded, outermost first.
     loading: Vec<String>,
+    /// All files as they are written, with nothing optimised away.
+    drafts: Vec<(Source, AST)>,
     context: &'l mut BuildContext<'c>,
 }
 
@@ -110,6 +113,7 @@ impl Loader<'_, '_> {
         } else {
             ast.set_source(source.path.to_string_lossy().as_ref());
         }
+        self.drafts.push((source.clone(), draft));
         Ok(ast)
     }
 
@@ -250,20 +254,16 @@ fn import_path(directory: &Path, import: &str) -> Result<PathBuf, &'static str> 
 }
 
 /// The hooks that a script has functions for.
-fn hooks(ast: &AST, source: &Source) -> Result<Vec<HookName>, BuildError> {
+fn hooks(ast: &AST, source: &Source) -> Result<Vec<(HookName, Position)>, BuildError> {
     let mut hooks = Vec::new();
     for function in ast.iter_functions() {
-        let fault = |message: String| {
-            error::located(
-                &message,
-                &source.path,
-                &source.text,
-                position_of(&source.text, "fn", function.name),
-            )
-        };
+        let position = || position_of(&source.text, "fn", function.name);
+        let fault = |message: String| error::located(&message, &source.path, &source.text, position());
         let hook = HookName::ALL.into_iter().find(|hook| hook.as_str() == function.name);
         match hook {
-            Some(hook) if function.params.len() == 1 && function.this_type.is_none() => hooks.push(hook),
+            Some(hook) if function.params.len() == 1 && function.this_type.is_none() => {
+                hooks.push((hook, position()));
+            }
             Some(hook) => {
                 let parameter = if hook == HookName::OnConnection { "conn" } else { "ctx" };
                 return Err(fault(format!("a hook has one parameter: fn {hook}({parameter})")));

@@ -6,13 +6,13 @@ use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, Decision, ErrorKind, Exchange, Hook, HookName,
     Needs, Plugin, PluginError, PluginType,
 };
-use rhai::{CallFnOptions, Dynamic, Scope};
+use rhai::{CallFnOptions, Dynamic, Position, Scope};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::call;
-use crate::error::Fault;
+use crate::error::{self, Fault};
 use crate::host::{Conn, Context};
 use crate::limits::Limits;
 use crate::load::{self, Program};
@@ -63,7 +63,7 @@ impl PluginType for Script {
     fn build(table: Table, context: &mut BuildContext<'_>) -> Result<Self, BuildError> {
         table.limits.check()?;
         let program = load::load(&table.file, &table.config, &table.limits, context)?;
-        let needs = program.hooks.iter().fold(Needs::default(), |needs, hook| match hook {
+        let needs = program.hooks.iter().fold(Needs::default(), |needs, (hook, _)| match hook {
             HookName::OnRequestBody => needs.request_body(BodyWish::Whole { limit: table.body_limit.0 }),
             HookName::OnResponseBody => needs.response_body(BodyWish::Whole { limit: table.body_limit.0 }),
             hook => needs.and(*hook),
@@ -87,19 +87,25 @@ impl Script {
         let mut scope = Scope::new();
         engine
             .call_fn_with_options::<Dynamic>(options, &mut scope, ast, hook.as_str(), (argument,))
-            .map_err(|error| Fault::new(*error, &self.limits).into_plugin_error(file))
+            .map_err(|error| Fault::new(*error, &self.limits).into_plugin_error(file, hook, self.start(hook)))
             .and_then(|result| {
-                decision(result).map_err(|message| {
-                    PluginError::new(ErrorKind::Trap, format!("{file}: {hook}: {message}"))
-                })
+                decision(result).map_err(|message| self.fault(ErrorKind::Trap, hook, &message))
             })
     }
 
     fn panicked(&self, hook: HookName) -> PluginError {
-        PluginError::new(
-            ErrorKind::Panic,
-            format!("{}: {hook}: a function of the host panicked", self.program.file),
-        )
+        self.fault(ErrorKind::Panic, hook, "a function of the host panicked")
+    }
+
+    /// A failure that has no place within the hook.
+    fn fault(&self, kind: ErrorKind, hook: HookName, message: &str) -> PluginError {
+        error::failure(kind, &self.program.file, hook, self.start(hook), message)
+    }
+
+    /// Where the hook's function stands.
+    fn start(&self, hook: HookName) -> Position {
+        let mut hooks = self.program.hooks.iter();
+        hooks.find(|(known, _)| *known == hook).map_or(Position::NONE, |(_, position)| *position)
     }
 }
 
@@ -108,26 +114,19 @@ impl Plugin for Script {
         self.needs
     }
 
-    /// A script that fails here drops the connection: there is nobody yet to answer to.
-    fn on_connection(&self, connection: &Connection) -> Admission {
+    fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
         let conn = Dynamic::from(Conn(connection.clone()));
         let result = catch_unwind(AssertUnwindSafe(|| {
             call::metered(&self.limits, || self.call(HookName::OnConnection, conn))
         }));
-        match result.unwrap_or_else(|_| Err(self.panicked(HookName::OnConnection))) {
-            Ok(Decision::Continue) => Admission::Accept,
-            Ok(Decision::Drop) => Admission::Drop,
-            Ok(Decision::Respond(_)) => {
-                tracing::warn!(
-                    plugin = &*self.program.name,
-                    "on_connection can't respond, the connection is dropped"
-                );
-                Admission::Drop
-            }
-            Err(error) => {
-                tracing::warn!(plugin = &*self.program.name, %error, "on_connection failed, the connection is dropped");
-                Admission::Drop
-            }
+        match result.unwrap_or_else(|_| Err(self.panicked(HookName::OnConnection)))? {
+            Decision::Continue => Ok(Admission::Accept),
+            Decision::Drop => Ok(Admission::Drop),
+            Decision::Respond(_) => Err(self.fault(
+                ErrorKind::Trap,
+                HookName::OnConnection,
+                "there is nobody to answer to yet: return drop(), or nothing to accept",
+            )),
         }
     }
 

@@ -1,9 +1,9 @@
 //! The engines on which modules run, one set per process, and the clock that interrupts guests.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::{
     Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
@@ -34,11 +34,16 @@ const OVERFLOW: u32 = 200;
 /// Ticks without a call after which the ticker sleeps, so that an idle gateway wakes no CPU.
 const QUIET_TICKS: u32 = 100;
 
+/// How often it is said that all instances are taken.
+const REMINDER: Duration = Duration::from_secs(10);
+
 /// The engines of this process, in the order in which instances are taken from them.
 pub(crate) struct Engines {
     pub(crate) lanes: Vec<Arc<Lane>>,
     /// Interrupts guests; stops with this.
     pub(crate) ticker: Arc<Ticker>,
+    /// When it was last said that all instances are taken.
+    remarked: Mutex<Option<Instant>>,
 }
 
 /// One engine with a bound on the instances alive in it.
@@ -68,7 +73,17 @@ impl Engines {
             }
         };
         let ticker = Ticker::start(lanes.iter().map(|lane| lane.engine.weak()).collect())?;
-        Ok(Arc::new(Engines { lanes, ticker }))
+        Ok(Arc::new(Engines { lanes, ticker, remarked: Mutex::default() }))
+    }
+
+    /// Says, but not for every exchange of a flood, that there was no room for one more instance.
+    pub(crate) fn remark_full(&self, plugin: &str) {
+        let Ok(mut remarked) = self.remarked.lock() else { return };
+        if remarked.is_none_or(|remarked| remarked.elapsed() >= REMINDER) {
+            *remarked = Some(Instant::now());
+            drop(remarked);
+            tracing::warn!(plugin, reason = "wasm.pool_exhausted", "no room for one more Wasm instance");
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a guest can reach: the exchange lent to it, its configuration, a bounded log, the clock.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -32,6 +32,8 @@ pub(crate) struct Host {
     pub(crate) last_words: Option<String>,
     /// Ticks that this call may take.
     pub(crate) budget: u32,
+    /// Where the thread's own clock stood when a call that holds it began.
+    held_since: Duration,
     pace: Pace,
     ticks: u32,
     memory: usize,
@@ -74,6 +76,7 @@ impl Host {
             last_words: None,
             pace: Pace::Yield,
             budget: 0,
+            held_since: Duration::ZERO,
             ticks: 0,
             memory: 0,
             lines: 0,
@@ -84,13 +87,16 @@ impl Host {
     pub(crate) fn begin(&mut self, budget: u32, pace: Pace) {
         (self.budget, self.pace, self.ticks, self.lines) = (budget, pace, 0, 0);
         (self.breach, self.last_words) = (None, None);
+        if pace == Pace::Hold {
+            self.held_since = thread_time();
+        }
         self.about.engines.ticker.stir();
     }
 
     /// The guest has run to the end of a tick: another one, or the end.
     pub(crate) fn tick(&mut self) -> Result<UpdateDeadline> {
         self.ticks += 1;
-        if self.ticks > self.budget {
+        if self.ticks > self.budget && !self.was_kept_waiting() {
             self.breach = Some(Breach::Cpu);
             bail!("CPU budget");
         }
@@ -99,6 +105,13 @@ impl Host {
             Pace::Yield => UpdateDeadline::Yield(1),
             Pace::Hold => UpdateDeadline::Continue(1),
         })
+    }
+
+    /// Whether the machine, not the guest, used up the ticks: they pass also while a busy machine runs
+    /// other threads. A guest that yields is counted by the pieces it runs in, which are short.
+    fn was_kept_waiting(&self) -> bool {
+        let budget = Duration::from_millis(u64::from(self.budget));
+        self.pace == Pace::Hold && thread_time().saturating_sub(self.held_since) < budget
     }
 
     fn exchange(&mut self) -> Result<&mut Exchange> {
@@ -186,6 +199,28 @@ fn json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 
 fn clip(text: &str, bytes: usize) -> &str {
     text.get(..text.floor_char_boundary(bytes)).unwrap_or_default()
+}
+
+/// How long the calling thread has run.
+fn thread_time() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// What a guest says as it is logged: bounded, and with nothing in it that begins another line or
+/// speaks to a terminal, since it may be a client's text.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len().min(LOG_LINE));
+    for char in clip(text, LOG_LINE).chars() {
+        match char {
+            // Separators of lines and paragraphs, and what turns the direction of writing.
+            '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => line.extend(char.escape_unicode()),
+            char if char.is_control() => line.extend(char.escape_default()),
+            char => line.push(char),
+        }
+    }
+    line
 }
 
 /// The client's connection as the WIT has it.
@@ -396,9 +431,9 @@ impl host::Host for Host {
     }
 
     fn log(&mut self, level: host::Level, message: String) -> Result<()> {
-        let message = clip(&message, LOG_LINE);
+        let message = one_line(&message);
         if level == host::Level::Error {
-            self.last_words = Some(message.to_owned());
+            self.last_words = Some(message.clone());
         }
         self.lines = self.lines.saturating_add(1);
         if self.lines > LOG_LINES {
@@ -484,6 +519,26 @@ mod tests {
         assert!(final_status(101, 200).is_err() && final_status(600, 200).is_err());
         assert_eq!(final_status(403, 400), Ok(StatusCode::FORBIDDEN));
         assert!(json::<serde_json::Value>(&format!("\"{}\"", "x".repeat(MAX_JSON))).is_err());
-        assert_eq!(clip("häuser", 2), "h");
+    }
+
+    #[test]
+    fn what_a_guest_logs_stays_one_line() {
+        let about = About {
+            name: "guest".into(),
+            config: "{}".into(),
+            memory: 0,
+            transfer: 0,
+            engines: Engines::with(1, 1).unwrap(),
+        };
+        let mut host = Host::new(Arc::new(about));
+        let written = crate::tests::logged(|| {
+            let forged =
+                "hi\n2026-01-01T00:00:00Z  INFO portcullis: all is well\r\u{1b}[2J\u{202e}".to_owned();
+            host::Host::log(&mut host, host::Level::Info, forged).unwrap();
+        });
+        assert_eq!(written.lines().count(), 1, "{written}");
+        assert!(written.contains(r"hi\n2026-01-01T00:00:00Z  INFO"), "{written}");
+        assert!(written.contains(r"well\r\u{1b}[2J\u{202e}"), "{written}");
+        assert!(one_line(&format!("{}ä", "x".repeat(LOG_LINE - 1))).ends_with('x'));
     }
 }

@@ -9,7 +9,7 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
 use crate::bindings::types;
 use crate::engine::{MAX_STACK, Permit};
-use crate::host::{About, Breach, Host, Pace, final_status, header};
+use crate::host::{About, Breach, Host, Pace, final_status, header, one_line};
 use crate::load::Prepared;
 use crate::units::{Millis, Size};
 
@@ -80,7 +80,7 @@ impl Guest {
             }
             None => self.seat(),
         };
-        let Some(live) = live else { return Ok(exhausted()) };
+        let Some(live) = live else { return Ok(self.exhausted()) };
         let mut loan = Loan { home: exchange, guest: self, live: Some(live) };
         let answer = loan.call(hook).await;
         match answer {
@@ -88,7 +88,7 @@ impl Guest {
                 loan.settle(hook);
                 verdict
             }
-            Err(Failure::Exhausted) => Ok(exhausted()),
+            Err(Failure::Exhausted) => Ok(self.exhausted()),
             Err(Failure::Plugin(error)) => Err(error),
         }
     }
@@ -112,7 +112,7 @@ impl Guest {
         budget: u32,
     ) -> Result<types::Admission, PluginError> {
         let Some(mut live) = self.seat() else {
-            return Err(PluginError::failed("no room for one more instance"));
+            return Ok(self.turn_away());
         };
         live.store.data_mut().begin(budget, Pace::Hold);
         let index = self.export(&live, HookName::OnConnection);
@@ -120,8 +120,9 @@ impl Guest {
         match answer {
             Ok((verdict,)) => {
                 self.give_back(live);
-                verdict.map_err(PluginError::failed)
+                verdict.map_err(failed)
             }
+            Err(error) if error.is::<PoolConcurrencyLimitError>() => Ok(self.turn_away()),
             Err(error) => Err(self.failure(HookName::OnConnection.as_str(), &live, &error)),
         }
     }
@@ -191,6 +192,19 @@ impl Guest {
         }
     }
 
+    /// A refusal and no error, since `on_error: allow` must not let pass what a flood brings.
+    fn exhausted(&self) -> Decision {
+        self.about.engines.remark_full(&self.about.name);
+        let status = http::StatusCode::SERVICE_UNAVAILABLE;
+        Decision::Respond(Box::new(Reply::deny(status, "wasm.pool_exhausted")))
+    }
+
+    /// The same for a connection, which gets no answer.
+    fn turn_away(&self) -> types::Admission {
+        self.about.engines.remark_full(&self.about.name);
+        types::Admission::Drop
+    }
+
     fn export(&self, live: &Live, hook: HookName) -> Option<ComponentExportIndex> {
         self.prepared.get(live.lane)?.exports.hook(hook).copied()
     }
@@ -241,7 +255,7 @@ impl Guest {
             }
             (None, _) => {
                 let cause = trap.map_or_else(|| error.root_cause().to_string(), ToString::to_string);
-                let cause = cause.trim_start_matches("wasm trap: ");
+                let cause = one_line(cause.trim_start_matches("wasm trap: "));
                 let place = error.downcast_ref::<WasmBacktrace>().and_then(culprit);
                 let place = place.map(|place| format!(" in {place}")).unwrap_or_default();
                 let words = host.last_words.as_ref().map(|words| format!(", after saying: {words}"));
@@ -277,7 +291,7 @@ impl Loan<'_> {
             _ => guest.invoke(live, index, ()).await.map(|(result,)| result),
         };
         match verdict {
-            Ok(verdict) => Ok(verdict.and_then(decision).map_err(PluginError::failed)),
+            Ok(verdict) => Ok(verdict.and_then(decision).map_err(failed)),
             Err(error) if error.is::<PoolConcurrencyLimitError>() => Err(Failure::Exhausted),
             Err(error) => Err(Failure::Plugin(guest.failure(hook.as_str(), live, &error))),
         }
@@ -315,9 +329,9 @@ fn upgraded(exchange: &Exchange, hook: HookName) -> bool {
     hook == HookName::OnResponse && exchange.response().is_some_and(|response| response.status() == 101)
 }
 
-fn exhausted() -> Decision {
-    let status = http::StatusCode::SERVICE_UNAVAILABLE;
-    Decision::Respond(Box::new(Reply::deny(status, "wasm.pool_exhausted")))
+/// How the policy itself failed, in its own words.
+fn failed(message: String) -> PluginError {
+    PluginError::failed(one_line(&message))
 }
 
 fn decision(verdict: types::Verdict) -> Result<Decision, String> {

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, ErrorKind, Exchange, Hook, HookFuture,
-    HookName, Needs, Plugin, PluginType, block_on,
+    HookName, Needs, Plugin, PluginError, PluginType, block_on,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -75,6 +75,10 @@ pub struct Config {
     #[schemars(extend("default" = "5ms"))]
     cpu: Millis,
     /// Whether every exchange gets an instance of its own.
+    ///
+    /// All modules together have 1000 instances at once, and 200 more that start slower. What finds no
+    /// room is refused with 503 `wasm.pool_exhausted`, or dropped as a connection, whatever `on_error`
+    /// says: a policy that a flood of requests could switch off would protect nothing.
     #[serde(default)]
     isolation: Isolation,
     /// The only content of the file that is accepted, `sha256:` and 64 hex digits.
@@ -136,7 +140,7 @@ impl PluginType for Module {
         let guest = Arc::new(Guest {
             about: Arc::new(About {
                 name: context.name().clone(),
-                config: Value::Object(config.config).to_string(),
+                config: Value::Object(config.config.clone()).to_string(),
                 memory: config.memory.0,
                 transfer: TRANSFER + config.body_limit.0,
                 engines: engines.clone(),
@@ -151,7 +155,7 @@ impl PluginType for Module {
             slot: context.slot(),
             idle: Idle::default(),
         });
-        judge(&guest)?;
+        judge(&guest, &config.config)?;
         remark(&guest, &hooks, &config.memory, &config.body_limit, context);
         Ok(Module { guest, needs })
     }
@@ -197,15 +201,37 @@ fn needs(hooks: &[HookName], body_limit: Size) -> Needs {
 }
 
 /// Lets the guest judge its configuration.
-fn judge(guest: &Arc<Guest>) -> Result<(), BuildError> {
+fn judge(guest: &Arc<Guest>, config: &Map<String, Value>) -> Result<(), BuildError> {
     match block_on(guest.configure(CONFIGURE_TICKS)) {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(message)) => Err(BuildError::at("config", message)),
+        Ok(Err(message)) => Err(refusal(&message, config)),
         Err(error) if error.kind() == ErrorKind::Budget && error.message().contains("memory") => {
             Err(BuildError::at("memory", error.message()).help("grant it more, or make it need less"))
         }
         Err(error) => Err(BuildError::at("file", error.message())),
     }
+}
+
+/// A guest's word on its configuration; the path of a key in front of it says where it is wrong.
+fn refusal(message: &str, config: &Map<String, Value>) -> BuildError {
+    match message.split_once(": ") {
+        Some((path, message)) if holds(config, path) => BuildError::at(format!("config.{path}"), message),
+        _ => BuildError::at("config", message),
+    }
+}
+
+/// Whether there is something at a path such as `rules[2].name`.
+fn holds(config: &Map<String, Value>, path: &str) -> bool {
+    let mut steps = path.split(['.', '[']);
+    let first = steps.next().and_then(|key| config.get(key));
+    let found = steps.try_fold(first, |value, step| {
+        let value = value?;
+        Some(match step.strip_suffix(']') {
+            Some(index) => index.parse::<usize>().ok().and_then(|index| value.get(index)),
+            None => value.get(step),
+        })
+    });
+    found.flatten().is_some()
 }
 
 fn remark(
@@ -250,16 +276,13 @@ impl Plugin for Module {
         self.needs
     }
 
-    fn on_connection(&self, connection: &Connection) -> Admission {
+    fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
         // Nothing in it waits: a guest that is interrupted goes on at once until its ticks are used up.
-        match block_on(self.guest.admit(host::connection(connection), CONNECTION_TICKS)) {
-            Ok(bindings::types::Admission::Accept) => Admission::Accept,
-            Ok(bindings::types::Admission::Drop) => Admission::Drop,
-            Err(error) => {
-                tracing::warn!(plugin = &*self.guest.about.name, %error, "on_connection failed, connection dropped");
-                Admission::Drop
-            }
-        }
+        let verdict = block_on(self.guest.admit(host::connection(connection), CONNECTION_TICKS))?;
+        Ok(match verdict {
+            bindings::types::Admission::Accept => Admission::Accept,
+            bindings::types::Admission::Drop => Admission::Drop,
+        })
     }
 
     fn on_request<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {

@@ -1,9 +1,10 @@
 //! The project that `portcullis new wasm NAME` writes: a policy, the SDK beside it, how to build it.
 
 /// The SDK, which goes along since a policy has to build wherever the gateway was installed from.
-const SDK: [(&str, &str); 5] = [
+const SDK: [(&str, &str); 6] = [
     ("sdk/src/lib.rs", include_str!("../../../plugin-sdk/guest/src/lib.rs")),
     ("sdk/src/bindings.rs", include_str!("../../../plugin-sdk/guest/src/bindings.rs")),
+    ("sdk/src/config.rs", include_str!("../../../plugin-sdk/guest/src/config.rs")),
     ("sdk/src/exchange.rs", include_str!("../../../plugin-sdk/guest/src/exchange.rs")),
     ("sdk/src/export.rs", include_str!("../../../plugin-sdk/guest/src/export.rs")),
     ("sdk/wit/portcullis-policy.wit", include_str!("../../../plugin-sdk/guest/wit/portcullis-policy.wit")),
@@ -45,7 +46,7 @@ strip = "debuginfo"
 [workspace]
 "#;
 
-const POLICY: &str = r#"//! Refuses requests whose path begins with a prefix.
+const POLICY: &str = r#"//! Refuses requests for a path and for what lies below it.
 
 use portcullis_guest::*;
 
@@ -70,7 +71,7 @@ impl Policy for Block {
     }
 
     fn on_request(&mut self, exchange: &Exchange) -> Result<Verdict> {
-        if exchange.request().path().starts_with(&self.0.prefix) {
+        if exchange.request().is_below(&self.0.prefix) {
             return deny(403, "SNAKE.prefix");
         }
         proceed()

@@ -244,6 +244,46 @@ fn beyond_the_pool_there_is_a_bounded_number_of_places() {
 }
 
 #[test]
+fn that_the_pool_is_exhausted_is_said_once_for_a_flood() {
+    let parameters = "i32 ".repeat(14);
+    let connection = format!(
+        r#"(func (export "portcullis:policy/on-connection@0.1.0#on-connection") (param {parameters}) (result i32) (i32.const 1024))"#
+    );
+    let hooks = [connection, hook("on-request", ""), hook("on-log", "")].concat();
+    let module = module(&["on-connection", "on-request", "on-log"], &hooks);
+    let mut tester = PluginTester::new().file("guest.wasm", module);
+    scarce_engines(&mut tester, 1, 0);
+    let guest = tester.build::<Module>(table(json!({}))).unwrap();
+    assert_eq!(guest.on_connection("192.0.2.1").unwrap(), Admission::Accept);
+    let mut held = exchange();
+    guest.on_request(&mut held).unwrap();
+    let written = logged(|| {
+        assert_eq!(guest.on_connection("192.0.2.1").unwrap(), Admission::Drop);
+        for _ in 0..3 {
+            assert!(matches!(guest.on_request(&mut exchange()), Ok(Decision::Respond(_))));
+        }
+    });
+    assert_eq!(written.lines().count(), 1, "{written}");
+    assert!(written.contains("WARN") && written.contains("wasm.pool_exhausted"), "{written}");
+}
+
+#[test]
+fn what_a_guest_says_of_a_key_is_told_at_that_key() {
+    let config = json!({ "rules": [{ "name": "a" }], "prefix": 1 });
+    let config = config.as_object().unwrap();
+    for (message, path, rest) in [
+        ("prefix: unknown field `prefix`", "config.prefix", "unknown field `prefix`"),
+        ("rules[0].name: too short", "config.rules[0].name", "too short"),
+        ("rules[1].name: too short", "config", "rules[1].name: too short"),
+        ("nothing: there", "config", "nothing: there"),
+        ("missing field `x`", "config", "missing field `x`"),
+    ] {
+        let error = refusal(message, config);
+        assert_eq!((&*error.path, &*error.message), (path, rest));
+    }
+}
+
+#[test]
 fn an_upgraded_exchange_holds_no_instance() {
     let hooks = [hook("on-response", ""), hook("on-log", "")].concat();
     let mut tester = PluginTester::new().file("guest.wasm", module(&["on-response", "on-log"], &hooks));
@@ -256,19 +296,24 @@ fn an_upgraded_exchange_holds_no_instance() {
 }
 
 #[test]
-fn on_connection_judges_at_once_and_a_guest_that_holds_the_worker_loses_the_client() {
+fn on_connection_judges_at_once_and_a_guest_that_holds_the_worker_fails() {
     let parameters = "i32 ".repeat(14);
-    let connection = |code: &str| {
+    let verdict = |code: &str| {
         let function = format!(
             r#"(func (export "portcullis:policy/on-connection@0.1.0#on-connection") (param {parameters}) (result i32) {code})"#
         );
         build(module(&["on-connection"], &function), json!({})).unwrap().on_connection("192.0.2.9")
     };
-    assert_eq!(connection("(i32.const 1024)"), Admission::Accept);
-    assert_eq!(connection("(i32.store8 (i32.const 1028) (i32.const 1)) (i32.const 1024)"), Admission::Drop);
-    assert_eq!(connection("(loop $again (br $again)) (i32.const 1024)"), Admission::Drop);
+    assert_eq!(verdict("(i32.const 1024)").unwrap(), Admission::Accept);
+    let drop = "(i32.store8 (i32.const 1028) (i32.const 1)) (i32.const 1024)";
+    assert_eq!(verdict(drop).unwrap(), Admission::Drop);
+    let spins = verdict("(loop $again (br $again)) (i32.const 1024)").unwrap_err();
+    assert_eq!(spins.kind(), ErrorKind::Budget);
+    assert_eq!(spins.message(), "on_connection used up its 1ms of CPU");
     // There is no exchange yet: asking for its id is a trap.
-    assert_eq!(connection("(call $id (i32.const 0)) (i32.const 1024)"), Admission::Drop);
+    let asks = verdict("(call $id (i32.const 0)) (i32.const 1024)").unwrap_err();
+    assert_eq!(asks.kind(), ErrorKind::Trap);
+    assert!(asks.message().contains("no exchange"), "{asks}");
 }
 
 #[test]
@@ -342,4 +387,26 @@ fn what_a_call_allocates_is_one_small_future() {
 fn scarce_engines(tester: &mut PluginTester, pooled: u32, overflow: u32) {
     let instance = Instance { kind: Module::KIND, name: "".into(), state_schema: Module::STATE_SCHEMA };
     BuildContext::new(instance, tester).shared_by_kind(|| Engines::with(pooled, overflow));
+}
+
+/// What is logged meanwhile, as text.
+pub(crate) fn logged(work: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(subscriber, work);
+    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
 }

@@ -7,6 +7,7 @@ use rhai::{Dynamic, ImmutableString, Map};
 
 use super::Api;
 use crate::call::{self, Outcome};
+use crate::error;
 use crate::limits::LOG_LINE;
 use crate::verdict::{self, Verdict};
 
@@ -78,7 +79,7 @@ pub(crate) fn write_line(plugin: &str, level: &str, text: &str) -> Outcome<()> {
     if !call::may_log() {
         return Ok(());
     }
-    let text = text.get(..text.floor_char_boundary(LOG_LINE)).unwrap_or(text);
+    let text = error::one_line(text);
     match level {
         "error" => tracing::error!(target: "portcullis::script", plugin, "{text}"),
         "warn" => tracing::warn!(target: "portcullis::script", plugin, "{text}"),

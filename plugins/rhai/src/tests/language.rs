@@ -1,5 +1,7 @@
 //! What scripts can do.
 
+use std::sync::{Arc, Mutex};
+
 use http::StatusCode;
 use portcullis_plugin::{
     Admission, BodyWish, ChangeKind, Content, Decision, ErrorKind, Exchange, ExchangeBuilder, HookName,
@@ -123,15 +125,31 @@ fn what_is_absent_is_unit() {
 }
 
 #[test]
-fn connections_are_accepted_or_dropped_and_a_failing_script_drops() {
+fn connections_are_accepted_or_dropped_and_a_failing_script_says_so() {
     let script = r#"fn on_connection(conn) {
         if conn.address == "192.0.2.9" { return drop(); }
         if conn.address == "192.0.2.10" { throw "broken"; }
+        if conn.address == "192.0.2.11" { return deny(403, "x.y"); }
+        if conn.address == "192.0.2.12" { return 7; }
+        if conn.address == "192.0.2.13" { panic_in_the_host(); }
     }"#;
     let plugin = build(script);
-    assert_eq!(plugin.on_connection("192.0.2.1"), Admission::Accept);
-    assert_eq!(plugin.on_connection("192.0.2.9"), Admission::Drop);
-    assert_eq!(plugin.on_connection("192.0.2.10"), Admission::Drop);
+    assert_eq!(plugin.on_connection("192.0.2.1").unwrap(), Admission::Accept);
+    assert_eq!(plugin.on_connection("192.0.2.9").unwrap(), Admission::Drop);
+    for (peer, kind, message) in [
+        ("192.0.2.10", ErrorKind::Trap, "policies/x.rhai:3:43: broken"),
+        ("192.0.2.11", ErrorKind::Trap, "policies/x.rhai:1:1: on_connection: there is nobody to answer to"),
+        ("192.0.2.12", ErrorKind::Trap, "policies/x.rhai:1:1: on_connection: a hook returns nothing"),
+        (
+            "192.0.2.13",
+            ErrorKind::Panic,
+            "policies/x.rhai:1:1: on_connection: a function of the host panicked",
+        ),
+    ] {
+        let error = plugin.on_connection(peer).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.message().starts_with(message), "{error}");
+    }
 }
 
 #[test]
@@ -211,6 +229,121 @@ fn runtime_errors_name_their_place() {
     assert_eq!(error.kind(), ErrorKind::Trap);
     assert!(error.message().starts_with("policies/x.rhai:5:15: "), "{error}");
     assert!(error.message().contains("heders"), "{error}");
+}
+
+#[test]
+fn a_budget_that_is_used_up_is_told_with_the_hook_that_did() {
+    let helpers = "fn a(x) {\n  b(x)\n}\nfn b(x) { a(x) }\n";
+    for (body, message) in [
+        ("loop { }", "used up its 10000 operations (limits.operations)"),
+        ("let s = \"x\"; loop { s += s; }", "too large (limits.string)"),
+        ("a(1);", "functions call each other more than 16 deep (limits.depth)"),
+    ] {
+        let plugin = build(&format!("{helpers}  fn on_request(ctx) {{\n  {body}\n}}"));
+        let error = plugin.on_request(&mut complete()).unwrap_err();
+        assert_eq!(error.message(), format!("policies/x.rhai:5:3: on_request: {message}"));
+    }
+}
+
+#[test]
+fn calls_of_functions_that_nobody_offers_are_refused_at_load() {
+    for (body, column, message, help) in [
+        ("foo(1);", 3, "there is no function `foo`", None),
+        (
+            "1; if false { dney(403, \"x.y\"); }",
+            17,
+            "there is no function `dney`",
+            Some("did you mean `deny`?"),
+        ),
+        ("ctx.request.jsno();", 15, "there is no function `jsno`", Some("did you mean `json`?")),
+        ("[1].map(|x| twise(x));", 15, "there is no function `twise`", Some("did you mean `twice`?")),
+        ("twice(1, 2);", 3, "no function `twice` takes 2 arguments", Some("it takes 1")),
+        ("lib::hlep(1);", 8, "there is no function `lib::hlep`", Some("did you mean `lib::help`?")),
+        ("lib::help();", 8, "no function `lib::help` takes 0 arguments", Some("it takes 1")),
+    ] {
+        let script =
+            format!("import \"lib\" as lib;\nfn twice(x) {{ 2 * x }}\nfn on_request(ctx) {{\n  {body}\n}}");
+        let files = PluginTester::new().file("policies/x.rhai", script);
+        let error = build_from(files.file("policies/lib.rhai", "fn help(x) { x }"), json!({})).err().unwrap();
+        let place = error.position.as_ref().unwrap();
+        assert_eq!((&*error.message, error.help.as_deref()), (message, help), "{body}");
+        assert_eq!((place.line, place.column), (4, column), "{body}");
+    }
+    let files = PluginTester::new().file("policies/x.rhai", "import \"lib\" as lib; fn on_request(ctx) { }");
+    let error =
+        build_from(files.file("policies/lib.rhai", "\n fn help(x) { hlep(x) }"), json!({})).err().unwrap();
+    let place = error.position.unwrap();
+    assert_eq!((place.file.to_str(), place.line, place.column), (Some("policies/lib.rhai"), 2, 15));
+}
+
+/// What only shows when it runs is not judged before.
+#[test]
+fn calls_that_may_be_right_are_not_refused() {
+    let script = r##"
+        import "lib" as lib;
+        fn twice(x) { 2 * x }
+        fn int.half() { this / 2 }
+        fn on_request(ctx) {
+            let held = #{ once: |x| x };
+            held.thrice = |x| 3 * x;
+            held["named"] = Fn("twice");
+            let text = "a,b";
+            let list = [3, 1, 2];
+            list.sort();
+            if list.map(|x| x + 1).filter(|x| x > 2).reduce(|sum, x| sum + x, 0) != 7 { throw "arrays"; }
+            if text.split(",").len() != 2 || text.to_upper() != "A,B" || !text.contains("a") { throw "strings"; }
+            if held.once(1) + held.thrice(1) + held.named(1) != 6 { throw "functions in maps"; }
+            if 8.half() != 4 || Fn("twice").call(2) != 4 || call(Fn("twice"), 2) != 4 { throw "functions"; }
+            if is_def_fn("nowhere", 1) { nowhere(1); }
+            if is_def_var("nothing") || type_of(1) != "i64" && type_of(1) != "int" { throw "the language"; }
+            if 1 in list && (1..3).contains(1) && min(1, 2) == 1 && 2.0.floor() == 2.0 && held.keys().len() == 3 {
+                lib::run(|x| x);
+            }
+            print(list); debug(held.len());
+        }"##;
+    let files = PluginTester::new().file("policies/x.rhai", script);
+    // A library may call what the script that imports it has.
+    let lib = "fn run(f) { f.call(1); twice(1) }";
+    let built = build_from(files.file("policies/lib.rhai", lib), json!({}));
+    built.unwrap().on_request(&mut complete()).unwrap();
+}
+
+#[test]
+fn what_a_script_says_stays_one_line() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let writer = {
+        let lines = lines.clone();
+        move || Lines(lines.clone())
+    };
+    let plugin = build(
+        r#"fn on_request(ctx) {
+            let forged = "hi\n2026-01-01T00:00:00Z  INFO portcullis: all is well\r\x1b[2J\u202e";
+            log(forged);
+            log("warn", forged);
+            print(forged);
+            throw forged;
+        }"#,
+    );
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+    let error =
+        tracing::subscriber::with_default(subscriber, || plugin.on_request(&mut complete()).unwrap_err());
+    let written = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    let escaped = r"hi\n2026-01-01T00:00:00Z  INFO portcullis: all is well\r\u{1b}[2J\u{202e}";
+    assert_eq!((written.lines().count(), written.matches(escaped).count()), (3, 3), "{written}");
+    assert!(error.message().ends_with(escaped), "{error}");
+}
+
+#[derive(Clone)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

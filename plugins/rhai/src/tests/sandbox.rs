@@ -249,7 +249,12 @@ fn forbidden_things_are_refused_at_load() {
 #[test]
 fn there_is_no_sleep_and_no_file() {
     for call in ["sleep(1)", "open_file(\"/etc/passwd\")", "timestamp()", "exit()"] {
-        assert_eq!(failure(&format!("{call};")).kind(), ErrorKind::Trap);
+        let error = build_with(&format!("fn on_request(ctx) {{ {call}; }}"), json!({})).err().unwrap();
+        assert!(error.message.starts_with("there is no function"), "{error}");
+    }
+    // Nor does a name that is made while running get there.
+    for name in ["sleep", "timestamp", "eval"] {
+        assert_eq!(failure(&format!("Fn(`${{\"{name}\"}}`).call(1);")).kind(), ErrorKind::Trap);
     }
 }
 

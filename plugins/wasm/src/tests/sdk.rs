@@ -33,6 +33,9 @@ fn the_example_that_blocks_blocks() {
     let verdict = |path: &str| policy.on_request(&mut ExchangeBuilder::get(path).build()).unwrap();
     let Decision::Respond(reply) = verdict("/admin/users") else { panic!("not refused") };
     assert_eq!((reply.status.as_u16(), reply.reason.as_deref()), (403, Some("block_path.prefix")));
+    // By whole segments: what only begins alike is something else.
+    assert!(matches!(verdict("/admin"), Decision::Respond(_)));
+    assert!(matches!(verdict("/administration"), Decision::Continue));
     assert!(matches!(verdict("/public"), Decision::Continue));
 }
 
@@ -52,7 +55,9 @@ fn a_configuration_is_judged_at_load() {
     let Some(missing) = error(json!({})) else { return };
     assert!(missing.path == "config" && missing.message.contains("missing field `prefixes`"), "{missing}");
     let refused = error(json!({ "prefixes": ["admin"] })).unwrap();
-    assert_eq!(refused.to_string(), "config: prefix `admin` does not begin with a slash");
+    assert_eq!(refused.to_string(), "config.prefixes[0]: does not begin with a slash");
+    let unknown = error(json!({ "prefixes": ["/a"], "prefix": 1 })).unwrap();
+    assert_eq!(unknown.to_string(), "config.prefix: unknown field `prefix`, expected `prefixes`");
 }
 
 #[test]
@@ -160,10 +165,8 @@ fn a_fresh_guest_remembers_within_an_exchange_and_a_reused_one_beyond() {
 #[test]
 fn a_guest_judges_connections() {
     let Some(policy) = hostile(json!({ "on_connection": "count" })) else { return };
-    assert_eq!(policy.on_connection("192.0.2.1"), Admission::Accept);
-    assert_eq!(policy.on_connection("203.0.113.1"), Admission::Drop);
-    assert_eq!(
-        hostile(json!({ "on_connection": "spin" })).unwrap().on_connection("192.0.2.1"),
-        Admission::Drop
-    );
+    assert_eq!(policy.on_connection("192.0.2.1").unwrap(), Admission::Accept);
+    assert_eq!(policy.on_connection("203.0.113.1").unwrap(), Admission::Drop);
+    let spins = hostile(json!({ "on_connection": "spin" })).unwrap().on_connection("192.0.2.1");
+    assert_eq!(spins.unwrap_err().kind(), ErrorKind::Budget);
 }

@@ -1,4 +1,4 @@
-//! Refuses requests whose path begins with one of the configured prefixes.
+//! Refuses requests for one of the configured paths and for what lies below it.
 
 use portcullis_guest::*;
 
@@ -14,15 +14,15 @@ impl Policy for BlockPath {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self> {
-        match config.prefixes.iter().find(|prefix| !prefix.starts_with('/')) {
-            Some(prefix) => Err(Error::new(format!("prefix `{prefix}` does not begin with a slash"))),
+        match config.prefixes.iter().position(|prefix| !prefix.starts_with('/')) {
+            Some(at) => Err(Error::new(format!("prefixes[{at}]: does not begin with a slash"))),
             None => Ok(BlockPath(config)),
         }
     }
 
     fn on_request(&mut self, exchange: &Exchange) -> Result<Verdict> {
-        let path = exchange.request().path();
-        if self.0.prefixes.iter().any(|prefix| path.starts_with(prefix)) {
+        let request = exchange.request();
+        if self.0.prefixes.iter().any(|prefix| request.is_below(prefix)) {
             return deny(403, "block_path.prefix");
         }
         proceed()
