@@ -4,15 +4,16 @@
 //! are known to read differently is refused rather than guessed at:
 //!
 //! * Percent-encoding must be two hexadecimal digits (RFC 3986 section 2.1); digits are upper-cased (6.2.2.1), encoded
-//!   unreserved bytes are decoded (6.2.2.2). Other encoded bytes stay encoded, for `%3B` and `;` may differ in meaning.
+//!   unreserved bytes are decoded (6.2.2.2). Other encoded bytes stay encoded.
 //! * Printable bytes that section 3.3 does not allow in a path (`"<>[]^{|}` and the backtick) are percent-encoded.
 //! * Empty segments are dropped, so that duplicate slashes become one; this goes beyond the RFC, but file servers do it.
 //! * `.` and `..` segments are removed (5.2.4) after both steps, so also when written as `%2e`. A `..` above the root is
 //!   refused: nobody sends it by accident.
 //! * Encoded slashes and all backslashes are refused, because some servers take them for separators; so are control
 //!   bytes, encoded or not, and literal bytes from 0x80 on.
-//! * `;parameters` stay what they are: part of their segment. But `..;x` and `.;x` are refused, because servlet containers
-//!   cut the parameters off first and see a dot segment where everybody else sees a name.
+//! * A semicolon is percent-encoded. Servlet containers cut `;parameters` off before they look at a path, so that
+//!   `/admin;x` would lead around a route for `/admin`; encoded it is part of a name for everybody. `..;x` and `.;x` are
+//!   refused, however written: nobody sends them by accident.
 //!
 //! The result is in normal form: normalising it again returns it borrowed. The asterisk of `OPTIONS *` is no path.
 
@@ -112,13 +113,14 @@ fn is_normal(path: &[u8]) -> Result<bool, PathError> {
     Ok(normal)
 }
 
-/// Whether an empty, `.` or `..` segment begins here, parameters or not. An empty one at the end is the trailing slash,
-/// which stays.
+/// Whether an empty, `.` or `..` segment may begin here, parameters or not. An empty one at the end is the trailing
+/// slash, which stays.
 fn begins_with_removable(segment: &[u8]) -> bool {
-    matches!(
-        segment,
-        [b'/', ..] | [b'.'] | [b'.', b'/' | b';', ..] | [b'.', b'.'] | [b'.', b'.', b'/' | b';', ..]
-    )
+    let name = segment.strip_prefix(b".").map(|rest| rest.strip_prefix(b".").unwrap_or(rest));
+    match name {
+        None => segment.starts_with(b"/"),
+        Some(after) => matches!(after, [] | [b'/' | b';', ..] | [b'%', b'3', b'b' | b'B', ..]),
+    }
 }
 
 /// Whether the encoded byte that ends `left` bytes before the path's end has a lower-case digit.
@@ -140,7 +142,7 @@ fn rebuild(path: &str) -> Result<String, PathError> {
                 let parent = normal.get(..start).and_then(|before| before.rfind('/'));
                 parent.ok_or(PathError::AboveRoot)?
             }
-            Some(dots) if dots.starts_with("/.;") || dots.starts_with("/..;") => {
+            Some(dots) if dots.starts_with("/.%3B") || dots.starts_with("/..%3B") => {
                 return Err(PathError::DotParameters);
             }
             _ => normal.len(),
@@ -208,7 +210,7 @@ fn class(byte: u8) -> Class {
         b'/' => Class::Slash,
         b'%' => Class::Percent,
         b'\\' => Class::Refused(PathError::Backslash),
-        b'"' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => Class::Excluded,
+        b'"' | b';' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => Class::Excluded,
         b' ' | b'?' | b'#' | 0x80.. => Class::Refused(PathError::Byte),
         control if control.is_ascii_control() => Class::Refused(PathError::Control),
         _ => Class::Plain,
@@ -230,7 +232,7 @@ mod tests {
             "/a",
             "/a/",
             "/a/b.c/.well-known/..a/a../...",
-            "/a;v=1;w/b:c@d!$&'()*+,=~_-",
+            "/a%3Bv=1/b:c@d!$&'()*+,=~_-",
             "/%20/%3B/%25/%C3%A9/%FF",
             "/%252e%252e/",
         ] {
@@ -258,7 +260,8 @@ mod tests {
             ("/a/%2e%2E/b", "/b"),
             ("/a/.%2e/b", "/b"),
             ("/a/%2e/b", "/a/b"),
-            ("/a;x/..a;y/../b", "/a;x/b"),
+            ("/a;x/..a;y/../b", "/a%3Bx/b"),
+            ("/protected;x", "/protected%3Bx"),
             ("/{a}|[b]", "/%7Ba%7D%7C%5Bb%5D"),
             ("/%61%25%32%65", "/a%252e"),
         ] {
@@ -300,6 +303,7 @@ mod tests {
             ("/a/..;/b", PathError::DotParameters),
             ("/a/%2e.;x=y", PathError::DotParameters),
             ("/.;/", PathError::DotParameters),
+            ("/a/..%3b", PathError::DotParameters),
         ] {
             assert_eq!(normalise(raw), Err(error), "{raw}");
         }
