@@ -101,7 +101,7 @@ fn command() -> Command {
 }
 
 impl Setup {
-    /// A configuration; what it does not say is filled in, see [`DEFAULTS`].
+    /// A configuration; what it does not say is filled in.
     pub fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Setup { dir, config: config.to_owned(), variables: BTreeMap::new() }
