@@ -116,9 +116,12 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.waits_for_client(false);
         self.client.open.set(self.client.open.get() - 1);
-        self.client.last_active.set(Instant::now());
+        // Over HTTP/1 the screen keeps the clocks.
+        if self.client.screen.is_none() {
+            self.waits_for_client(false);
+            self.client.last_active.set(Instant::now());
+        }
     }
 }
 

@@ -347,7 +347,6 @@ fn outgoing(
     let (exchange, scope) = live.split();
     let request = exchange.request();
     let mut headers = request.headers().clone();
-    strip_hop_by_hop(&mut headers);
     headers.remove(CONTENT_LENGTH);
     // The client has been told to go on, if it asked.
     headers.remove(EXPECT);

@@ -183,7 +183,11 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.late_upload_failure();
+        // A hook that was cut off in a sandbox may have kept the exchange.
+        let is_lost = self.exchange.as_ref().is_none_or(Exchange::is_hollow);
+        if !is_lost {
+            self.late_upload_failure();
+        }
         let worker = self.serving.client.worker.clone();
         worker.metrics.exchanges_open.decrement();
         let (Some(mut exchange), Some(scope)) = (self.exchange.take(), self.scope.take()) else { return };
@@ -191,8 +195,7 @@ impl Drop for Live {
             Some(route) => self.count(&route.metrics),
             None => self.count(&scope.generation.unrouted),
         }
-        // A hook that was cut off in a sandbox may have kept the exchange.
-        if exchange.is_hollow() || !scope.chain().wants(HookName::OnLog) {
+        if is_lost || !scope.chain().wants(HookName::OnLog) {
             return;
         }
         exchange.core().outcome = Some(Box::new(Outcome {

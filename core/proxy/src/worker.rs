@@ -1,7 +1,7 @@
 //! Workers: one thread per core, each with its own runtime, sockets, connections and generation.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -242,7 +242,8 @@ pub(crate) struct Worker {
     pub(crate) logs: LogQueue,
     random: Cell<u64>,
     /// Open connections: how to end them gently, and how to cut them off.
-    controls: RefCell<Vec<Option<Running>>>,
+    running: RefCell<HashMap<u64, Running>>,
+    accepted: Cell<u64>,
     open: Cell<usize>,
     closed: Notify,
 }
@@ -278,19 +279,8 @@ impl Worker {
     fn spawn_connection(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, bound: SocketAddr, slot: Slot) {
         let control = Rc::new(Control::default());
         let running = Running { bound, control: control.clone(), task: None };
-        let at = {
-            let mut controls = self.controls.borrow_mut();
-            match controls.iter().position(Option::is_none) {
-                Some(free) => {
-                    controls[free] = Some(running);
-                    free
-                }
-                None => {
-                    controls.push(Some(running));
-                    controls.len() - 1
-                }
-            }
-        };
+        let at = self.accepted.replace(self.accepted.get() + 1);
+        self.running.borrow_mut().insert(at, running);
         self.open.set(self.open.get() + 1);
         self.metrics.connections.increment();
         self.metrics.connections_open.increment();
@@ -300,14 +290,14 @@ impl Worker {
             let _open = open;
             accept(worker, stream, peer, bound, &control).await;
         });
-        if let Some(Some(running)) = self.controls.borrow_mut().get_mut(at) {
+        if let Some(running) = self.running.borrow_mut().get_mut(&at) {
             running.task = Some(task.abort_handle());
         }
     }
 
     /// Lets those connections end that `concerned` says.
     fn drain_connections(&self, concerned: impl Fn(&SocketAddr) -> bool) {
-        for running in self.controls.borrow().iter().flatten() {
+        for running in self.running.borrow().values() {
             if concerned(&running.bound) {
                 running.control.drain();
             }
@@ -334,13 +324,13 @@ impl Drop for Slot {
 /// An open connection, accounted for until dropped.
 struct Open {
     worker: Rc<Worker>,
-    at: usize,
+    at: u64,
     _slot: Slot,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.worker.controls.borrow_mut()[self.at] = None;
+        self.worker.running.borrow_mut().remove(&self.at);
         self.worker.open.set(self.worker.open.get() - 1);
         self.worker.metrics.connections_open.decrement();
         self.worker.closed.notify_one();
@@ -365,7 +355,8 @@ fn run(
         metrics,
         logs: LogQueue::default(),
         random: Cell::new(seed()),
-        controls: RefCell::default(),
+        running: RefCell::default(),
+        accepted: Cell::new(0),
         open: Cell::new(0),
         closed: Notify::new(),
     });
@@ -462,7 +453,7 @@ async fn drain(worker: &Rc<Worker>, grace: Duration) -> usize {
         return 0;
     }
     let cut_off = worker.open.get();
-    for running in worker.controls.borrow().iter().flatten() {
+    for running in worker.running.borrow().values() {
         if let Some(task) = &running.task {
             task.abort();
         }

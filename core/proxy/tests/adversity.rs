@@ -94,6 +94,18 @@ fn a_renamed_listener_keeps_its_connections() {
     assert_eq!(ask(), 200);
 }
 
+#[test]
+fn a_pooled_connection_follows_the_running_generation() {
+    let mut setup = Setup::to(origin());
+    setup.response_timeout = 6 * PATIENCE;
+    let gateway = setup.start_kept();
+    assert_eq!(status(&gateway.get("/api/x")), 200);
+    setup.response_timeout = Duration::from_millis(100);
+    gateway.swap(&setup, 2);
+    // Under the old timeout the client's patience would end first.
+    assert_eq!(status(&gateway.get("/api/hang")), 504);
+}
+
 /// The preface and an empty SETTINGS frame (RFC 9113, 3.4 and 6.5).
 const HTTP2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 

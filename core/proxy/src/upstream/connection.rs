@@ -64,7 +64,11 @@ pub(crate) async fn send(
     endpoint: &Endpoint,
     mut request: Request<RequestBody>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
-    while let Some(conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, cx))).await {
+    while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, cx))).await {
+        // A connection outlives reloads, the settings it was opened under must not.
+        if !Arc::ptr_eq(&conn.upstream, upstream) {
+            conn.upstream = upstream.clone();
+        }
         match conn.exchange(request).await {
             // It was closed while it lay idle; nothing was sent.
             Err(AttemptError { unsent: Some(unsent), .. }) => request = unsent,

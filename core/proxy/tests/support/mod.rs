@@ -36,9 +36,10 @@ pub struct Gateway {
 
 pub struct Setup {
     pub listener_name: &'static str,
+    /// Kept by every generation of this setup, as an unchanged endpoint is.
+    pub endpoint: Arc<Endpoint>,
     pub response_timeout: Duration,
     pub plugins: Vec<(Arc<dyn Plugin>, OnError)>,
-    pub upstream: SocketAddr,
     pub limits: ListenerLimits,
     pub max_body: Option<u64>,
     pub budget: u64,
@@ -59,9 +60,9 @@ impl Setup {
         let response_timeout = Duration::from_secs(5);
         Setup {
             listener_name: "public",
+            endpoint: Arc::new(Endpoint::new(&upstream.to_string()).unwrap()),
             response_timeout,
             plugins: Vec::new(),
-            upstream,
             limits,
             max_body: Some(1 << 20),
             budget: 1 << 20,
@@ -90,7 +91,7 @@ impl Setup {
         let chain = Arc::new(Chain::new(instances.collect()));
         let upstream = Upstream {
             name: "origin".into(),
-            endpoints: vec![Arc::new(Endpoint::new(&self.upstream.to_string()).unwrap())],
+            endpoints: vec![self.endpoint.clone()],
             turns: Upstream::turns(&[1]),
             timeouts: Timeouts {
                 connect: Duration::from_secs(2),
@@ -231,6 +232,9 @@ pub async fn echo(
         seen.push_str(&format!("{name}: {}\n", value.to_str().unwrap()));
     }
     let response = http::Response::builder().header("x-connection", connection);
+    if head.uri.path().ends_with("hang") {
+        std::future::pending::<()>().await;
+    }
     if head.uri.path().ends_with("empty") {
         seen.clear();
     }
