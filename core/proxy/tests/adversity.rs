@@ -1,10 +1,21 @@
 //! Clients and origins that do not behave.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod support;
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io::{Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures_util::Stream;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::client::conn::http2::SendRequest;
 use portcullis_plugin::{BodyWish, Decision, End, HookName, Needs};
 use support::*;
 
@@ -151,4 +162,84 @@ fn an_http2_client_that_takes_nothing_is_given_up() {
             .await;
     });
     assert_eq!(ended.recv_timeout(PATIENCE).unwrap().0, End::ClientGone);
+}
+
+/// Runs `talk` over an HTTP/2 connection to the gateway.
+fn over_http2<F: Future>(gateway: &Gateway, talk: impl FnOnce(SendRequest<Body>) -> F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (send, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+        tokio::task::spawn_local(connection);
+        talk(send).await
+    })
+}
+
+#[test]
+fn a_busy_http2_connection_is_not_idle() {
+    let mut setup = Setup::to(origin());
+    setup.limits.idle_timeout = Duration::from_millis(300);
+    let gateway = setup.start();
+    over_http2(&gateway, async |mut send| {
+        let begin = Instant::now();
+        // Requests that come and go between two looks, for several times the idle timeout.
+        while begin.elapsed() < Duration::from_millis(1500) {
+            let request =
+                http::Request::get("http://g/api/empty").body(StreamBody::new(Frames::default())).unwrap();
+            assert_eq!(send.send_request(request).await.unwrap().status(), 200);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert_eq!(gateway.metrics.connections.value(), 1);
+}
+
+#[test]
+fn a_trailer_can_not_say_what_a_header_must_not() {
+    let (ends, ended) = Ends::new();
+    let gateway = Setup::to(origin()).plugin(ends).start();
+    // The origin streams back what it gets, so its answer ends as the upload does.
+    let arrives = |name: &'static str| {
+        over_http2(&gateway, async |mut send| {
+            let (name, value) = header(name);
+            let trailers = http::HeaderMap::from_iter([(name, value)]);
+            let frames = [Frame::data(Bytes::from_static(b"x")), Frame::trailers(trailers)].map(Ok);
+            let body = StreamBody::new(Frames(frames.into()));
+            let request = http::Request::post("http://g/api/x").body(body).unwrap();
+            // The refusal may come before the answer's head, as a reply or a reset, or within its body.
+            let Ok(answer) = send.send_request(request).await else { return false };
+            if answer.status() != 200 {
+                return false;
+            }
+            let mut answer = answer.into_body();
+            loop {
+                match answer.frame().await {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) => return false,
+                    None => return true,
+                }
+            }
+        })
+    };
+    assert!(arrives("x-checksum"));
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().2, None);
+    assert!(!arrives("x-forwarded-for"));
+    let decider = ended.recv_timeout(PATIENCE).unwrap().2;
+    assert_eq!(decider.as_deref(), Some("core.http http.trailer_forbidden"));
+}
+
+type Body = StreamBody<Frames>;
+
+/// Frames of a body, one after the other.
+#[derive(Default)]
+struct Frames(VecDeque<Result<Frame<Bytes>, Infallible>>);
+
+impl Stream for Frames {
+    type Item = Result<Frame<Bytes>, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(self.0.pop_front())
+    }
 }

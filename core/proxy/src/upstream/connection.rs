@@ -32,7 +32,7 @@ const MAX_RESPONSE_HEADERS: usize = 256;
 /// A connection, in use by one exchange or idle in the pool.
 pub(crate) struct Conn {
     sender: SendRequest<RequestBody>,
-    driver: Option<Connection<TokioIo<TcpStream>, RequestBody>>,
+    driver: Driver,
     timer: LazyTimer,
     upstream: Arc<Upstream>,
     endpoint: u32,
@@ -114,7 +114,7 @@ impl Conn {
         let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
         Ok(Box::new(Conn {
             sender,
-            driver: Some(driver),
+            driver: Driver::Running(driver),
             timer: LazyTimer::new(),
             upstream: upstream.clone(),
             endpoint: endpoint.id,
@@ -136,7 +136,7 @@ impl Conn {
             let mut response = pin!(self.sender.try_send_request(request));
             let (driver, timer) = (&mut self.driver, &mut self.timer);
             poll_fn(|cx| {
-                drive(driver, cx);
+                driver.drive(cx);
                 match response.as_mut().poll(cx) {
                     Poll::Ready(result) => return Poll::Ready(Some(result)),
                     Poll::Pending => {}
@@ -170,8 +170,8 @@ impl Conn {
     /// Whether the connection can take a request; polls it once, so that a close by the other side
     /// is seen.
     pub(super) fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
-        drive(&mut self.driver, cx);
-        self.driver.is_some() && self.sender.is_ready()
+        self.driver.drive(cx);
+        matches!(self.driver, Driver::Running(_)) && self.sender.is_ready()
     }
 
     pub(super) fn endpoint(&self) -> u32 {
@@ -196,12 +196,24 @@ impl Conn {
     }
 }
 
-/// Lets the driver read and write; forgets it when the connection has ended.
-fn drive(driver: &mut Option<Connection<TokioIo<TcpStream>, RequestBody>>, cx: &mut Context<'_>) {
-    if let Some(running) = driver
-        && Pin::new(running).poll(cx).is_ready()
-    {
-        *driver = None;
+/// What reads and writes a connection.
+#[expect(clippy::large_enum_variant, reason = "it lies in the connection's own box")]
+enum Driver {
+    Running(Connection<TokioIo<TcpStream>, RequestBody>),
+    /// The connection was closed in order.
+    Closed,
+    /// It broke, which hyper tells a body only if the fault was in reading.
+    Broken,
+}
+
+impl Driver {
+    /// Lets the driver read and write.
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Driver::Running(connection) = self
+            && let Poll::Ready(ended) = Pin::new(connection).poll(cx)
+        {
+            *self = if ended.is_ok() { Driver::Closed } else { Driver::Broken };
+        }
     }
 }
 
@@ -254,7 +266,7 @@ impl UpstreamBody {
             return ready;
         }
         let Some(conn) = &mut self.conn else { return Poll::Pending };
-        drive(&mut conn.driver, cx);
+        conn.driver.drive(cx);
         if let ready @ Poll::Ready(_) = self.poll_incoming(cx) {
             return ready;
         }
@@ -279,6 +291,11 @@ impl UpstreamBody {
                 Some(Ok(frame))
             }
             Some(Err(_)) => {
+                self.conn = None;
+                Some(Err(UpstreamBodyError))
+            }
+            // Without this a body of unknown length would end early and look complete.
+            None if self.conn.as_ref().is_some_and(|conn| matches!(conn.driver, Driver::Broken)) => {
                 self.conn = None;
                 Some(Err(UpstreamBodyError))
             }
