@@ -300,6 +300,8 @@ pub(crate) struct Upload {
     filters: Filters,
     remaining: u64,
     state: Arc<UploadState>,
+    /// Has passed everything, and was not sent after all.
+    ahead: Bytes,
     /// Trailers that wait for what the filters still held.
     trailers: Option<HeaderMap>,
     ended: bool,
@@ -323,6 +325,18 @@ impl RequestBody {
         }
     }
 
+    /// The same before `chunk` was taken from it.
+    pub(crate) fn put_back(self, chunk: Bytes) -> Self {
+        match self {
+            body if chunk.is_empty() => body,
+            RequestBody::Empty | RequestBody::Whole(_) => RequestBody::Whole(chunk),
+            RequestBody::Stream(mut upload) => {
+                upload.ahead = chunk;
+                RequestBody::Stream(upload)
+            }
+        }
+    }
+
     /// The client's body, at most `limit` bytes of it, through `filters`.
     pub(crate) fn stream(
         incoming: ClientBody,
@@ -335,6 +349,7 @@ impl RequestBody {
             filters: Filters(filters),
             remaining: limit.unwrap_or(u64::MAX),
             state: state.clone(),
+            ahead: Bytes::new(),
             trailers: None,
             ended: false,
         };
@@ -343,7 +358,21 @@ impl RequestBody {
 }
 
 impl Upload {
+    fn is_end(&self) -> bool {
+        self.ahead.is_empty() && self.filters.0.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.incoming.size_hint().exact() {
+            Some(rest) if self.filters.0.is_empty() => SizeHint::with_exact(rest + self.ahead.len() as u64),
+            _ => SizeHint::default(),
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.ahead.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.ahead)))));
+        }
         while !self.ended {
             let polled = Pin::new(&mut self.incoming).poll_frame(cx);
             self.state.starving.store(polled.is_pending(), Relaxed);
@@ -422,7 +451,7 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => true,
             RequestBody::Whole(bytes) => bytes.is_empty(),
-            RequestBody::Stream(upload) => upload.filters.0.is_empty() && upload.incoming.is_end_stream(),
+            RequestBody::Stream(upload) => upload.is_end(),
         }
     }
 
@@ -430,8 +459,7 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
             RequestBody::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            RequestBody::Stream(upload) if upload.filters.0.is_empty() => upload.incoming.size_hint(),
-            RequestBody::Stream(_) => SizeHint::default(),
+            RequestBody::Stream(upload) => upload.size_hint(),
         }
     }
 }

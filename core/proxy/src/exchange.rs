@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
-use http::{Method, Response, StatusCode, Uri};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use portcullis_plugin::{Attempt, Content, End, HookName, Reply, Request};
 
 use crate::body::{ClientBody, RequestBody, ResponseBody, Source, UploadFailure, pass_whole, whole};
 use crate::chain::Flow;
 use crate::client::Client;
-use crate::forwarded::client_address;
+use crate::forwarded::{Told, client_address, remove_claims};
 use crate::generation::{Action, Rewrite};
 use crate::head::{understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
@@ -21,7 +21,9 @@ use crate::live::Live;
 use crate::path::normalise;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
-use crate::upstream::{AttemptError, AttemptFailure, Endpoint, HostHeader, Upstream, UpstreamBody, send};
+use crate::upstream::{
+    AttemptError, AttemptFailure, Endpoint, HostHeader, RequestHead, Upstream, UpstreamBody, send,
+};
 
 /// Attempts on connections that turned out to be closed, for requests that may be repeated; they do
 /// not count as retries, because the endpoint did not fail.
@@ -98,11 +100,14 @@ async fn answer(live: &mut Live, body: Incoming) -> Answer {
     }
 }
 
+/// Who the client is; what it says of that itself goes no further.
 fn identify_client(live: &mut Live) {
     let peer = live.client().connection.peer.ip();
     let (exchange, scope) = live.split();
+    let trusted = &scope.generation.trusted_proxies;
     let parts = exchange.core();
-    parts.client = client_address(peer, parts.request.headers(), &scope.generation.trusted_proxies);
+    parts.client = client_address(peer, parts.request.headers(), trusted);
+    remove_claims(peer, trusted, parts.request.core_headers());
 }
 
 /// Chooses the route, which fixes the chain. A listener that only redirects has none.
@@ -271,24 +276,32 @@ async fn attempt(
     let mut body = Some(body);
     loop {
         let endpoint = upstream.next(avoid).clone();
-        let outgoing = outgoing(live, upstream, &endpoint, host);
+        let told = told(live, upstream, &endpoint, host);
         let parts = live.parts();
         let (name, address) = (upstream.name.clone(), endpoint.authority.clone());
         parts.attempt = Some(Attempt { number, upstream: name, endpoint: address });
-        parts.outgoing = Some(outgoing);
-        if live.scope().chain().wants(HookName::OnUpstream)
-            && let Some(answer) = forward(live, HookName::OnUpstream).await
-        {
-            return answer;
-        }
-        let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
         let sending = body.take().unwrap_or(RequestBody::Empty);
-        // What was sent decides, not what the client asked for: a plugin may have changed the method.
-        let again = sending.copy().filter(|_| outgoing.method().is_idempotent());
-        let error = match send(upstream, &endpoint, into_hyper(outgoing, sending)).await {
+        let repeated = sending.copy();
+        let (sent, is_idempotent) = if live.scope().chain().wants(HookName::OnUpstream) {
+            // Only hooks that may change it make a copy necessary.
+            live.parts().outgoing = Some(outgoing(live.request(), told));
+            if let Some(answer) = forward(live, HookName::OnUpstream).await {
+                return answer;
+            }
+            let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
+            let head = head(&outgoing, &[]);
+            // What is sent decides, not what the client asked for: a plugin may have changed the method.
+            (send(upstream, &endpoint, head, sending).await, head.method.is_idempotent())
+        } else {
+            let head = head(live.request(), &told);
+            (send(upstream, &endpoint, head, sending).await, head.method.is_idempotent())
+        };
+        let again = repeated.filter(|_| is_idempotent);
+        let error = match sent {
             Ok(response) => {
-                live.upstream_duration = Some(start.elapsed());
-                upstream.metrics.duration.observe(start.elapsed());
+                let duration = start.elapsed();
+                live.upstream_duration = Some(duration);
+                upstream.metrics.duration.observe(duration);
                 return Answer::Upstream(response);
             }
             Err(error) => error,
@@ -300,7 +313,7 @@ async fn attempt(
         if matches!(kind, AttemptFailure::ResponseTimeout | AttemptFailure::Failed) {
             upstream.metrics.failures.increment();
         }
-        body = unsent.map(http::Request::into_body).or(again);
+        body = unsent.or(again);
         if body.is_none() {
             return fault_of(kind).into();
         }
@@ -336,55 +349,33 @@ fn failed_upload(live: &mut Live) -> Option<Answer> {
     }
 }
 
-/// The request for one attempt: what the client sent, less what concerns only its connection.
-fn outgoing(
-    live: &mut Live,
-    upstream: &Upstream,
-    endpoint: &Endpoint,
-    host: Option<&HeaderValue>,
-) -> Request {
-    let peer = live.client().connection.peer.ip();
-    let (exchange, scope) = live.split();
-    let request = exchange.request();
-    let mut headers = request.headers().clone();
-    headers.remove(CONTENT_LENGTH);
-    // The client has been told to go on, if it asked.
-    headers.remove(EXPECT);
-    let (method, target, version) = (request.method().clone(), request.target().clone(), request.version());
-    let generation = scope.generation.clone();
-    let trusted = &generation.trusted_proxies;
-    live.client().forwarded_by.apply(peer, trusted, &mut headers);
+/// What the gateway says itself in a request to this endpoint.
+fn told(live: &Live, upstream: &Upstream, endpoint: &Endpoint, host: Option<&HeaderValue>) -> Told {
+    let (client, headers) = (live.client(), live.request().headers());
+    let trusted = &live.scope().generation.trusted_proxies;
+    let mut told = Told::new();
+    client.forwarded_by.tell(client.connection.peer.ip(), trusted, headers, &mut told);
     let host = host.or(match &upstream.host {
-        HostHeader::Preserve => None,
+        // HTTP/1.0 clients need not send one, HTTP/1.1 servers need one.
+        HostHeader::Preserve => (!headers.contains_key(HOST)).then_some(&endpoint.host),
         HostHeader::Endpoint => Some(&endpoint.host),
         HostHeader::Name(name) => Some(name),
     });
-    match host {
-        Some(host) => {
-            headers.insert(HOST, host.clone());
-        }
-        // HTTP/1.0 clients need not send one, HTTP/1.1 servers need one.
-        None => {
-            headers.entry(HOST).or_insert_with(|| endpoint.host.clone());
-        }
-    }
+    told.extend(host.map(|host| (HOST, host.clone())));
+    told
+}
+
+/// The request of one attempt for hooks to look at and change.
+fn outgoing(request: &Request, told: Told) -> Request {
+    let (method, target, version, mut headers) = request.clone().into_parts();
+    headers.remove(CONTENT_LENGTH);
+    headers.remove(EXPECT);
+    headers.extend(told);
     Request::new(method, target, version, headers)
 }
 
-fn into_hyper(request: Request, body: RequestBody) -> http::Request<RequestBody> {
-    let (method, target, _, mut headers) = request.into_parts();
-    // Framing is hyper's, from the body itself; what a plugin set must not contradict it.
-    strip_hop_by_hop(&mut headers);
-    headers.remove(CONTENT_LENGTH);
-    if body.size_hint().exact().is_none() {
-        // hyper sends no body of unknown length with GET unless it is told to.
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    let mut request = http::Request::new(body);
-    *request.method_mut() = method;
-    *request.uri_mut() = Uri::from(target);
-    *request.headers_mut() = headers;
-    request
+fn head<'a>(request: &'a Request, told: &'a [(HeaderName, HeaderValue)]) -> RequestHead<'a> {
+    RequestHead { method: request.method(), target: request.target(), headers: request.headers(), told }
 }
 
 /// From what the client is to get to hyper's response, by way of the response hooks.
@@ -445,13 +436,7 @@ async fn outward(live: &mut Live, hook: HookName, below: &mut u16) -> Flow {
 /// Takes the upstream's response over.
 async fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
     let (head, body) = response.into_parts();
-    if head.status.is_informational() {
-        // Nobody asked to switch protocols.
-        return put_fault(live, &Fault::UpstreamFailed);
-    }
-    let mut headers = head.headers;
-    strip_hop_by_hop(&mut headers);
-    live.respond(portcullis_plugin::Response::new(head.status, headers));
+    live.respond(portcullis_plugin::Response::new(head.status, head.headers));
     // hyper drops an empty body without looking at it, and the connection would go with it.
     if Reply::may_have_body(head.status, live.exchange().method()) && !body.is_end_stream() {
         return Source::Upstream(body);

@@ -4,18 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 /// Headers that frameworks believe like `X-Forwarded-*`.
-const CLAIMS: [HeaderName; 4] = [
-    X_REAL_IP,
-    HeaderName::from_static("true-client-ip"),
-    HeaderName::from_static("x-original-url"),
-    HeaderName::from_static("x-rewrite-url"),
-];
+const CLAIMS: [&str; 4] = ["x-real-ip", "true-client-ip", "x-original-url", "x-rewrite-url"];
+
+/// Headers that the gateway sets towards an upstream.
+pub(crate) type Told = SmallVec<[(HeaderName, HeaderValue); 6]>;
 
 fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|net| net.contains(&address))
@@ -70,38 +68,45 @@ impl ForwardedBy {
         }
     }
 
-    /// Tells the upstream about the client. What a trusted proxy said is kept and added to; what
-    /// anybody else said is removed, whatever its name.
-    pub(crate) fn apply(&self, peer: IpAddr, trusted: &[IpNet], headers: &mut HeaderMap) {
-        if is_trusted(peer.to_canonical(), trusted) {
-            add_to_list(headers, X_FORWARDED_FOR, &self.address);
-        } else {
-            remove_claims(headers);
-            headers.insert(X_FORWARDED_FOR, self.address.clone());
+    /// What the upstream is told of the client. What a trusted proxy said is kept and added to.
+    pub(crate) fn tell(&self, peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap, told: &mut Told) {
+        let path = match headers.contains_key(X_FORWARDED_FOR) && is_trusted(peer.to_canonical(), trusted) {
+            true => longer_list(headers, &X_FORWARDED_FOR, &self.address),
+            false => self.address.clone(),
+        };
+        told.push((X_FORWARDED_FOR, path));
+        told.push((FORWARDED, self.element.clone()));
+        if !headers.contains_key(X_FORWARDED_PROTO) {
+            told.push((X_FORWARDED_PROTO, self.proto.clone()));
         }
-        headers.insert(FORWARDED, self.element.clone());
-        headers.entry(X_FORWARDED_PROTO).or_insert_with(|| self.proto.clone());
-        if let (false, Some(host)) = (headers.contains_key(X_FORWARDED_HOST), headers.get(HOST).cloned()) {
-            headers.insert(X_FORWARDED_HOST, host);
+        if let (false, Some(host)) = (headers.contains_key(X_FORWARDED_HOST), headers.get(HOST)) {
+            told.push((X_FORWARDED_HOST, host.clone()));
         }
     }
 }
 
-/// Removes every header by which a proxy tells of a request's origin.
-fn remove_claims(headers: &mut HeaderMap) {
-    let is_claim = |name: &HeaderName| name.as_str().starts_with("x-forwarded-") || CLAIMS.contains(name);
+/// Removes every header by which a proxy tells of a request's origin, whatever its name, unless a
+/// trusted proxy says so.
+pub(crate) fn remove_claims(peer: IpAddr, trusted: &[IpNet], headers: &mut HeaderMap) {
+    let is_claim = |name: &HeaderName| match name.as_str() {
+        "forwarded" => true,
+        text => text.starts_with("x-forwarded-") || CLAIMS.contains(&text),
+    };
     // Hardly any client sends one.
-    while let Some(name) = headers.keys().find(|name| is_claim(name)).cloned() {
+    while let Some(name) = headers.keys().find(|name| is_claim(name)) {
+        if is_trusted(peer.to_canonical(), trusted) {
+            return;
+        }
+        let name = name.clone();
         headers.remove(name);
     }
 }
 
-fn add_to_list(headers: &mut HeaderMap, name: HeaderName, last: &HeaderValue) {
-    let mut lines: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+fn longer_list(headers: &HeaderMap, name: &HeaderName, last: &HeaderValue) -> HeaderValue {
+    let mut lines: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
     lines.push(last.as_bytes());
     // Header values joined by a header value are one.
-    let list = HeaderValue::from_bytes(&lines.join(&b", "[..])).unwrap_or_else(|_| last.clone());
-    headers.insert(name, list);
+    HeaderValue::from_bytes(&lines.join(&b", "[..])).unwrap_or_else(|_| last.clone())
 }
 
 #[cfg(test)]
@@ -159,18 +164,20 @@ mod tests {
             ("x-forwarded-prefix", "/x"),
             ("host", "a.example"),
         ];
-        let stranger = "203.0.113.9".parse().unwrap();
-        let mut told = headers(&said);
-        ForwardedBy::new(stranger, true).apply(stranger, &trusted, &mut told);
-        assert_eq!(
-            (&told[X_FORWARDED_FOR], &told[FORWARDED]),
-            (&"203.0.113.9".parse().unwrap(), &"for=203.0.113.9;proto=https".parse().unwrap())
-        );
-        assert!(!told.contains_key("x-forwarded-prefix"));
-        assert_eq!((told.get(X_REAL_IP), &told[X_FORWARDED_HOST]), (None, &"a.example".parse().unwrap()));
-        let proxy = "10.0.0.1".parse().unwrap();
-        let mut told = headers(&said);
-        ForwardedBy::new(proxy, false).apply(proxy, &trusted, &mut told);
-        assert_eq!(told[X_FORWARDED_FOR], "6.6.6.6, 10.0.0.1");
+        let told = |peer: &str, tls| {
+            let peer = peer.parse().unwrap();
+            let (mut headers, mut told) = (headers(&said), Told::new());
+            remove_claims(peer, &trusted, &mut headers);
+            ForwardedBy::new(peer, tls).tell(peer, &trusted, &headers, &mut told);
+            (headers, told.into_iter().collect::<HeaderMap>())
+        };
+        let (left, told_of_stranger) = told("203.0.113.9", true);
+        assert_eq!(left.keys().collect::<Vec<_>>(), [HOST]);
+        assert_eq!(told_of_stranger[X_FORWARDED_FOR], "203.0.113.9");
+        assert_eq!(told_of_stranger[FORWARDED], "for=203.0.113.9;proto=https");
+        assert_eq!(told_of_stranger[X_FORWARDED_HOST], "a.example");
+        let (left, told_of_proxy) = told("10.0.0.1", false);
+        assert_eq!(told_of_proxy[X_FORWARDED_FOR], "6.6.6.6, 10.0.0.1");
+        assert_eq!((left.len(), &left["x-forwarded-prefix"]), (4, &"/x".parse::<HeaderValue>().unwrap()));
     }
 }

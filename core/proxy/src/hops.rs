@@ -1,45 +1,50 @@
 //! Headers that concern one connection only.
 
-use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-/// Removes what must not be forwarded (RFC 9110, 7.6.1): the fixed ones, and those that
-/// `Connection` names. `TE: trailers` is end to end in effect and stays.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|line| line.split(','))
-            .filter_map(|name| name.trim().parse().ok())
-            .filter(|name| name != TE && name != HOST)
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
+/// Whether a header concerns one connection only (RFC 9110, 7.6.1). `TE: trailers` is end to end in
+/// effect.
+pub(crate) fn is_hop_by_hop(name: &HeaderName, value: &HeaderValue) -> bool {
+    match name.as_str() {
+        "te" => value != "trailers",
+        name => matches!(
+            name,
+            "connection"
+                | "keep-alive"
+                | "proxy-authenticate"
+                | "proxy-authorization"
+                | "proxy-connection"
+                | "transfer-encoding"
+                | "upgrade"
+        ),
     }
-    for name in [
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &PROXY_AUTHENTICATE,
-        &PROXY_AUTHORIZATION,
-        &TRANSFER_ENCODING,
-        &UPGRADE,
-    ] {
+}
+
+/// Removes what must not be forwarded: the fixed headers, and those that `Connection` names.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none.
+    if !headers.iter().any(|(name, value)| is_hop_by_hop(name, value)) {
+        return;
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| name != TE && name != HOST)
+        .collect();
+    let wants_trailers = headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|line| line.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")));
+    let fixed = headers.iter().filter(|(name, value)| is_hop_by_hop(name, value)).map(|(name, _)| name);
+    let fixed: Vec<HeaderName> = fixed.cloned().collect();
+    for name in named.into_iter().chain(fixed) {
         headers.remove(name);
     }
-    if let Some(te) = headers.remove(TE)
-        && te
-            .to_str()
-            .is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
-    {
+    if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
 }

@@ -114,6 +114,11 @@ impl Live {
         self.exchange.as_mut().expect("present until dropped")
     }
 
+    #[expect(clippy::expect_used, reason = "taken in drop only")]
+    pub(crate) fn request(&self) -> &Request {
+        self.exchange.as_ref().expect("present until dropped").request()
+    }
+
     /// The exchange with what it belongs to.
     #[expect(clippy::expect_used, reason = "taken in drop only")]
     pub(crate) fn split(&mut self) -> (&mut Exchange, &Scope) {

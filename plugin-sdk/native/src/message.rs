@@ -96,6 +96,12 @@ impl Request {
         self.target = target;
     }
 
+    /// Its headers, for the gateway's core only: no journal knows of it.
+    #[doc(hidden)]
+    pub fn core_headers(&mut self) -> &mut HeaderMap {
+        &mut self.headers
+    }
+
     /// Takes it apart.
     pub fn into_parts(self) -> (Method, PathAndQuery, Version, HeaderMap) {
         (self.method, self.target, self.version, self.headers)

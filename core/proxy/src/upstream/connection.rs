@@ -1,38 +1,27 @@
-//! One HTTP/1.1 connection to an endpoint, driven by the task that uses it.
-//!
-//! hyper splits a client connection into a handle that sends requests and a driver that does the
-//! reading and writing. Instead of spawning the driver, whoever waits for the response or its body
-//! polls the driver beside it: no second task, no wake-up between the two.
+//! A connection to an endpoint with what belongs to it: its clock, its upstream, its place in the
+//! pool; and the attempts that are made over it.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{Builder, Connection, SendRequest};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::http1::{Broken, Http1, RequestHead};
 use super::{Endpoint, Upstream, pool};
 use crate::body::RequestBody;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
 
-/// Header bytes of an upstream's response at most.
-const MAX_RESPONSE_HEAD: usize = 256 * 1024;
-/// Headers of an upstream's response at most.
-const MAX_RESPONSE_HEADERS: usize = 256;
-
 /// A connection, in use by one exchange or idle in the pool.
 pub(crate) struct Conn {
-    sender: SendRequest<RequestBody>,
-    driver: Driver,
+    http: Http1<TcpStream>,
     timer: LazyTimer,
     upstream: Arc<Upstream>,
     endpoint: u32,
@@ -43,8 +32,8 @@ pub(crate) struct Conn {
 /// Why an attempt gave no response.
 pub(crate) struct AttemptError {
     pub(crate) kind: AttemptFailure,
-    /// The request, if none of it was sent.
-    pub(crate) unsent: Option<Request<RequestBody>>,
+    /// The request's body, if none of the request was sent.
+    pub(crate) unsent: Option<RequestBody>,
     /// Whether it failed on a connection that had served before, and may just have been closed.
     pub(crate) reused: bool,
 }
@@ -62,22 +51,23 @@ pub(crate) enum AttemptFailure {
 pub(crate) async fn send(
     upstream: &Arc<Upstream>,
     endpoint: &Endpoint,
-    mut request: Request<RequestBody>,
+    head: RequestHead<'_>,
+    mut body: RequestBody,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
     while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, cx))).await {
         // A connection outlives reloads, the settings it was opened under must not.
         if !Arc::ptr_eq(&conn.upstream, upstream) {
             conn.upstream = upstream.clone();
         }
-        match conn.exchange(request).await {
+        match conn.exchange(head, body).await {
             // It was closed while it lay idle; nothing was sent.
-            Err(AttemptError { unsent: Some(unsent), .. }) => request = unsent,
+            Err(AttemptError { unsent: Some(unsent), .. }) => body = unsent,
             result => return result,
         }
     }
     match Conn::open(upstream, endpoint).await {
-        Ok(conn) => conn.exchange(request).await,
-        Err(kind) => Err(AttemptError { kind, unsent: Some(request), reused: false }),
+        Ok(conn) => conn.exchange(head, body).await,
+        Err(kind) => Err(AttemptError { kind, unsent: Some(body), reused: false }),
     }
 }
 
@@ -85,13 +75,10 @@ impl Conn {
     async fn open(upstream: &Arc<Upstream>, endpoint: &Endpoint) -> Result<Box<Self>, AttemptFailure> {
         let connected = timeout(upstream.timeouts.connect, TcpStream::connect(&*endpoint.authority)).await;
         let failure = match connected {
-            Ok(Ok(stream)) => match Self::handshake(stream, upstream, endpoint).await {
-                Ok(conn) => {
-                    upstream.metrics.connects.increment();
-                    return Ok(conn);
-                }
-                Err(_) => AttemptFailure::Failed,
-            },
+            Ok(Ok(stream)) => {
+                upstream.metrics.connects.increment();
+                return Ok(Self::new(stream, upstream, endpoint));
+            }
             Ok(Err(error)) => {
                 tracing::debug!(upstream = &*upstream.name, endpoint = &*endpoint.authority, %error, "connect failed");
                 AttemptFailure::Unreachable
@@ -102,76 +89,61 @@ impl Conn {
         Err(failure)
     }
 
-    async fn handshake(
-        stream: TcpStream,
-        upstream: &Arc<Upstream>,
-        endpoint: &Endpoint,
-    ) -> hyper::Result<Box<Self>> {
+    fn new(stream: TcpStream, upstream: &Arc<Upstream>, endpoint: &Endpoint) -> Box<Self> {
         // Fails only on a dead socket, which the first use will notice.
         let _ = stream.set_nodelay(true);
-        let mut builder = Builder::new();
-        builder.max_headers(MAX_RESPONSE_HEADERS).max_buf_size(MAX_RESPONSE_HEAD);
-        let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
-        Ok(Box::new(Conn {
-            sender,
-            driver: Driver::Running(driver),
+        Box::new(Conn {
+            http: Http1::new(stream),
             timer: LazyTimer::new(),
             upstream: upstream.clone(),
             endpoint: endpoint.id,
             idle_since: Instant::now(),
             reused: false,
-        }))
+        })
     }
 
     /// Sends the request and waits for the response's head.
     async fn exchange(
         mut self: Box<Self>,
-        request: Request<RequestBody>,
+        head: RequestHead<'_>,
+        body: RequestBody,
     ) -> Result<Response<UpstreamBody>, AttemptError> {
         let reused = self.reused;
-        let upload = request.body().upload();
+        let upload = body.upload();
         let (patience, mut seen) = (self.upstream.timeouts.response, 0);
         self.timer.start(patience);
-        let sent = {
-            let mut response = pin!(self.sender.try_send_request(request));
-            let (driver, timer) = (&mut self.driver, &mut self.timer);
-            poll_fn(|cx| {
-                driver.drive(cx);
-                match response.as_mut().poll(cx) {
-                    Poll::Ready(result) => return Poll::Ready(Some(result)),
-                    Poll::Pending => {}
-                }
-                while timer.poll_expired(cx).is_ready() {
-                    // The upstream owes nothing before it has the request.
-                    if !upload.as_ref().is_some_and(|upload| upload.goes_on(&mut seen)) {
-                        return Poll::Ready(None);
-                    }
-                    timer.start(patience);
-                }
-                Poll::Pending
-            })
-            .await
-        };
-        match sent {
-            Some(Ok(response)) => {
-                let (head, incoming) = response.into_parts();
-                Ok(Response::from_parts(head, UpstreamBody::new(incoming, self)))
+        self.http.start(&head, body);
+        let received = poll_fn(|cx| {
+            if let Poll::Ready(received) = self.http.poll_head(cx) {
+                return Poll::Ready(Some(received));
             }
-            Some(Err(mut error)) => {
-                let unsent = error.take_message();
-                let error = error.into_error();
+            while self.timer.poll_expired(cx).is_ready() {
+                // The upstream owes nothing before it has the request.
+                if !upload.as_ref().is_some_and(|upload| upload.goes_on(&mut seen)) {
+                    return Poll::Ready(None);
+                }
+                self.timer.start(patience);
+            }
+            Poll::Pending
+        });
+        match received.await {
+            Some(Ok(head)) => Ok(head.map(|()| UpstreamBody::new(self))),
+            Some(Err(error)) => {
                 tracing::debug!(upstream = &*self.upstream.name, %error, reused, "attempt failed");
+                let unsent = match error {
+                    Broken::Upload => None,
+                    _ => self.http.take_unsent(),
+                };
                 Err(AttemptError { kind: AttemptFailure::Failed, unsent, reused })
             }
             None => Err(AttemptError { kind: AttemptFailure::ResponseTimeout, unsent: None, reused: false }),
         }
     }
 
-    /// Whether the connection can take a request; polls it once, so that a close by the other side
-    /// is seen.
+    /// Whether the connection can take a request; looks at it once, so that a close by the other
+    /// side is seen.
     pub(super) fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
-        self.driver.drive(cx);
-        matches!(self.driver, Driver::Running(_)) && self.sender.is_ready()
+        self.http.poll_is_idle(cx)
     }
 
     pub(super) fn endpoint(&self) -> u32 {
@@ -189,6 +161,7 @@ impl Conn {
     /// Puts the connection into the pool if it is fit for another request.
     fn recycle(mut self: Box<Self>, cx: &mut Context<'_>) {
         if self.is_usable(cx) {
+            self.http.rest();
             self.idle_since = Instant::now();
             self.reused = true;
             pool::check_in(self);
@@ -196,30 +169,8 @@ impl Conn {
     }
 }
 
-/// What reads and writes a connection.
-#[expect(clippy::large_enum_variant, reason = "it lies in the connection's own box")]
-enum Driver {
-    Running(Connection<TokioIo<TcpStream>, RequestBody>),
-    /// The connection was closed in order.
-    Closed,
-    /// It broke, which hyper tells a body only if the fault was in reading.
-    Broken,
-}
-
-impl Driver {
-    /// Lets the driver read and write.
-    fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Driver::Running(connection) = self
-            && let Poll::Ready(ended) = Pin::new(connection).poll(cx)
-        {
-            *self = if ended.is_ok() { Driver::Closed } else { Driver::Broken };
-        }
-    }
-}
-
 /// A response's body with the connection that it comes from.
 pub(crate) struct UpstreamBody {
-    incoming: Incoming,
     /// None once the body has ended and the connection went back to the pool.
     conn: Option<Box<Conn>>,
     waiting: bool,
@@ -246,68 +197,47 @@ impl From<UpstreamBodyError> for Fault {
 type FramePoll = Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>>;
 
 impl UpstreamBody {
-    fn new(incoming: Incoming, conn: Box<Conn>) -> Self {
-        UpstreamBody { incoming, conn: Some(conn), waiting: false }
+    fn new(conn: Box<Conn>) -> Self {
+        UpstreamBody { conn: Some(conn), waiting: false }
     }
 
     /// Gives the connection back if the response has no body, or skips what is left of it.
     pub(crate) async fn release(mut self) {
         poll_fn(|cx| {
-            if self.incoming.is_end_stream() {
-                self.recycle(cx);
-            }
+            self.recycle_if_ended(cx);
             Poll::Ready(())
         })
         .await;
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
-        if let ready @ Poll::Ready(_) = self.poll_incoming(cx) {
-            return ready;
-        }
-        let Some(conn) = &mut self.conn else { return Poll::Pending };
-        conn.driver.drive(cx);
-        if let ready @ Poll::Ready(_) = self.poll_incoming(cx) {
-            return ready;
-        }
-        let Some(conn) = &mut self.conn else { return Poll::Pending };
-        if !std::mem::replace(&mut self.waiting, true) {
-            conn.timer.start(conn.upstream.timeouts.body);
-        }
-        conn.timer.poll_expired(cx).map(|()| {
-            self.conn = None;
-            Some(Err(UpstreamBodyError))
-        })
-    }
-
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> FramePoll {
-        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        self.waiting = false;
-        Poll::Ready(match frame {
-            Some(Ok(frame)) => {
-                if self.incoming.is_end_stream() {
-                    self.recycle(cx);
+        let Some(conn) = &mut self.conn else { return Poll::Ready(None) };
+        let failed = match conn.http.poll_body(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.waiting = false;
+                self.recycle_if_ended(cx);
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            Poll::Ready(None) => {
+                self.recycle_if_ended(cx);
+                return Poll::Ready(None);
+            }
+            Poll::Ready(Some(Err(error))) => error,
+            Poll::Pending => {
+                if !std::mem::replace(&mut self.waiting, true) {
+                    conn.timer.start(conn.upstream.timeouts.body);
                 }
-                Some(Ok(frame))
+                std::task::ready!(conn.timer.poll_expired(cx));
+                Broken::Closed
             }
-            Some(Err(_)) => {
-                self.conn = None;
-                Some(Err(UpstreamBodyError))
-            }
-            // Without this a body of unknown length would end early and look complete.
-            None if self.conn.as_ref().is_some_and(|conn| matches!(conn.driver, Driver::Broken)) => {
-                self.conn = None;
-                Some(Err(UpstreamBodyError))
-            }
-            None => {
-                self.recycle(cx);
-                None
-            }
-        })
+        };
+        tracing::debug!(upstream = &*conn.upstream.name, error = %failed, "response broke off");
+        self.conn = None;
+        Poll::Ready(Some(Err(UpstreamBodyError)))
     }
 
-    fn recycle(&mut self, cx: &mut Context<'_>) {
-        if let Some(conn) = self.conn.take() {
+    fn recycle_if_ended(&mut self, cx: &mut Context<'_>) {
+        if let Some(conn) = self.conn.take_if(|conn| conn.http.is_end()) {
             conn.recycle(cx);
         }
     }
@@ -322,10 +252,10 @@ impl Body for UpstreamBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.conn.as_ref().is_none_or(|conn| conn.http.is_end())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.conn.as_ref().map_or(SizeHint::with_exact(0), |conn| conn.http.size_hint())
     }
 }

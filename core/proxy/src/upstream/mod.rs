@@ -1,6 +1,7 @@
 //! Upstreams: named sets of endpoints, and the ways to them.
 
 mod connection;
+mod http1;
 mod outbound;
 mod pool;
 
@@ -13,6 +14,7 @@ use http::header::HeaderValue;
 use crate::metrics::UpstreamMetrics;
 
 pub(crate) use connection::{AttemptError, AttemptFailure, UpstreamBody, send};
+pub(crate) use http1::RequestHead;
 pub use outbound::UpstreamClient;
 pub(crate) use pool::{ReapGuard, reap_idle};
 

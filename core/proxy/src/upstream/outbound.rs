@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::HOST;
+use http::uri::PathAndQuery;
 use http::{Request, Response};
 use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 
-use super::{AttemptFailure, HostHeader, Upstream, send};
+use super::{AttemptFailure, HostHeader, RequestHead, Upstream, send};
 use crate::body::{Budget, RequestBody, whole};
 use crate::reply::Fault;
 
@@ -38,8 +39,11 @@ impl UpstreamClient {
             };
             head.headers.insert(HOST, host);
         }
-        let request = Request::from_parts(head, RequestBody::Whole(body));
-        let response = send(&self.upstream, endpoint, request).await.map_err(|error| {
+        let root = PathAndQuery::from_static("/");
+        let target = head.uri.path_and_query().unwrap_or(&root);
+        let sending = RequestHead { method: &head.method, target, headers: &head.headers, told: &[] };
+        let sent = send(&self.upstream, endpoint, sending, RequestBody::Whole(body)).await;
+        let response = sent.map_err(|error| {
             if matches!(error.kind, AttemptFailure::ResponseTimeout | AttemptFailure::Failed) {
                 self.upstream.metrics.failures.increment();
             }

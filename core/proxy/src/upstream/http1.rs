@@ -1,0 +1,344 @@
+//! HTTP/1.1 towards an endpoint: one connection, one request at a time, no task of its own.
+//!
+//! Whoever waits for the response, or for its body, polls the connection, and with that the upload
+//! goes on too. The request's head is written straight from the exchange, so an attempt copies no
+//! header map; what is read is handed out in the buffer it was read into.
+
+mod request;
+mod response;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+pub(crate) use self::request::RequestHead;
+use self::request::{Framing, write_head};
+use self::response::{Decoder, Progress, head_end, read_head};
+use crate::body::RequestBody;
+
+/// What is read at once in the beginning: a usual response with its head.
+const MIN_READ: usize = 8 * 1024;
+/// What is read at once from an endpoint that keeps filling the buffer.
+const MAX_READ: usize = 256 * 1024;
+/// Bytes of a response's head at most.
+const MAX_HEAD: usize = 256 * 1024;
+/// A buffer for request heads that is kept between requests.
+const KEPT_TEXT: usize = 4 * 1024;
+
+/// Why a connection is of no use any more.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The request's body broke off, which its exchange knows more of.
+    Upload,
+    /// The other side ended the connection where it must not.
+    Closed,
+    Io(io::Error),
+    /// What came is not HTTP/1, or not unambiguous.
+    Malformed(&'static str),
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Broken::Upload => f.write_str("the request's body broke off"),
+            Broken::Closed => f.write_str("connection closed before the end of the response"),
+            Broken::Io(error) => error.fmt(f),
+            Broken::Malformed(what) => write!(f, "malformed response: {what}"),
+        }
+    }
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Broken::Io(error)
+    }
+}
+
+/// A connection that speaks HTTP/1.1.
+pub(super) struct Http1<S> {
+    io: S,
+    /// Read, and not handed out yet.
+    inbox: BytesMut,
+    /// Where the search for the end of a head goes on.
+    searched: usize,
+    /// How much to read at once.
+    read_size: usize,
+    upload: Upload,
+    download: Download,
+    is_head_request: bool,
+    keep_alive: bool,
+}
+
+/// The request on its way out.
+struct Upload {
+    /// Head, chunk sizes, trailers: what the gateway writes itself; the first `text_sent` are gone.
+    text: Vec<u8>,
+    text_sent: usize,
+    /// Of the body, to be written after the text.
+    chunk: Bytes,
+    body: RequestBody,
+    framing: Framing,
+    /// Nothing more comes from the body.
+    ended: bool,
+    /// Whether the endpoint takes no more; it may still answer.
+    cut: bool,
+    /// Bytes that the endpoint's connection took.
+    sent: u64,
+}
+
+enum Download {
+    Head,
+    Body(Decoder),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
+    pub(super) fn new(io: S) -> Self {
+        Http1 {
+            io,
+            inbox: BytesMut::new(),
+            searched: 0,
+            read_size: MIN_READ,
+            upload: Upload::none(),
+            download: Download::Body(Decoder::End),
+            is_head_request: false,
+            keep_alive: true,
+        }
+    }
+
+    /// Takes a request; nothing is written before the connection is polled.
+    pub(super) fn start(&mut self, head: &RequestHead<'_>, body: RequestBody) {
+        let upload = &mut self.upload;
+        upload.framing = Framing::of(head.method, &body.size_hint());
+        write_head(head, upload.framing, &mut upload.text);
+        upload.ended = matches!(upload.framing, Framing::Empty | Framing::Length(0));
+        (upload.body, upload.cut, upload.sent) = (body, false, 0);
+        self.is_head_request = head.method == http::Method::HEAD;
+        self.download = Download::Head;
+    }
+
+    /// The request's body as it was given, if nothing of the request was written.
+    pub(super) fn take_unsent(&mut self) -> Option<RequestBody> {
+        (self.upload.sent == 0).then(|| {
+            self.upload.cut();
+            std::mem::replace(&mut self.upload.body, RequestBody::Empty)
+        })
+    }
+
+    /// Writes the request and reads until the response's head is there.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Broken>> {
+        if let Poll::Ready(Err(broken)) = self.poll_upload(cx) {
+            return Poll::Ready(Err(broken));
+        }
+        if self.upload.cut && self.upload.sent == 0 {
+            return Poll::Ready(Err(Broken::Closed));
+        }
+        loop {
+            match head_end(&self.inbox, &mut self.searched) {
+                Some(end) if end <= MAX_HEAD => {
+                    let bytes = self.inbox.split_to(end).freeze();
+                    self.searched = 0;
+                    let (head, decoder, keep_alive) = read_head(&bytes, self.is_head_request)?;
+                    if head.status() == StatusCode::SWITCHING_PROTOCOLS {
+                        return Poll::Ready(Err(Broken::Malformed("it switches protocols unasked")));
+                    }
+                    if head.status().is_informational() {
+                        continue;
+                    }
+                    self.download = Download::Body(decoder);
+                    self.keep_alive &= keep_alive;
+                    return Poll::Ready(Ok(head));
+                }
+                None if self.inbox.len() <= MAX_HEAD => {}
+                _ => return Poll::Ready(Err(Broken::Malformed("the head is too long"))),
+            }
+            if ready!(self.poll_fill(cx))? == 0 {
+                return Poll::Ready(Err(Broken::Closed));
+            }
+        }
+    }
+
+    /// The next of the response's body; none at its end.
+    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        loop {
+            let Download::Body(decoder) = &mut self.download else { return Poll::Ready(None) };
+            match decoder.advance(&mut self.inbox) {
+                Ok(Progress::Frame(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(Progress::End) => return Poll::Ready(None),
+                Ok(Progress::More) => {}
+                Err(what) => return Poll::Ready(Some(Err(Broken::Malformed(what)))),
+            }
+            let until_close = matches!(decoder, Decoder::UntilClose);
+            if let Poll::Ready(Err(broken)) = self.poll_upload(cx) {
+                return Poll::Ready(Some(Err(broken)));
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) if until_close => self.download = Download::Body(Decoder::End),
+                Ok(0) => return Poll::Ready(Some(Err(Broken::Closed))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+    }
+
+    /// Whether the response was read to its end.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(self.download, Download::Body(Decoder::End))
+    }
+
+    /// What is still to come of the response's body.
+    pub(super) fn size_hint(&self) -> SizeHint {
+        match &self.download {
+            Download::Body(Decoder::End) => SizeHint::with_exact(0),
+            Download::Body(Decoder::Length(left)) => SizeHint::with_exact(*left),
+            _ => SizeHint::default(),
+        }
+    }
+
+    /// Whether the connection can take another request, as far as can be told without writing.
+    pub(super) fn poll_is_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_done = self.is_end() && self.upload.is_done() && !self.upload.cut;
+        if !is_done || !self.keep_alive || !self.inbox.is_empty() {
+            return false;
+        }
+        // Whatever comes now, its end too, nobody asked for.
+        let mut byte = [0; 1];
+        let mut probe = ReadBuf::new(&mut byte);
+        Pin::new(&mut self.io).poll_read(cx, &mut probe).is_pending()
+    }
+
+    /// Gives up what an idle connection does not need.
+    pub(super) fn rest(&mut self) {
+        self.inbox = BytesMut::new();
+        self.read_size = MIN_READ;
+        self.upload.body = RequestBody::Empty;
+        if self.upload.text.capacity() > KEPT_TEXT {
+            self.upload.text = Vec::new();
+        }
+    }
+
+    /// Reads once; 0 at the end of the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.inbox.capacity() - self.inbox.len() < self.read_size / 2 {
+            self.inbox.reserve(self.read_size);
+        }
+        let room = self.inbox.capacity() - self.inbox.len();
+        let read = ready!(pin!(self.io.read_buf(&mut self.inbox)).poll(cx))?;
+        if read == room {
+            self.read_size = (self.read_size * 2).min(MAX_READ);
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    /// Goes on with the request. An endpoint that takes no more of it may have said why, so that
+    /// is no error here.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        while !self.upload.is_done() {
+            let starving = self.upload.poll_chunk(cx)?.is_pending();
+            while self.upload.has_bytes() {
+                match ready!(self.upload.poll_write(&mut self.io, cx)) {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => self.upload.cut(),
+                }
+            }
+            if starving {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Upload {
+    fn none() -> Self {
+        Upload {
+            text: Vec::new(),
+            text_sent: 0,
+            chunk: Bytes::new(),
+            body: RequestBody::Empty,
+            framing: Framing::Empty,
+            ended: true,
+            cut: false,
+            sent: 0,
+        }
+    }
+
+    fn has_bytes(&self) -> bool {
+        !self.text.is_empty() || !self.chunk.is_empty()
+    }
+
+    fn is_done(&self) -> bool {
+        self.ended && !self.has_bytes()
+    }
+
+    /// Nothing more can be written. The body is kept: it may not have been sent at all, and dropping
+    /// it would tell the client to stop before it has its answer.
+    fn cut(&mut self) {
+        self.text.clear();
+        self.text_sent = 0;
+        let body = std::mem::replace(&mut self.body, RequestBody::Empty);
+        self.body = body.put_back(std::mem::take(&mut self.chunk));
+        (self.ended, self.cut) = (true, true);
+    }
+
+    /// Takes the body's next chunk if there is room for it; pending if the body has none for now.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        while !self.ended && self.chunk.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(chunk) if chunk.is_empty() => {}
+                    Ok(chunk) => {
+                        self.framing.begin_chunk(chunk.len(), &mut self.text).ok_or(Broken::Upload)?;
+                        self.chunk = chunk;
+                        self.ended = matches!(self.framing, Framing::Length(0));
+                    }
+                    Err(frame) => {
+                        self.framing.end(frame.into_trailers().ok().as_ref(), &mut self.text);
+                        self.ended = true;
+                    }
+                },
+                Some(Err(_)) => return Poll::Ready(Err(Broken::Upload)),
+                None => {
+                    if let Framing::Length(1..) = self.framing {
+                        return Poll::Ready(Err(Broken::Upload));
+                    }
+                    self.framing.end(None, &mut self.text);
+                    self.ended = true;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write<S: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let text = self.text.get(self.text_sent..).unwrap_or_default();
+        let written = match (text.is_empty(), self.chunk.is_empty()) {
+            (false, true) => ready!(Pin::new(io).poll_write(cx, text))?,
+            (true, _) => ready!(Pin::new(io).poll_write(cx, &self.chunk))?,
+            (false, false) => {
+                let slices = [IoSlice::new(text), IoSlice::new(&self.chunk)];
+                ready!(Pin::new(io).poll_write_vectored(cx, &slices))?
+            }
+        };
+        let of_text = written.min(text.len());
+        self.text_sent += of_text;
+        if self.text_sent == self.text.len() {
+            self.text.clear();
+            self.text_sent = 0;
+        }
+        self.chunk.advance((written - of_text).min(self.chunk.len()));
+        self.sent += written as u64;
+        Poll::Ready(Ok(written))
+    }
+}

@@ -1,0 +1,267 @@
+//! How a response is read (RFC 9112): leniently where that is harmless, never where two readers
+//! could disagree on its end.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::{Response, StatusCode};
+use http_body::Frame;
+use httparse::{EMPTY_HEADER, ParserConfig};
+use memchr::{memchr, memchr_iter};
+
+use super::Broken;
+use crate::hops::strip_hop_by_hop;
+use crate::http1::screen::is_forbidden_trailer;
+
+/// Headers of a response at most.
+const MAX_HEADERS: usize = 256;
+/// A chunk's size with its extensions at most.
+const MAX_CHUNK_LINE: usize = 1024;
+/// Bytes of a trailer section at most, and fields.
+const MAX_TRAILERS: usize = 16 * 1024;
+const MAX_TRAILER_FIELDS: usize = 64;
+
+/// Where a head ends, its final blank line included. `searched` remembers how far the search came.
+pub(super) fn head_end(bytes: &[u8], searched: &mut usize) -> Option<usize> {
+    let begin = *searched;
+    for at in memchr_iter(b'\n', bytes.get(begin..)?) {
+        let next = begin + at + 1;
+        match bytes.get(next..)? {
+            [b'\n', ..] => return Some(next + 1),
+            [b'\r', b'\n', ..] => return Some(next + 2),
+            // Too short to tell: this line's end is to be looked at again.
+            [] | [b'\r'] => {
+                *searched = next - 1;
+                return None;
+            }
+            _ => {}
+        }
+    }
+    *searched = bytes.len();
+    None
+}
+
+/// A complete head: the response, less what concerns only its connection; how its body ends; and
+/// whether the connection may be used again.
+pub(super) fn read_head(
+    bytes: &Bytes,
+    is_head_request: bool,
+) -> Result<(Response<()>, Decoder, bool), Broken> {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut []);
+    match ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Err(Broken::Malformed("the head is incomplete")),
+        Err(httparse::Error::TooManyHeaders) => return Err(Broken::Malformed("too many headers")),
+        Err(_) => return Err(Broken::Malformed("the head can't be parsed")),
+    }
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.ok_or(Broken::Malformed("the status is not one"))?;
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    for field in parsed.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
+        let (Ok(name), Ok(value)) = (name, value) else {
+            return Err(Broken::Malformed("a header can't be read"));
+        };
+        headers.append(name, value);
+    }
+    let decoder = Decoder::of(status, &headers, parsed.version == Some(1), is_head_request)
+        .map_err(Broken::Malformed)?;
+    let keep_alive =
+        !matches!(decoder, Decoder::UntilClose) && is_kept_alive(&headers, parsed.version == Some(1));
+    strip_hop_by_hop(&mut headers);
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    Ok((response, decoder, keep_alive))
+}
+
+fn is_kept_alive(headers: &HeaderMap, is_http_11: bool) -> bool {
+    let says = |option: &str| {
+        let lines = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        lines.flat_map(|line| line.split(',')).any(|word| word.trim().eq_ignore_ascii_case(option))
+    };
+    if is_http_11 { !says("close") } else { says("keep-alive") && !says("close") }
+}
+
+/// What reads a response's body.
+#[derive(Debug)]
+pub(super) enum Decoder {
+    /// So many bytes are left.
+    Length(u64),
+    Chunked(Chunked),
+    UntilClose,
+    End,
+}
+
+/// Where in a chunked body the reader stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Chunked {
+    Size,
+    Data(u64),
+    DataEnd,
+    Trailers,
+}
+
+/// What came of looking at what was read.
+pub(super) enum Progress {
+    Frame(Frame<Bytes>),
+    /// More has to be read first.
+    More,
+    End,
+}
+
+impl Decoder {
+    /// RFC 9112, 6.3, without its leniency: framing that two readers could take differently is
+    /// refused.
+    fn of(
+        status: StatusCode,
+        headers: &HeaderMap,
+        is_http_11: bool,
+        is_head_request: bool,
+    ) -> Result<Self, &'static str> {
+        let length = content_length(headers)?;
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let decoder = match (codings.next(), codings.next(), length) {
+            (None, _, Some(0)) => Decoder::End,
+            (None, _, Some(length)) => Decoder::Length(length),
+            (None, _, None) => Decoder::UntilClose,
+            (Some(_), _, Some(_)) => return Err("it has both Content-Length and Transfer-Encoding"),
+            (Some(coding), None, None)
+                if is_http_11 && coding.as_bytes().eq_ignore_ascii_case(b"chunked") =>
+            {
+                Decoder::Chunked(Chunked::Size)
+            }
+            _ => return Err("its Transfer-Encoding is not `chunked`"),
+        };
+        let has_none = is_head_request
+            || status.is_informational()
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        Ok(if has_none { Decoder::End } else { decoder })
+    }
+
+    /// The next of the body in what was read.
+    pub(super) fn advance(&mut self, inbox: &mut BytesMut) -> Result<Progress, &'static str> {
+        loop {
+            match self {
+                Decoder::End => return Ok(Progress::End),
+                _ if inbox.is_empty() => return Ok(Progress::More),
+                Decoder::UntilClose => return Ok(Progress::data(inbox.split().freeze())),
+                Decoder::Length(left) => {
+                    let data = take(inbox, left);
+                    if *left == 0 {
+                        *self = Decoder::End;
+                    }
+                    return Ok(Progress::data(data));
+                }
+                Decoder::Chunked(state) => match state {
+                    Chunked::Size => {
+                        let Some(size) = chunk_size(inbox)? else { return Ok(Progress::More) };
+                        *state = if size == 0 { Chunked::Trailers } else { Chunked::Data(size) };
+                    }
+                    Chunked::Data(left) => {
+                        let data = take(inbox, left);
+                        if *left == 0 {
+                            *state = Chunked::DataEnd;
+                        }
+                        return Ok(Progress::data(data));
+                    }
+                    Chunked::DataEnd => {
+                        if inbox.len() < 2 {
+                            return Ok(Progress::More);
+                        }
+                        if !inbox.starts_with(b"\r\n") {
+                            return Err("a chunk does not end where it says");
+                        }
+                        inbox.advance(2);
+                        *state = Chunked::Size;
+                    }
+                    Chunked::Trailers => {
+                        let Some(trailers) = trailers(inbox)? else { return Ok(Progress::More) };
+                        *self = Decoder::End;
+                        if !trailers.is_empty() {
+                            return Ok(Progress::Frame(Frame::trailers(trailers)));
+                        }
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl Progress {
+    fn data(bytes: Bytes) -> Self {
+        Progress::Frame(Frame::data(bytes))
+    }
+}
+
+/// The one length that is said, if any; repeating the same is harmless (RFC 9110, 8.6).
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
+    let mut length = None;
+    for value in headers.get_all(CONTENT_LENGTH) {
+        let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let said: u64 =
+            digits.and_then(|text| text.parse().ok()).ok_or("its Content-Length is not a number")?;
+        if *length.get_or_insert(said) != said {
+            return Err("its Content-Length lines differ");
+        }
+    }
+    Ok(length)
+}
+
+/// At most `left` bytes, which are counted off.
+fn take(inbox: &mut BytesMut, left: &mut u64) -> Bytes {
+    let count = usize::try_from(*left).unwrap_or(usize::MAX).min(inbox.len());
+    *left -= count as u64;
+    inbox.split_to(count).freeze()
+}
+
+/// Reads the line before a chunk; none if it is not complete yet. Extensions mean nothing to us.
+fn chunk_size(inbox: &mut BytesMut) -> Result<Option<u64>, &'static str> {
+    let end = match memchr(b'\n', inbox) {
+        Some(end) if end <= MAX_CHUNK_LINE => end,
+        None if inbox.len() <= MAX_CHUNK_LINE => return Ok(None),
+        _ => return Err("the line of a chunk is too long"),
+    };
+    let line = inbox.split_to(end + 1);
+    let digits = line.strip_suffix(b"\r\n").ok_or("the line of a chunk does not end in CRLF")?;
+    let digits = memchr(b';', digits).map_or(digits, |at| digits.split_at(at).0).trim_ascii_end();
+    if digits.is_empty() || digits.len() > 16 {
+        return Err("the size of a chunk is not one");
+    }
+    let size = digits.iter().try_fold(0_u64, |size, byte| {
+        char::from(*byte).to_digit(16).map(|digit| size << 4 | u64::from(digit))
+    });
+    size.map(Some).ok_or("the size of a chunk is not one")
+}
+
+/// Reads the trailer section; none if it is not complete yet. What must not stand there is left out.
+fn trailers(inbox: &mut BytesMut) -> Result<Option<HeaderMap>, &'static str> {
+    if inbox.starts_with(b"\r\n") {
+        inbox.advance(2);
+        return Ok(Some(HeaderMap::new()));
+    }
+    let end = match head_end(inbox, &mut 0) {
+        Some(end) if end <= MAX_TRAILERS => end,
+        None if inbox.len() <= MAX_TRAILERS => return Ok(None),
+        _ => return Err("the trailers are too long"),
+    };
+    let mut fields = [EMPTY_HEADER; MAX_TRAILER_FIELDS];
+    let bytes = inbox.split_to(end);
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&bytes, &mut fields) else {
+        return Err("the trailers can't be parsed");
+    };
+    let allowed = fields.iter().filter(|field| !is_forbidden_trailer(field.name.as_bytes()));
+    let read = allowed.map(|field| {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        Some((name, HeaderValue::from_bytes(field.value).ok()?))
+    });
+    let mut trailers = HeaderMap::new();
+    for field in read {
+        let (name, value) = field.ok_or("a trailer can't be read")?;
+        trailers.append(name, value);
+    }
+    Ok(Some(trailers))
+}
