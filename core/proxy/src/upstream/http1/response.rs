@@ -11,7 +11,7 @@ use httparse::{EMPTY_HEADER, ParserConfig};
 use memchr::{memchr, memchr_iter};
 
 use super::Broken;
-use crate::hops::strip_hop_by_hop;
+use crate::hops::is_hop_by_hop;
 use crate::http1::screen::is_forbidden_trailer;
 
 /// Headers of a response at most.
@@ -58,32 +58,90 @@ pub(super) fn read_head(
     }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(Broken::Malformed("the status is not one"))?;
+    let is_http_11 = parsed.version == Some(1);
     let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    let mut framing = Framing::default();
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes());
         let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
         let (Ok(name), Ok(value)) = (name, value) else {
             return Err(Broken::Malformed("a header can't be read"));
         };
-        headers.append(name, value);
+        framing.note(&name, &value).map_err(Broken::Malformed)?;
+        if !is_hop_by_hop(&name, &value) {
+            headers.append(name, value);
+        }
     }
-    let decoder = Decoder::of(status, &headers, parsed.version == Some(1), is_head_request)
-        .map_err(Broken::Malformed)?;
-    let keep_alive =
-        !matches!(decoder, Decoder::UntilClose) && is_kept_alive(&headers, parsed.version == Some(1));
-    strip_hop_by_hop(&mut headers);
+    for name in &framing.named {
+        headers.remove(name);
+    }
+    let decoder = framing.decoder(status, is_http_11, is_head_request).map_err(Broken::Malformed)?;
+    let keeps = if is_http_11 { !framing.close } else { framing.keep_alive && !framing.close };
+    let keep_alive = keeps && !matches!(decoder, Decoder::UntilClose);
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     Ok((response, decoder, keep_alive))
 }
 
-fn is_kept_alive(headers: &HeaderMap, is_http_11: bool) -> bool {
-    let says = |option: &str| {
-        let lines = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-        lines.flat_map(|line| line.split(',')).any(|word| word.trim().eq_ignore_ascii_case(option))
-    };
-    if is_http_11 { !says("close") } else { says("keep-alive") && !says("close") }
+/// What the headers say of the body's end and of the connection.
+#[derive(Default)]
+struct Framing {
+    length: Option<u64>,
+    /// Whether the body is chunked and nothing else, if a coding is named.
+    chunked: Option<bool>,
+    close: bool,
+    keep_alive: bool,
+    /// Headers that `Connection` names.
+    named: Vec<HeaderName>,
+}
+
+impl Framing {
+    fn note(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), &'static str> {
+        if *name == CONTENT_LENGTH {
+            let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+            let length = digits.and_then(|text| text.parse().ok());
+            let length = length.ok_or("its Content-Length is not a number")?;
+            // Repeating the same is harmless (RFC 9110, 8.6).
+            if *self.length.get_or_insert(length) != length {
+                return Err("its Content-Length lines differ");
+            }
+        } else if *name == TRANSFER_ENCODING {
+            let chunked = self.chunked.is_none() && value.as_bytes().eq_ignore_ascii_case(b"chunked");
+            self.chunked = Some(chunked);
+        } else if *name == CONNECTION {
+            for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                match option {
+                    _ if option.eq_ignore_ascii_case(b"keep-alive") => self.keep_alive = true,
+                    _ if option.eq_ignore_ascii_case(b"close") => self.close = true,
+                    _ => self.named.extend(HeaderName::from_bytes(option)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// RFC 9112, 6.3, without its leniency: framing that two readers could take differently is
+    /// refused.
+    fn decoder(
+        &self,
+        status: StatusCode,
+        is_http_11: bool,
+        is_head_request: bool,
+    ) -> Result<Decoder, &'static str> {
+        let decoder = match (self.chunked, self.length) {
+            (None, Some(0)) => Decoder::End,
+            (None, Some(length)) => Decoder::Length(length),
+            (None, None) => Decoder::UntilClose,
+            (Some(_), Some(_)) => return Err("it has both Content-Length and Transfer-Encoding"),
+            (Some(true), None) if is_http_11 => Decoder::Chunked(Chunked::Size),
+            (Some(_), None) => return Err("its Transfer-Encoding is not `chunked`"),
+        };
+        let has_none = is_head_request
+            || status.is_informational()
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        Ok(if has_none { Decoder::End } else { decoder })
+    }
 }
 
 /// What reads a response's body.
@@ -114,34 +172,6 @@ pub(super) enum Progress {
 }
 
 impl Decoder {
-    /// RFC 9112, 6.3, without its leniency: framing that two readers could take differently is
-    /// refused.
-    fn of(
-        status: StatusCode,
-        headers: &HeaderMap,
-        is_http_11: bool,
-        is_head_request: bool,
-    ) -> Result<Self, &'static str> {
-        let length = content_length(headers)?;
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        let decoder = match (codings.next(), codings.next(), length) {
-            (None, _, Some(0)) => Decoder::End,
-            (None, _, Some(length)) => Decoder::Length(length),
-            (None, _, None) => Decoder::UntilClose,
-            (Some(_), _, Some(_)) => return Err("it has both Content-Length and Transfer-Encoding"),
-            (Some(coding), None, None)
-                if is_http_11 && coding.as_bytes().eq_ignore_ascii_case(b"chunked") =>
-            {
-                Decoder::Chunked(Chunked::Size)
-            }
-            _ => return Err("its Transfer-Encoding is not `chunked`"),
-        };
-        let has_none = is_head_request
-            || status.is_informational()
-            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        Ok(if has_none { Decoder::End } else { decoder })
-    }
-
     /// The next of the body in what was read.
     pub(super) fn advance(&mut self, inbox: &mut BytesMut) -> Result<Progress, &'static str> {
         loop {
@@ -195,20 +225,6 @@ impl Progress {
     fn data(bytes: Bytes) -> Self {
         Progress::Frame(Frame::data(bytes))
     }
-}
-
-/// The one length that is said, if any; repeating the same is harmless (RFC 9110, 8.6).
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
-    let mut length = None;
-    for value in headers.get_all(CONTENT_LENGTH) {
-        let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-        let said: u64 =
-            digits.and_then(|text| text.parse().ok()).ok_or("its Content-Length is not a number")?;
-        if *length.get_or_insert(said) != said {
-            return Err("its Content-Length lines differ");
-        }
-    }
-    Ok(length)
 }
 
 /// At most `left` bytes, which are counted off.

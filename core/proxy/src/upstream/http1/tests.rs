@@ -202,7 +202,8 @@ async fn a_body_that_is_cut_off_is_never_complete() {
 
 #[tokio::test]
 async fn the_request_says_what_it_is_and_nothing_of_the_clients_connection() {
-    let cases: [(Method, &[(&'static str, &'static str)], &str, &str); 4] = [
+    type Fields = &'static [(&'static str, &'static str)];
+    let cases: [(Method, Fields, &str, &str); 4] = [
         (
             Method::GET,
             &[
