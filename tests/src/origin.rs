@@ -39,6 +39,9 @@ use tokio::task::JoinSet;
 /// Larger request bodies are an error of the test.
 const LARGEST: usize = 64 << 20;
 
+/// Headers of a request: more than a gateway lets through.
+const MOST_HEADERS: usize = 1000;
+
 /// Bytes per chunk of a big body.
 const CHUNK: usize = 16 << 10;
 
@@ -117,7 +120,8 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         let service = service_fn(move |request| answer(request, shared.clone()));
         connections.spawn(async move {
             // What fails here is what the test is about, and seen on the other side.
-            let http = hyper::server::conn::http1::Builder::new();
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.max_headers(MOST_HEADERS);
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
             counted.connections.fetch_sub(1, Ordering::SeqCst);
         });

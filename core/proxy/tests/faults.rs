@@ -48,7 +48,7 @@ fn a_filter_that_can_not_be_made_follows_on_error() {
     let mut allowing = Setup::to(origin()).plugin(faulty());
     allowing.plugins[0].1 = OnError::Allow;
     let answer = post(&allowing.start(), 5);
-    assert!(status(&answer) == 200 && answer.ends_with("bbbbb"), "{answer}");
+    assert!(status(&answer) == 200 && answer.contains("bbbbb"), "{answer}");
 }
 
 /// State of a plugin that can't be dropped.
