@@ -11,7 +11,9 @@ use crate::PATIENCE;
 pub struct Http2(TcpStream);
 
 impl Http2 {
-    /// The code of a stream that the server does not take (section 7).
+    /// The code of a stream of which more came than there was room for (section 7).
+    pub const FLOW_CONTROL_ERROR: u32 = 3;
+    /// The code of a stream that the server does not take.
     pub const REFUSED_STREAM: u32 = 7;
 
     /// Part of a body.
@@ -22,6 +24,8 @@ impl Http2 {
     pub const RST_STREAM: u8 = 3;
     /// What a side asks of the other.
     pub const SETTINGS: u8 = 4;
+    /// A question whether the other side is there.
+    pub const PING: u8 = 6;
     /// The end of the connection.
     pub const GOAWAY: u8 = 7;
 
@@ -74,6 +78,7 @@ impl Http2 {
             if frame.0 == kind {
                 return frame;
             }
+            assert!(frame.0 != Self::RST_STREAM, "stream {} was reset", frame.1);
         }
     }
 

@@ -217,7 +217,8 @@ fn chunks(length: usize) -> Answered {
 
 fn echoed(headers: &HeaderMap, body: Bytes) -> Answered {
     let starts = (0..body.len()).step_by(CHUNK);
-    let parts: Vec<_> = starts.map(|at| Ok(Frame::data(body.slice(at..body.len().min(at + CHUNK))))).collect();
+    let parts: Vec<_> =
+        starts.map(|at| Ok(Frame::data(body.slice(at..body.len().min(at + CHUNK))))).collect();
     let mut response = frames(parts.into_iter());
     if let Some(media_type) = headers.get("content-type") {
         response.headers_mut().insert("content-type", media_type.clone());

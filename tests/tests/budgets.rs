@@ -94,10 +94,14 @@ upstreams:
 #[test]
 fn an_endless_answer_of_an_external_service_is_its_failure() {
     let (authz, origin) = (Origin::named("authz"), Origin::start());
-    for (path, status, reason) in [("/big/900000", 200, Value::Null), ("/big/1200000", 500, json!("plugin.failed"))]
+    for (path, status, reason) in
+        [("/big/900000", 200, Value::Null), ("/big/1200000", 500, json!("plugin.failed"))]
     {
-        let gateway =
-            asking(&format!("{{ ext_authz: {{ upstream: authz, path: {path}, timeout: 30s }}, timeout: 30s }}"), &origin, &authz);
+        let gateway = asking(
+            &format!("{{ ext_authz: {{ upstream: authz, path: {path}, timeout: 30s }}, timeout: 30s }}"),
+            &origin,
+            &authz,
+        );
         assert_eq!(gateway.get("/x").status, status, "{path}");
         assert_eq!(told(&gateway, "/x"), (json!(status), reason));
     }
@@ -183,7 +187,8 @@ fn a_match_is_found_whole_up_to_its_configured_length() {
 #[test]
 fn a_body_that_is_masked_whole_has_a_limit() {
     let (_origin, gateway) = with("  - mask: { fields: [password], limit: 64KiB }\n", &[]);
-    let document = |length: usize| format!("{{\"password\":\"s3cret\",\"filler\":\"{}\"}}", "f".repeat(length));
+    let document =
+        |length: usize| format!("{{\"password\":\"s3cret\",\"filler\":\"{}\"}}", "f".repeat(length));
     let masked = post(&gateway, "/echo", "application/json", document(60_000).as_bytes());
     assert_eq!((masked.status, &masked.json()["password"]), (200, &json!("***")));
     assert_eq!(masked.body.len(), document(60_000).len() - 3);
@@ -228,7 +233,8 @@ fn a_document_is_bounded_in_length_and_depth() {
 
 #[test]
 fn a_signature_bounds_the_body_and_its_own_life() {
-    let plugin = "  - sign: { algorithm: hmac-sha256, key: \"file:key\", digest: true, limit: 1KiB, expires: 60s }\n";
+    let plugin =
+        "  - sign: { algorithm: hmac-sha256, key: \"file:key\", digest: true, limit: 1KiB, expires: 60s }\n";
     let (_origin, gateway) = with(plugin, &[("key", b"c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")]);
     let seen = post(&gateway, "/within", "text/plain", &[b'b'; 1024]).json();
     let input = seen["headers"]["signature-input"].as_str().unwrap_or_default().to_owned();
@@ -256,7 +262,11 @@ const SCRIPT_LIMITS: [(&str, &str, &str); 6] = [
     ("depth", "4", "down(if more { 8 } else { 1 });"),
     ("string", "64B", "let s = \"s\"; s.pad(if more { 65 } else { 60 }, \"s\");"),
     ("array", "8", "let a = []; for n in 0..(if more { 9 } else { 7 }) { a.push(n); }"),
-    ("map", "8", "let m = #{}; for n in 0..(if more { 9 } else { 7 }) { let one = #{}; one[`k${n}`] = n; m += one; }"),
+    (
+        "map",
+        "8",
+        "let m = #{}; for n in 0..(if more { 9 } else { 7 }) { let one = #{}; one[`k${n}`] = n; m += one; }",
+    ),
     ("time", "50ms", "if more { loop { let x = 1; } }"),
 ];
 
@@ -279,8 +289,10 @@ fn every_limit_of_a_script_bites() {
         );
         setup_files.push((format!("{limit}.rhai"), script));
     }
-    let config = format!("plugins: [{{ access_log: {{ target: access.log, query: true }} }}]\nroutes:\n{routes}");
-    let gateway = setup_files.iter().fold(Setup::new(&config), |setup, (name, text)| setup.file(name, text)).start();
+    let config =
+        format!("plugins: [{{ access_log: {{ target: access.log, query: true }} }}]\nroutes:\n{routes}");
+    let gateway =
+        setup_files.iter().fold(Setup::new(&config), |setup, (name, text)| setup.file(name, text)).start();
     for (limit, ..) in SCRIPT_LIMITS {
         assert_eq!(gateway.get(&format!("/{limit}")).status, 204, "{limit}");
         assert_eq!(gateway.get(&format!("/{limit}?beyond=1")).status, 500, "{limit}");
@@ -288,7 +300,8 @@ fn every_limit_of_a_script_bites() {
         let line = gateway.logged(limit, |line| line["path"] == path && line["status"] == 500);
         assert_eq!(line["reason"], "plugin.budget", "{line}");
         until("the limit in the execution log", || {
-            gateway.log().contains(&format!("{limit}.rhai")) && gateway.log().contains(&format!("limits.{limit}"))
+            gateway.log().contains(&format!("{limit}.rhai"))
+                && gateway.log().contains(&format!("limits.{limit}"))
         });
     }
 }
@@ -304,7 +317,8 @@ fn a_script_gets_bodies_up_to_its_limit() {
 #[test]
 fn a_module_gets_bodies_up_to_its_limit() {
     let Some(module) = guest("hostile") else { return };
-    let (_origin, gateway) = with("  - wasm: { file: m.wasm, body_limit: 64KiB, cpu: 100ms }\n", &[("m.wasm", &module)]);
+    let (_origin, gateway) =
+        with("  - wasm: { file: m.wasm, body_limit: 64KiB, cpu: 100ms }\n", &[("m.wasm", &module)]);
     bodies_end_at_64_kib(&gateway);
 }
 

@@ -16,10 +16,12 @@ use serde_json::{Value, json};
 /// A gateway whose listener has these limits, before an origin.
 fn limited(limits: &str, more: &str) -> (Origin, Gateway) {
     let origin = Origin::start();
-    let log = if more.contains("plugins:") { "" } else { "plugins: [{ access_log: { target: access.log } }]\n" };
+    let log =
+        if more.contains("plugins:") { "" } else { "plugins: [{ access_log: { target: access.log } }]\n" };
     let config =
         format!("{log}listeners: [{{ name: main, bind: 127.0.0.1:0, limits: {{ {limits} }} }}]\n{more}");
-    let gateway = Setup::new(&config).file("whole.rhai", "fn on_request_body(ctx) { }\n").before(&origin).start();
+    let gateway =
+        Setup::new(&config).file("whole.rhai", "fn on_request_body(ctx) { }\n").before(&origin).start();
     (origin, gateway)
 }
 
@@ -146,6 +148,28 @@ fn a_client_that_takes_nothing_over_http2_is_given_up() {
 }
 
 #[test]
+fn an_http2_upload_that_nobody_takes_ends_at_its_window() {
+    let origin = Origin::start();
+    // The plugin waits before anything of the body is read.
+    let config = "plugins: [{ ext_authz: { upstream: origin, path: /hold, timeout: 1h }, timeout: 1h }]\n";
+    let gateway = Setup::new(config).before(&origin).start();
+    let mut client = Http2::open(gateway.address());
+    client.post(1, "/upload");
+    until("the plugin to wait", || origin.held() == 1);
+    let piece = [b'p'; 16 << 10];
+    for _ in 0..16 {
+        client.write(Http2::DATA, 0, 1, &piece).unwrap();
+    }
+    // An acknowledgement tells that all of it was taken, and none refused.
+    client.write(Http2::PING, 0, 0, b"all here").unwrap();
+    let (_, _, echoed) = client.read_until(Http2::PING);
+    assert_eq!(echoed, b"all here");
+    client.write(Http2::DATA, 0, 1, &piece).unwrap();
+    assert_eq!(client.reset(), (1, Http2::FLOW_CONTROL_ERROR));
+    origin.release();
+}
+
+#[test]
 fn an_idle_http2_connection_is_told_to_end() {
     let (_origin, gateway) = limited("idle_timeout: 150ms", "");
     let mut client = Http2::open(gateway.address());
@@ -226,7 +250,9 @@ fn connections_that_come_and_go_are_counted_right_over_all_workers() {
     until("all to be counted", || seen() == made.load(Ordering::SeqCst) as f64);
     // Every place is free again, and there is none more.
     let mut open: Vec<_> = (0..CONNECTIONS).map(|_| gateway.connect()).collect();
-    assert!(open.iter_mut().all(|http| http.ask(&request("GET", "/")).is_ok_and(|answer| answer.status == 200)));
+    assert!(
+        open.iter_mut().all(|http| http.ask(&request("GET", "/")).is_ok_and(|answer| answer.status == 200))
+    );
     assert!(gateway.connect().is_closed());
 }
 

@@ -91,7 +91,8 @@ impl Checkout {
         fs::write(root.join("bin/cargo"), cargo).unwrap();
         fs::set_permissions(root.join("bin/cargo"), fs::Permissions::from_mode(0o755)).unwrap();
         // What it is a checkout of.
-        for arguments in [["init", "-q"].as_slice(), &["add", "scripts"], &["commit", "-q", "-m", "scripts"]] {
+        for arguments in [["init", "-q"].as_slice(), &["add", "scripts"], &["commit", "-q", "-m", "scripts"]]
+        {
             let author = ["-c", "user.name=test", "-c", "user.email=test@example.com"];
             tool("git", &[["-C", root.to_str().unwrap()].as_slice(), &author, arguments].concat());
         }
@@ -196,7 +197,9 @@ fn the_session_is_true() {
     let mend = code("git checkout ");
     assert!(shell(checkout.dir.path(), checkout.gateway, checkout.admin, &mend).status().unwrap().success());
     let sound = || shell(checkout.dir.path(), checkout.gateway, checkout.admin, status).status().unwrap();
-    until("the mistake to be mended", || sound().success() && checkout.get("/anything").1.starts_with("Hello"));
+    until("the mistake to be mended", || {
+        sound().success() && checkout.get("/anything").1.starts_with("Hello")
+    });
 }
 
 #[test]
@@ -209,7 +212,8 @@ fn what_is_to_be_installed_is_the_program() {
     let told = tool(&cargo, &[arguments.as_slice(), &[manifest.to_str().unwrap()]].concat());
     let metadata: Value = serde_json::from_str(&told).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
-    let package = packages.iter().find(|package| Path::new(package["manifest_path"].as_str().unwrap()) == manifest);
+    let package =
+        packages.iter().find(|package| Path::new(package["manifest_path"].as_str().unwrap()) == manifest);
     let targets = package.unwrap()["targets"].as_array().unwrap();
     let is_program = |target: &Value| target["name"] == "portcullis" && target["kind"][0] == "bin";
     assert!(targets.iter().any(is_program), "`{install}` installs no program `portcullis`");
@@ -223,7 +227,8 @@ fn a_taken_port_is_passed_over_and_told() {
     let mut start = Command::new(program());
     start.arg("run").current_dir(dir.path()).env("XDG_STATE_HOME", dir.path()).env("TMPDIR", dir.path());
     start.env("PORTCULLIS_ADMIN_PORT", "0").env_remove("PORTCULLIS_PORT").env_remove("PORTCULLIS_CONFIG");
-    let mut running = start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut running =
+        start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(running.stderr.take().unwrap()).lines().map_while(Result::ok);
     let mut after = |mark: &str| {
         let line = said.find(|line| line.contains(mark)).unwrap_or_else(|| panic!("it did not say `{mark}`"));

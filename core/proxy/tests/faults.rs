@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
@@ -125,7 +126,7 @@ fn an_exchange_that_a_plugin_lost_is_counted_as_over() {
     setup.plugin_timeout = 6 * PATIENCE;
     let gateway = setup.start();
     let mut stream = gateway.connect();
-    std::io::Write::write_all(&mut stream, b"GET /api/taken HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
+    stream.write_all(b"GET /api/taken HTTP/1.1\r\nHost: g\r\n\r\n").unwrap();
     while gateway.metrics.exchanges_open.value() == 0 {
         std::thread::yield_now();
     }
@@ -187,6 +188,41 @@ fn a_body_counts_against_the_budget_until_it_is_logged() {
     while status(&post(&gateway, 900)) != 200 {
         assert!(begin.elapsed() < PATIENCE, "the share was never given back");
     }
+}
+
+/// Exchanges that may wait for their log, and some more.
+const WAITING: usize = 16_384;
+const MORE: usize = 100;
+
+#[test]
+fn exchanges_beyond_the_log_queue_are_counted_and_forgotten() {
+    let (sender, receiver) = mpsc::channel();
+    let (ends, ended) = Ends::new();
+    let mut setup = Setup::to(origin()).plugin(ends).plugin(Held(Mutex::new(receiver)));
+    setup.plugin_timeout = 6 * PATIENCE;
+    let gateway = setup.start();
+    let (release, until) = oneshot::channel();
+    sender.send(until).unwrap();
+    // The first is in its log, and all others wait behind it.
+    assert_eq!(status(&gateway.get("/nowhere")), 404);
+    let mut stream = gateway.connect();
+    let mut writing = stream.try_clone().unwrap();
+    let asking = std::thread::spawn(move || {
+        let last = "GET /nowhere HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n";
+        let requests = "GET /nowhere HTTP/1.1\r\nHost: g\r\n\r\n".repeat(WAITING + MORE - 1) + last;
+        writing.write_all(requests.as_bytes()).unwrap();
+    });
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    asking.join().unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 404").count(), WAITING + MORE);
+    wait_until_over(&gateway);
+    assert_eq!(gateway.metrics.logs_dropped.value(), MORE as u64);
+    release.send(()).unwrap();
+    for _ in 0..=WAITING {
+        ended.recv_timeout(PATIENCE).unwrap();
+    }
+    assert!(ended.try_recv().is_err());
 }
 
 #[test]
