@@ -338,8 +338,8 @@ fn the_memory_and_the_time_of_a_module_are_what_its_configuration_says() {
         let (_origin, gateway) = with(&plugin, &[("m.wasm", &module)]);
         assert_eq!(gateway.get("/x").status, 500, "{act}");
         assert_eq!(told(&gateway, "/x"), (json!(500), json!("plugin.budget")), "{act}");
-        let what = if act == "bomb" { "memory" } else { "cpu" };
-        until("the limit in the execution log", || gateway.log().to_lowercase().contains(what));
+        let what = if act == "bomb" { "more than 4MiB of memory" } else { "used up its 20ms of CPU" };
+        until("the limit in the execution log", || gateway.log().contains(what));
     }
 }
 
