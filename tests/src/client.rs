@@ -113,10 +113,18 @@ impl Http {
         }
     }
 
-    /// Whether the gateway has closed the connection; waits until it has said something.
+    /// Whether the gateway has closed the connection; waits until it has said something or done so.
+    #[track_caller]
     pub fn is_closed(&mut self) -> bool {
-        // A reset is a close too.
-        self.stream.fill_buf().map_or(true, <[u8]>::is_empty)
+        match self.stream.fill_buf() {
+            Ok(more) => more.is_empty(),
+            Err(error) => {
+                let waiting = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind());
+                assert!(!waiting, "the connection was neither used nor closed");
+                // A reset is a close too.
+                true
+            }
+        }
     }
 
     fn head(&mut self) -> io::Result<(u16, Vec<(String, String)>)> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, PipeWriter, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -40,6 +40,7 @@ pub struct Setup {
     dir: TempDir,
     config: String,
     variables: BTreeMap<String, String>,
+    stdout: Option<PipeWriter>,
 }
 
 /// A gateway that runs, and ends with this value. Its output is shown if the test fails.
@@ -104,7 +105,7 @@ impl Setup {
     /// A configuration; what it does not say is filled in.
     pub fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Setup { dir, config: config.to_owned(), variables: BTreeMap::new() }
+        Setup { dir, config: config.to_owned(), variables: BTreeMap::new(), stdout: None }
     }
 
     /// The same with a file beside the configuration.
@@ -125,6 +126,13 @@ impl Setup {
     #[must_use]
     pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
         self.variables.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// The same with a standard output that the test reads, or does not.
+    #[must_use]
+    pub fn stdout(mut self, pipe: PipeWriter) -> Self {
+        self.stdout = Some(pipe);
         self
     }
 
@@ -155,7 +163,7 @@ impl Setup {
     /// Starts it, and waits until it is ready or has ended.
     pub fn try_start(self) -> Result<Gateway, Ended> {
         write(&self.dir.path().join("gateway.yaml"), complete(&self.config).as_bytes());
-        Gateway::start(self.dir, &self.variables)
+        Gateway::start(self.dir, &self.variables, self.stdout)
     }
 }
 
@@ -180,13 +188,17 @@ fn write(path: &Path, content: &[u8]) {
 }
 
 impl Gateway {
-    fn start(dir: TempDir, variables: &BTreeMap<String, String>) -> Result<Self, Ended> {
+    fn start(
+        dir: TempDir,
+        variables: &BTreeMap<String, String>,
+        stdout: Option<PipeWriter>,
+    ) -> Result<Self, Ended> {
         let mut child = command()
             .args(["run", "gateway.yaml"])
             .current_dir(dir.path())
             .envs(variables)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(stdout.map_or_else(Stdio::piped, Stdio::from))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -418,7 +430,8 @@ impl Lines {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let keeping = kept.clone();
         let reader = std::thread::spawn(move || {
-            for line in BufReader::new(pipe.unwrap()).lines().map_while(Result::ok) {
+            let Some(pipe) = pipe else { return };
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
                 let mut kept = keeping.lock().unwrap_or_else(PoisonError::into_inner);
                 if kept.len() < KEPT_LINES {
                     kept.push(line);

@@ -10,6 +10,11 @@
 //! | `/trailers` | a chunked body with a trailer |
 //! | `/hold` | what it saw, once [`Origin::release`] is called |
 //! | `/break` | the connection is closed after half of the body |
+//! | `/stall` | half of the body; the rest once [`Origin::release`] is called |
+//! | `/close` | none: the connection is closed |
+//! | `/echo` | the request's body in chunks, with its content type |
+//! | `/headers/N` | with `N` headers more than usual |
+//! | `/head/N` | with a header of `N` bytes |
 //! | anything else | what it saw, as JSON |
 
 use std::convert::Infallible;
@@ -18,7 +23,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -34,6 +39,9 @@ use tokio::task::JoinSet;
 /// Larger request bodies are an error of the test.
 const LARGEST: usize = 64 << 20;
 
+/// Headers of a request: more than a gateway lets through.
+const MOST_HEADERS: usize = 1000;
+
 /// Bytes per chunk of a big body.
 const CHUNK: usize = 16 << 10;
 
@@ -47,6 +55,7 @@ struct Shared {
     name: String,
     served: AtomicUsize,
     held: AtomicUsize,
+    connections: AtomicUsize,
     gate: watch::Sender<bool>,
 }
 
@@ -64,8 +73,9 @@ impl Origin {
         listener.set_nonblocking(true).expect("a listener that does not block");
         let address = listener.local_addr().expect("an address");
         let (gate, _) = watch::channel(false);
-        let (served, held) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shared = Arc::new(Shared { name: name.to_owned(), served, held, gate });
+        let none = || AtomicUsize::new(0);
+        let (served, held, connections) = (none(), none(), none());
+        let shared = Arc::new(Shared { name: name.to_owned(), served, held, connections, gate });
         let serving = shared.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -84,6 +94,11 @@ impl Origin {
         self.shared.served.load(Ordering::SeqCst)
     }
 
+    /// Connections that are open.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
     /// Requests to `/hold` that wait.
     pub fn held(&self) -> usize {
         self.shared.held.load(Ordering::SeqCst)
@@ -100,12 +115,15 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let shared = shared.clone();
+        shared.connections.fetch_add(1, Ordering::SeqCst);
+        let (shared, counted) = (shared.clone(), shared.clone());
         let service = service_fn(move |request| answer(request, shared.clone()));
         connections.spawn(async move {
             // What fails here is what the test is about, and seen on the other side.
-            let http = hyper::server::conn::http1::Builder::new();
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.max_headers(MOST_HEADERS);
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            counted.connections.fetch_sub(1, Ordering::SeqCst);
         });
         while connections.try_join_next().is_some() {}
     }
@@ -139,6 +157,24 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answe
         [.., "big", length] => return Ok(chunks(length.parse().map_err(io::Error::other)?)),
         [.., "trailers"] => return Ok(with_trailers()),
         [.., "break"] => return Ok(broken()),
+        [.., "stall"] => return Ok(stalled(&shared)),
+        [.., "close"] => return Err(io::Error::other("on purpose")),
+        [.., "echo"] => return Ok(echoed(&head.headers, body)),
+        [.., "headers", count] => {
+            let mut response = plain(Bytes::from_static(b"ok"));
+            for at in 0..count.parse().map_err(io::Error::other)? {
+                let name = HeaderName::try_from(format!("x-{at}")).map_err(io::Error::other)?;
+                response.headers_mut().insert(name, HeaderValue::from_static("1"));
+            }
+            return Ok(response);
+        }
+        [.., "head", length] => {
+            let mut response = plain(Bytes::from_static(b"ok"));
+            let value = "v".repeat(length.parse().map_err(io::Error::other)?);
+            let value = HeaderValue::try_from(value).map_err(io::Error::other)?;
+            response.headers_mut().insert("x-long", value);
+            return Ok(response);
+        }
         [.., "hold"] => {
             shared.held.fetch_add(1, Ordering::SeqCst);
             // The sender lives as long as the process.
@@ -179,6 +215,26 @@ fn chunks(length: usize) -> Answered {
     frames(sizes.map(|size| Ok(Frame::data(Bytes::from(vec![b'x'; size])))))
 }
 
+fn echoed(headers: &HeaderMap, body: Bytes) -> Answered {
+    let starts = (0..body.len()).step_by(CHUNK);
+    let parts: Vec<_> =
+        starts.map(|at| Ok(Frame::data(body.slice(at..body.len().min(at + CHUNK))))).collect();
+    let mut response = frames(parts.into_iter());
+    if let Some(media_type) = headers.get("content-type") {
+        response.headers_mut().insert("content-type", media_type.clone());
+    }
+    response
+}
+
+fn stalled(shared: &Shared) -> Answered {
+    let mut gate = shared.gate.subscribe();
+    let released = async move {
+        // The sender lives as long as the process.
+        let _ = gate.wait_for(|open| *open).await;
+    };
+    Response::new(Box::pin(Stalled { begun: false, released: Some(Box::pin(released)) }))
+}
+
 fn with_trailers() -> Answered {
     let mut trailers = HeaderMap::new();
     trailers.insert("x-checksum", HeaderValue::from_static("abc"));
@@ -191,6 +247,30 @@ fn with_trailers() -> Answered {
 fn broken() -> Answered {
     let parts = [Ok(Frame::data(Bytes::from_static(b"half"))), Err(io::Error::other("on purpose"))];
     frames(parts.into_iter())
+}
+
+/// A body of two halves, the second once it is released.
+struct Stalled {
+    begun: bool,
+    released: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Body for Stalled {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if !std::mem::replace(&mut self.begun, true) {
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"half")))));
+        }
+        let Some(released) = &mut self.released else { return Poll::Ready(None) };
+        ready!(released.as_mut().poll(context));
+        self.released = None;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"half")))))
+    }
 }
 
 /// A body whose frames leave one by one: between two of them it gives up its turn.

@@ -2,11 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-
 use portcullis_tests::tools::{Authority, attempt, has, tool};
-use portcullis_tests::{Gateway, Origin, PATIENCE, Setup, request};
+use portcullis_tests::{Gateway, Http2, Origin, Setup, request};
 use serde_json::Value;
 
 /// What curl prints after an answer's body.
@@ -163,66 +160,10 @@ fn streams_beyond_the_limit_are_refused() {
     let origin = Origin::start();
     let config = "listeners: [{ name: main, bind: 127.0.0.1:0, http2: { max_streams: 2 } }]\n";
     let gateway = Setup::new(config).before(&origin).start();
-    let mut client = Frames::open(gateway.address());
+    let mut client = Http2::open(gateway.address());
     for stream in [1, 3, 5] {
-        client.get(stream, "/hold");
+        client.get(stream, "/hold", &[]);
     }
-    assert_eq!(client.reset(), (5, REFUSED_STREAM));
+    assert_eq!(client.reset(), (5, Http2::REFUSED_STREAM));
     origin.release();
-}
-
-/// RFC 9113, section 7.
-const REFUSED_STREAM: u32 = 7;
-
-/// HTTP/2 by hand: a client that does not respect what the server asks for.
-struct Frames(TcpStream);
-
-impl Frames {
-    const HEADERS: u8 = 1;
-    const RST_STREAM: u8 = 3;
-    const SETTINGS: u8 = 4;
-
-    fn open(address: SocketAddr) -> Self {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
-        let mut client = Frames(stream);
-        client.write(Self::SETTINGS, 0, 0, &[]);
-        // The server's settings hold from their acknowledgement on.
-        while client.read().0 != Self::SETTINGS {}
-        client.write(Self::SETTINGS, 1, 0, &[]);
-        client
-    }
-
-    /// `GET` over http, from HPACK's static table, with a literal path and host.
-    fn get(&mut self, stream: u32, path: &str) {
-        let literal = |index: u8, text: &str| [&[index, text.len() as u8], text.as_bytes()].concat();
-        let block = [vec![0x82, 0x86], literal(0x04, path), literal(0x01, "g")].concat();
-        // END_STREAM and END_HEADERS.
-        self.write(Self::HEADERS, 5, stream, &block);
-    }
-
-    /// The stream and the code of the first reset.
-    fn reset(&mut self) -> (u32, u32) {
-        loop {
-            let (kind, stream, payload) = self.read();
-            if kind == Self::RST_STREAM {
-                return (stream, u32::from_be_bytes(payload.try_into().unwrap()));
-            }
-        }
-    }
-
-    fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let length = &(payload.len() as u32).to_be_bytes()[1..];
-        let frame = [length, &[kind, flags], &stream.to_be_bytes(), payload].concat();
-        self.0.write_all(&frame).unwrap();
-    }
-
-    fn read(&mut self) -> (u8, u32, Vec<u8>) {
-        let mut head = [0; 9];
-        self.0.read_exact(&mut head).unwrap();
-        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-        self.0.read_exact(&mut payload).unwrap();
-        (head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload)
-    }
 }

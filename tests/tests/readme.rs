@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 
 use portcullis_tests::tools::{guest, has, tool};
 use portcullis_tests::{Http, Output, Setup, program, repository, request, run_in, until};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// How each block of the README begins, with its language, in their order.
@@ -41,6 +43,14 @@ fn blocks() -> Vec<(String, String)> {
 fn block(begins: &str) -> String {
     let found = blocks().into_iter().find(|(_, block)| block.starts_with(begins));
     found.unwrap_or_else(|| panic!("README.md has no block that begins with {begins:?}")).1
+}
+
+/// The command within a sentence that begins so.
+#[track_caller]
+fn code(begins: &str) -> String {
+    let text = fs::read_to_string(repository().join("README.md")).unwrap();
+    let found = text.split('`').find(|code| code.starts_with(begins)).map(str::to_owned);
+    found.unwrap_or_else(|| panic!("README.md has no command that begins with {begins:?}"))
 }
 
 #[test]
@@ -80,6 +90,12 @@ impl Checkout {
         );
         fs::write(root.join("bin/cargo"), cargo).unwrap();
         fs::set_permissions(root.join("bin/cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+        // What it is a checkout of.
+        for arguments in [["init", "-q"].as_slice(), &["add", "scripts"], &["commit", "-q", "-m", "scripts"]]
+        {
+            let author = ["-c", "user.name=test", "-c", "user.email=test@example.com"];
+            tool("git", &[["-C", root.to_str().unwrap()].as_slice(), &author, arguments].concat());
+        }
         let (gateway, admin) = (free_port(), free_port());
         let start = shell(root, gateway, admin, &format!("exec {}", block("cargo run --release\n")));
         let mut checkout = Checkout { dir, gateway, admin, running: spawn(start) };
@@ -177,6 +193,56 @@ fn the_session_is_true() {
     let told = String::from_utf8(told().stdout).unwrap();
     assert!(told.contains("hello.rhai:") && told.contains("was refused"), "{told}");
     assert!(checkout.get("/anything").1.starts_with("Good morning"));
+
+    let mend = code("git checkout ");
+    assert!(shell(checkout.dir.path(), checkout.gateway, checkout.admin, &mend).status().unwrap().success());
+    let sound = || shell(checkout.dir.path(), checkout.gateway, checkout.admin, status).status().unwrap();
+    until("the mistake to be mended", || {
+        sound().success() && checkout.get("/anything").1.starts_with("Hello")
+    });
+}
+
+#[test]
+fn what_is_to_be_installed_is_the_program() {
+    let install = code("cargo install ");
+    let path = install.split_once("--path ").unwrap().1;
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let manifest = repository().join(path).join("Cargo.toml");
+    let arguments = ["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"];
+    let told = tool(&cargo, &[arguments.as_slice(), &[manifest.to_str().unwrap()]].concat());
+    let metadata: Value = serde_json::from_str(&told).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let package =
+        packages.iter().find(|package| Path::new(package["manifest_path"].as_str().unwrap()) == manifest);
+    let targets = package.unwrap()["targets"].as_array().unwrap();
+    let is_program = |target: &Value| target["name"] == "portcullis" && target["kind"][0] == "bin";
+    assert!(targets.iter().any(is_program), "`{install}` installs no program `portcullis`");
+}
+
+#[test]
+fn a_taken_port_is_passed_over_and_told() {
+    // Whoever has the port already serves the purpose too.
+    let _taken = TcpListener::bind("127.0.0.1:8080");
+    let dir = tempfile::tempdir().unwrap();
+    let mut start = Command::new(program());
+    start.arg("run").current_dir(dir.path()).env("XDG_STATE_HOME", dir.path()).env("TMPDIR", dir.path());
+    start.env("PORTCULLIS_ADMIN_PORT", "0").env_remove("PORTCULLIS_PORT").env_remove("PORTCULLIS_CONFIG");
+    let mut running =
+        start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(running.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut after = |mark: &str| {
+        let line = said.find(|line| line.contains(mark)).unwrap_or_else(|| panic!("it did not say `{mark}`"));
+        let digits = line.split_once(mark).unwrap().1.chars().take_while(char::is_ascii_digit);
+        digits.collect::<String>().parse::<u16>().unwrap()
+    };
+    let other = after("port 8080 is taken, using ");
+    let serving = after("portcullis is running at http://127.0.0.1:");
+    let answer = Http::connect(([127, 0, 0, 1], serving).into()).unwrap().ask(&request("GET", "/anything"));
+    // Nothing reads on, so it is ended before it has more to say.
+    let _ = running.kill();
+    running.wait().unwrap();
+    assert!(other > 8080 && serving == other, "{other} told, {serving} served");
+    assert_eq!(answer.unwrap().status, 200);
 }
 
 #[test]

@@ -132,6 +132,28 @@ fn an_edited_configuration_applies_with_new_routes_and_listeners() {
 }
 
 #[test]
+fn a_listener_is_widened_and_narrowed_on_its_port() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (narrow, wide) = (format!("bind: 127.0.0.1:{port}"), format!("bind: 0.0.0.0:{port}"));
+    let config =
+        format!("listeners: [{{ name: main, {narrow} }}]\nroutes: [{{ respond: {{ status: 204 }} }}]\n");
+    let gateway = Setup::new(&config).start();
+    let ask = |host: [u8; 4]| Http::connect((host, port).into())?.ask(&request("GET", "/"));
+    let serves = |host| ask(host).is_ok_and(|answer| answer.status == 204);
+    let mut kept = gateway.connect();
+    assert!(kept.ask(&request("GET", "/")).is_ok() && !serves([127, 0, 0, 2]));
+    gateway.replace("gateway.yaml", &narrow, &wide);
+    gateway.wait_generation(2);
+    assert!(serves([127, 0, 0, 1]) && serves([127, 0, 0, 2]));
+    // What came by the address that is gone ends.
+    assert!(kept.is_closed());
+    gateway.replace("gateway.yaml", &wide, &narrow);
+    gateway.wait_generation(3);
+    assert!(serves([127, 0, 0, 1]));
+    until("the other addresses to be closed", || Http::connect(([127, 0, 0, 2], port).into()).is_err());
+}
+
+#[test]
 fn a_port_that_is_taken_refuses_the_reload() {
     let holder = std::net::TcpListener::bind("127.0.0.3:0").unwrap();
     let taken = holder.local_addr().unwrap();

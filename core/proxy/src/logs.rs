@@ -2,7 +2,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 
+use futures_util::FutureExt;
 use portcullis_plugin::{Exchange, HookName};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
@@ -31,6 +33,13 @@ pub(crate) struct Ended {
     pub(crate) entered: u16,
     /// The bodies are still there for `on_log`, so their shares of the budget are, too.
     pub(crate) _held: SmallVec<[Held; 2]>,
+}
+
+impl Ended {
+    async fn log(&mut self) {
+        let chain = self.scope.chain();
+        chain.backward(HookName::OnLog, &mut self.exchange, self.entered, u16::MAX).await;
+    }
 }
 
 impl LogQueue {
@@ -68,8 +77,10 @@ impl LogQueue {
         let mut run = 0;
         loop {
             let Some(mut ended) = self.waiting.borrow_mut().pop_front() else { return };
-            let chain = ended.scope.chain();
-            chain.backward(HookName::OnLog, &mut ended.exchange, ended.entered, u16::MAX).await;
+            // A plugin that loses the exchange loses this one's log, not the worker's.
+            if AssertUnwindSafe(ended.log()).catch_unwind().await.is_err() {
+                tracing::error!("logging an exchange failed");
+            }
             // State that plugins left in the exchange is dropped here; its panics are its own.
             if let Err(error) = guarded(|| drop(ended)) {
                 tracing::error!(%error, "dropping an exchange failed");

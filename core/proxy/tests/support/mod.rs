@@ -39,6 +39,8 @@ pub struct Setup {
     /// Kept by every generation of this setup, as an unchanged endpoint is.
     pub endpoint: Arc<Endpoint>,
     pub response_timeout: Duration,
+    /// Of every plugin's waits.
+    pub plugin_timeout: Duration,
     pub plugins: Vec<(Arc<dyn Plugin>, OnError)>,
     pub limits: ListenerLimits,
     pub max_body: Option<u64>,
@@ -62,6 +64,7 @@ impl Setup {
             listener_name: "public",
             endpoint: Arc::new(Endpoint::new(&upstream.to_string()).unwrap()),
             response_timeout,
+            plugin_timeout: Duration::from_millis(200),
             plugins: Vec::new(),
             limits,
             max_body: Some(1 << 20),
@@ -85,7 +88,7 @@ impl Setup {
                 needs: plugin.needs(),
                 plugin: plugin.clone(),
                 on_error: *on_error,
-                timeout: Duration::from_millis(200),
+                timeout: self.plugin_timeout,
             })
         });
         let chain = Arc::new(Chain::new(instances.collect()));

@@ -1,0 +1,118 @@
+//! HTTP/2 by hand (RFC 9113): a client that does not respect what the server asks for, and that takes of
+//! a response no more than a test reads.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use crate::PATIENCE;
+
+/// An HTTP/2 connection, frame by frame.
+#[derive(Debug)]
+pub struct Http2(TcpStream);
+
+impl Http2 {
+    /// The code of a stream of which more came than there was room for (section 7).
+    pub const FLOW_CONTROL_ERROR: u32 = 3;
+    /// The code of a stream that the server does not take.
+    pub const REFUSED_STREAM: u32 = 7;
+
+    /// Part of a body.
+    pub const DATA: u8 = 0;
+    /// The head of a request or response.
+    pub const HEADERS: u8 = 1;
+    /// The end of a stream.
+    pub const RST_STREAM: u8 = 3;
+    /// What a side asks of the other.
+    pub const SETTINGS: u8 = 4;
+    /// A question whether the other side is there.
+    pub const PING: u8 = 6;
+    /// The end of the connection.
+    pub const GOAWAY: u8 = 7;
+
+    /// Opens a connection, with the settings of both sides acknowledged.
+    pub fn open(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        let mut client = Http2(stream);
+        client.write(Self::SETTINGS, 0, 0, &[]).unwrap();
+        // The server's settings hold from their acknowledgement on.
+        client.read_until(Self::SETTINGS);
+        client.write(Self::SETTINGS, 1, 0, &[]).unwrap();
+        client
+    }
+
+    /// `GET` over http with these headers, and no body.
+    pub fn get(&mut self, stream: u32, path: &str, headers: &[(&str, &str)]) {
+        // END_STREAM and END_HEADERS.
+        self.head(stream, 5, 0x82, path, headers);
+    }
+
+    /// `POST` over http, its body yet to come.
+    pub fn post(&mut self, stream: u32, path: &str) {
+        // END_HEADERS.
+        self.head(stream, 4, 0x83, path, &[]);
+    }
+
+    /// A head in HPACK (RFC 7541): the method and scheme from the static table, the rest as literals.
+    fn head(&mut self, stream: u32, flags: u8, method: u8, path: &str, headers: &[(&str, &str)]) {
+        let mut block = vec![method, 0x86];
+        block.extend([vec![0x04], text(path), vec![0x01], text("g")].concat());
+        for (name, value) in headers {
+            block.extend([vec![0], text(name), text(value)].concat());
+        }
+        self.write(Self::HEADERS, flags, stream, &block).unwrap();
+    }
+
+    /// The stream and the code of the first reset.
+    pub fn reset(&mut self) -> (u32, u32) {
+        let (_, stream, payload) = self.read_until(Self::RST_STREAM);
+        (stream, u32::from_be_bytes(payload.try_into().unwrap()))
+    }
+
+    /// Skips frames up to one of this type; returns type, stream and payload.
+    #[track_caller]
+    pub fn read_until(&mut self, kind: u8) -> (u8, u32, Vec<u8>) {
+        loop {
+            let frame = self.read().unwrap_or_else(|error| panic!("no frame of type {kind}: {error}"));
+            if frame.0 == kind {
+                return frame;
+            }
+            assert!(frame.0 != Self::RST_STREAM, "stream {} was reset", frame.1);
+        }
+    }
+
+    /// Writes a frame.
+    pub fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> io::Result<()> {
+        let length = &(payload.len() as u32).to_be_bytes()[1..];
+        let frame = [length, &[kind, flags], &stream.to_be_bytes(), payload].concat();
+        self.0.write_all(&frame)
+    }
+
+    /// Reads a frame: its type, stream and payload.
+    pub fn read(&mut self) -> io::Result<(u8, u32, Vec<u8>)> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head)?;
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        self.0.read_exact(&mut payload)?;
+        Ok((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+    }
+}
+
+/// A string literal without Huffman coding (RFC 7541, 5.1 and 5.2).
+fn text(text: &str) -> Vec<u8> {
+    let mut literal = Vec::new();
+    match text.len().checked_sub(127) {
+        None => literal.push(text.len() as u8),
+        Some(mut rest) => {
+            literal.push(127);
+            while rest >= 128 {
+                literal.push(rest as u8 | 128);
+                rest >>= 7;
+            }
+            literal.push(rest as u8);
+        }
+    }
+    literal.extend_from_slice(text.as_bytes());
+    literal
+}

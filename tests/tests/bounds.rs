@@ -1,0 +1,244 @@
+//! Every limit has a test in which it bites. What can be configured is read from the program's own schema, what
+//! is built in from the data plane's sources; each is to be found here with the test that sees it bite, or with
+//! the reason why there is none.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use portcullis_tests::{repository, run};
+use serde_json::Value;
+
+/// What is known of a limit.
+#[derive(Clone, Copy)]
+enum Known {
+    /// The test that sees it bite: its file and its name.
+    Bites(&'static str, &'static str),
+    /// Nothing that could bite: why.
+    Not(&'static str),
+}
+
+use Known::{Bites, Not};
+
+const LIMITS: &str = "tests/tests/limits.rs";
+const UPSTREAMS: &str = "tests/tests/upstreams.rs";
+const BUDGETS: &str = "tests/tests/budgets.rs";
+const PROXYING: &str = "tests/tests/proxying.rs";
+
+/// The numbers, times and sizes of the configuration, by their path in the schema.
+const CONFIGURED: &[(&str, Known)] = &[
+    ("drain", Bites("tests/tests/operation.rs", "a_drain_ends_at_its_time")),
+    ("limits.body", Bites(PROXYING, "a_body_whose_length_was_not_said_is_limited_too")),
+    ("limits.whole_bodies", Bites(LIMITS, "whole_bodies_share_a_budget")),
+    (
+        "listeners.http2.max_streams",
+        Bites("tests/tests/protocols.rs", "streams_beyond_the_limit_are_refused"),
+    ),
+    ("listeners.limits.body_timeout", Bites(LIMITS, "a_body_that_stops_is_a_408")),
+    (
+        "listeners.limits.connections",
+        Bites(LIMITS, "connections_that_come_and_go_are_counted_right_over_all_workers"),
+    ),
+    ("listeners.limits.header_bytes", Bites(PROXYING, "limits_of_heads_and_bodies_bite_at_their_value")),
+    ("listeners.limits.header_count", Bites(LIMITS, "limits_of_heads_hold_over_http2")),
+    ("listeners.limits.header_timeout", Bites(PROXYING, "a_head_that_takes_too_long_is_a_408")),
+    ("listeners.limits.idle_timeout", Bites(LIMITS, "a_kept_connection_without_requests_is_closed")),
+    ("listeners.limits.write_timeout", Bites(LIMITS, "a_client_that_takes_nothing_is_given_up")),
+    ("listeners.redirect_https.port", Not("a port")),
+    ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
+    ("upstreams.endpoints.weight", Not("a share")),
+    ("upstreams.max_idle", Bites(UPSTREAMS, "no_more_idle_connections_are_kept_than_allowed")),
+    ("upstreams.retries", Bites(UPSTREAMS, "what_may_be_repeated_is_repeated_so_often")),
+    ("upstreams.timeouts.body", Bites(UPSTREAMS, "a_response_that_stops_breaks_off")),
+    ("upstreams.timeouts.connect", Bites(UPSTREAMS, "a_connection_that_does_not_come_about_is_a_504")),
+    ("upstreams.timeouts.idle", Bites(UPSTREAMS, "an_unused_connection_is_closed")),
+    ("upstreams.timeouts.response", Bites(PROXYING, "a_slow_origin_is_a_504")),
+    ("workers", Bites("core/config/src/load/tests.rs", "what_contradicts_is_refused")),
+    ("body_limit.request", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
+    ("body_limit.response", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
+    ("cors.max_age", Bites(BUDGETS, "a_preflight_holds_for_its_time")),
+    ("ext_authz.cache.ttl", Bites(BUDGETS, "an_answer_that_is_kept_is_asked_for_again_after_its_time")),
+    ("ext_authz.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
+    ("json_schema.limit", Bites(BUDGETS, "a_document_is_bounded_in_length_and_depth")),
+    ("json_schema.max_depth", Bites(BUDGETS, "a_document_is_bounded_in_length_and_depth")),
+    ("mask.limit", Bites(BUDGETS, "a_body_that_is_masked_whole_has_a_limit")),
+    ("mask.max_match", Bites(BUDGETS, "a_match_is_found_whole_up_to_its_configured_length")),
+    ("rhai.body_limit", Bites(BUDGETS, "a_script_gets_bodies_up_to_its_limit")),
+    ("rhai.limits.array", Bites(BUDGETS, "every_limit_of_a_script_bites")),
+    ("rhai.limits.depth", Bites(BUDGETS, "every_limit_of_a_script_bites")),
+    ("rhai.limits.map", Bites(BUDGETS, "every_limit_of_a_script_bites")),
+    ("rhai.limits.operations", Bites(BUDGETS, "every_limit_of_a_script_bites")),
+    ("rhai.limits.string", Bites(BUDGETS, "every_limit_of_a_script_bites")),
+    ("rhai.limits.time", Bites(BUDGETS, "every_limit_of_a_script_bites")),
+    ("sign.expires", Bites(BUDGETS, "a_signature_bounds_the_body_and_its_own_life")),
+    ("sign.limit", Bites(BUDGETS, "a_signature_bounds_the_body_and_its_own_life")),
+    ("wasm.body_limit", Bites(BUDGETS, "a_module_gets_bodies_up_to_its_limit")),
+    ("wasm.cpu", Bites(BUDGETS, "the_memory_and_the_time_of_a_module_are_what_its_configuration_says")),
+    ("wasm.isolation.reuse", Bites(BUDGETS, "an_instance_serves_as_many_exchanges_as_allowed")),
+    ("wasm.memory", Bites(BUDGETS, "the_memory_and_the_time_of_a_module_are_what_its_configuration_says")),
+];
+
+const VERDICTS: &str = "core/proxy/src/http1/screen/tests/verdicts.rs";
+
+/// The numbers and times that are constants of the data plane.
+const BUILT_IN: &[(&str, Known)] = &[
+    ("body.rs MINIMUM_RATE", Bites(LIMITS, "a_trickle_of_a_body_that_is_held_in_memory_is_a_408")),
+    ("body.rs SLICE", Not("how much is handed over at once")),
+    ("client.rs MAX_LOOK", Not("how often a clock is looked at")),
+    ("client.rs MIN_BUFFER", Not("what hyper asks for")),
+    ("client.rs MIN_LOOK", Not("how often a clock is looked at")),
+    ("client.rs PARTING", Bites("core/proxy/tests/adversity.rs", "a_mute_http2_client_loses_its_connection")),
+    ("client.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
+    (
+        "exchange.rs MAX_STALE",
+        Bites("core/proxy/tests/data_plane.rs", "an_upstream_that_closes_idle_connections_costs_no_request"),
+    ),
+    ("head.rs HEADER_OVERHEAD", Not("what a header counts beyond its bytes")),
+    ("http1/screen/chunked.rs MAX_EXTENSION", Bites(VERDICTS, "chunked_bodies")),
+    ("http1/screen/chunked.rs MAX_EXTENSIONS", Bites(VERDICTS, "chunked_bodies")),
+    ("http1/screen/chunked.rs MAX_TRAILERS", Bites(VERDICTS, "chunked_bodies")),
+    ("http1/screen/head.rs IN_HOST", Not("a class of bytes")),
+    ("http1/screen/head.rs IN_TARGET", Not("a class of bytes")),
+    (
+        "http1/screen/head.rs MAX_NAME",
+        Bites(VERDICTS, "what_hyper_could_not_take_is_refused_whatever_the_limits"),
+    ),
+    (
+        "http1/screen/head.rs MAX_TARGET",
+        Bites(VERDICTS, "what_hyper_could_not_take_is_refused_whatever_the_limits"),
+    ),
+    ("http1/screen/head.rs TOKEN", Not("a class of bytes")),
+    ("linger.rs GRACE", Bites("core/proxy/src/linger.rs", "shutdown_waits_for_the_client_but_not_forever")),
+    ("logs.rs BATCH", Not("how often others get their turn")),
+    (
+        "logs.rs MAX_WAITING",
+        Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),
+    ),
+    (
+        "upstream/connection.rs MAX_RESPONSE_HEAD",
+        Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502"),
+    ),
+    (
+        "upstream/connection.rs MAX_RESPONSE_HEADERS",
+        Bites(UPSTREAMS, "a_response_with_too_many_headers_is_a_502"),
+    ),
+    ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
+    (
+        "worker.rs ACCEPT_PAUSE",
+        Not("a pause without descriptors, which a test would take from its neighbours"),
+    ),
+    ("worker.rs BACKLOG", Not("the kernel's")),
+    ("worker.rs LAST_LOGS", Not("five seconds at the end, for which a test would have to wait")),
+];
+
+/// Holds a table against what there is, both ways, and each test against its file.
+#[track_caller]
+fn compare(what: &str, found: &BTreeSet<String>, table: &[(&str, Known)]) {
+    let known: BTreeSet<String> = table.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let missing: Vec<_> = found.difference(&known).collect();
+    assert!(
+        missing.is_empty(),
+        "{what} without a test in which it bites, or without a line here: {missing:#?}"
+    );
+    let gone: Vec<_> = known.difference(found).collect();
+    assert!(gone.is_empty(), "{what} that is no more: {gone:#?}");
+    for (name, known) in table {
+        match known {
+            Bites(file, test) => {
+                let source = fs::read_to_string(repository().join(file)).unwrap();
+                assert!(source.contains(&format!("fn {test}(")), "{name}: {file} has no test `{test}`");
+            }
+            Not(reason) => assert!(!reason.is_empty(), "{name} lacks a reason"),
+        }
+    }
+}
+
+#[test]
+fn every_configured_limit_bites_in_a_test() {
+    let output = run(&["schema"]);
+    let schema: Value = serde_json::from_str(&output.out).unwrap();
+    let mut found = BTreeSet::new();
+    collect(&schema, &schema, "", &mut Vec::new(), &mut found);
+    for (name, definition) in schema["$defs"].as_object().unwrap() {
+        if let Some(kind) = name.strip_prefix("plugin.") {
+            collect(&schema, definition, kind, &mut vec![name.clone()], &mut found);
+        }
+    }
+    compare("a limit of the configuration", &found, CONFIGURED);
+}
+
+/// The paths of all values that are a number, a time or a size. A plugin's own table is looked at by itself.
+fn collect(schema: &Value, node: &Value, path: &str, above: &mut Vec<String>, found: &mut BTreeSet<String>) {
+    if !node.is_object() {
+        return;
+    }
+    if is_limit(node) {
+        // What every plugin has, it has in every list of plugins.
+        let begin = path.find("plugins.").unwrap_or(0);
+        found.insert(path[begin..].to_owned());
+    }
+    if let Some(reference) = node["$ref"].as_str() {
+        let name = reference.rsplit('/').next().unwrap().to_owned();
+        if name.starts_with("plugin.") || above.contains(&name) {
+            return;
+        }
+        above.push(name);
+        let target = schema.pointer(reference.trim_start_matches('#')).unwrap();
+        collect(schema, target, path, above, found);
+        above.pop();
+    }
+    for choice in ["oneOf", "anyOf", "allOf"].iter().filter_map(|key| node[key].as_array()).flatten() {
+        collect(schema, choice, path, above, found);
+    }
+    for inside in ["items", "additionalProperties"] {
+        collect(schema, &node[inside], path, above, found);
+    }
+    for (key, property) in node["properties"].as_object().into_iter().flatten() {
+        let dot = if path.is_empty() { "" } else { "." };
+        collect(schema, property, &format!("{path}{dot}{key}"), above, found);
+    }
+}
+
+fn is_limit(node: &Value) -> bool {
+    let is_number = |name: &Value| name == "integer" || name == "number";
+    let has_unit = |pattern: &str| pattern.contains("ms|") || pattern.contains("KiB");
+    // A status code is bounded by its meaning.
+    let is_status = node["minimum"].as_u64() >= Some(100) || node["enum"].is_array();
+    let number =
+        is_number(&node["type"]) || node["type"].as_array().is_some_and(|types| types.iter().any(is_number));
+    (number && !is_status) || node["pattern"].as_str().is_some_and(has_unit)
+}
+
+#[test]
+fn every_built_in_bound_of_the_data_plane_bites_in_a_test() {
+    let mut found = BTreeSet::new();
+    constants(&repository().join("core/proxy/src"), "", &mut found);
+    compare("a bound of the data plane", &found, BUILT_IN);
+}
+
+/// The numbers and times among the constants of a directory, as `file NAME`.
+fn constants(dir: &Path, prefix: &str, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+        if name.contains("tests") {
+            continue;
+        }
+        if entry.file_type().unwrap().is_dir() {
+            constants(&entry.path(), &format!("{name}/"), found);
+            continue;
+        }
+        let source = fs::read_to_string(entry.path()).unwrap();
+        let product = source.split("#[cfg(test)]").next().unwrap();
+        for line in product.lines() {
+            let Some((_, declared)) = line.split_once("const ") else { continue };
+            let Some((constant, rest)) = declared.split_once(": ") else { continue };
+            let kind = rest.split([' ', ';']).next().unwrap();
+            if ["usize", "u8", "u16", "u32", "u64", "i32", "Duration"].contains(&kind) {
+                found.insert(format!("{name} {constant}"));
+            }
+        }
+    }
+}
