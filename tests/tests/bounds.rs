@@ -80,6 +80,7 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("wasm.memory", Bites(BUDGETS, "the_memory_and_the_time_of_a_module_are_what_its_configuration_says")),
 ];
 
+const FRAMING: &str = "core/proxy/src/upstream/http1/tests.rs";
 const VERDICTS: &str = "core/proxy/src/http1/screen/tests/verdicts.rs";
 
 /// The numbers and times that are constants of the data plane.
@@ -117,12 +118,29 @@ const BUILT_IN: &[(&str, Known)] = &[
         Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),
     ),
     (
-        "upstream/connection.rs MAX_RESPONSE_HEAD",
+        "upstream/http1.rs MAX_HEAD",
         Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502"),
     ),
+    ("upstream/http1.rs MIN_READ", Not("a buffer, which grows")),
+    ("upstream/http1.rs MAX_READ", Not("a buffer; what is not read waits in the socket")),
+    ("upstream/http1.rs KEPT_TEXT", Not("memory kept for the next request")),
+    ("upstream/http1/request.rs LINES", Not("a guess, to grow less often")),
+    ("upstream/http1/request.rs HEADER", Not("a guess, to grow less often")),
     (
-        "upstream/connection.rs MAX_RESPONSE_HEADERS",
+        "upstream/http1/response.rs MAX_HEADERS",
         Bites(UPSTREAMS, "a_response_with_too_many_headers_is_a_502"),
+    ),
+    (
+        "upstream/http1/response.rs MAX_CHUNK_LINE",
+        Bites(FRAMING, "what_two_readers_could_take_differently_is_refused"),
+    ),
+    (
+        "upstream/http1/response.rs MAX_TRAILERS",
+        Bites(FRAMING, "what_two_readers_could_take_differently_is_refused"),
+    ),
+    (
+        "upstream/http1/response.rs MAX_TRAILER_FIELDS",
+        Bites(FRAMING, "what_two_readers_could_take_differently_is_refused"),
     ),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
     (

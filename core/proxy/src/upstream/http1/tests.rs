@@ -178,6 +178,7 @@ async fn what_two_readers_could_take_differently_is_refused() {
         (&format!("{chunked}1\r\nab\r\n0\r\n\r\n"), "a chunk does not end where it says"),
         (&line, "the line of a chunk is too long"),
         (&trailers, "the trailers are too long"),
+        (&format!("{chunked}0\r\n{}\r\n", "x: y\r\n".repeat(65)), "the trailers can't be parsed"),
     ];
     for (response, expected) in cases {
         let shown = response.chars().take(90).collect::<String>();
