@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{self, Expected, Unexpected};
 
 use crate::diagnostics::{Diagnostic, Source, Span};
-use crate::node::{Key, last_name, shortened};
+use crate::node::{Key, Node, last_name, shortened};
 
 /// Why a node does not hold what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +110,12 @@ pub fn nearest<'k>(word: &str, candidates: impl Iterator<Item = &'k str>) -> Opt
         .filter(|(distance, candidate)| *distance <= allowed && *distance < candidate.chars().count())
         .min()
         .map(|(_, candidate)| candidate)
+}
+
+/// Whether one of a table's keys was probably meant to be `key`.
+pub(crate) fn is_misspelt(key: &str, table: &Node) -> bool {
+    let mut keys = table.entries().unwrap_or_default().iter().map(|(found, _)| found.text.as_str());
+    keys.any(|found| found != key && nearest(found, [key].into_iter()).is_some())
 }
 
 /// Advice for an unknown word: the nearest known one, else all of them, unless there are too many to read.
