@@ -76,6 +76,11 @@ impl<'n> NodeDeserializer<'n> {
                     None => error,
                 }
             }
+            // The name of a Rust type means nothing to the file's author.
+            Raised::Message(message) if message.starts_with(UNTAGGED) => {
+                let message = format!("{} is none of the forms that are possible here", self.node.describe());
+                NodeError::new(span, path, message)
+            }
             Raised::Expected { expected, found } => {
                 let scalar = matches!(self.node.value, Value::Scalar(_));
                 let found = if scalar { self.node.describe() } else { found };
@@ -261,6 +266,9 @@ impl<'n> Deserializer<'n> for NodeDeserializer<'n> {
         visitor.visit_unit()
     }
 }
+
+/// How serde begins when it has tried every form of a value.
+const UNTAGGED: &str = "data did not match any variant of untagged enum";
 
 /// What an enum's table must be.
 const ONE_KEY: &str = "expected a table with exactly one key";

@@ -125,7 +125,9 @@ pub(crate) fn suggestion<'k>(
     what: &str,
 ) -> Option<String> {
     const READABLE: usize = 16;
-    if let Some(near) = nearest(word, known.clone()) {
+    // Two letters or a number are no slip of others: `h3` is not meant to be `h2`, nor `1.1` to be `1.2`.
+    let is_word = word.chars().count() > 2 && word.contains(char::is_alphabetic);
+    if let Some(near) = nearest(word, known.clone()).filter(|_| is_word) {
         return Some(format!("did you mean `{near}`?"));
     }
     let all: Vec<_> = known.map(|known| format!("`{known}`")).collect();

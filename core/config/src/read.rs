@@ -138,17 +138,24 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
     let Some(mut table) = place.table() else { return Some(route) };
     let errors = table.errors.len();
     route.name = table.optional("name").unwrap_or(route.name);
-    let before_match = table.errors.len();
     route.matches = table.with("match", matches).unwrap_or_default();
-    let match_read = whole && table.errors.len() == before_match;
+    route.captures_known = route.matches.path.is_some() || has_no_path(table.node);
     route.rewrite = table.optional("rewrite").unwrap_or_default();
     route.action = action(&mut table).unwrap_or(route.action);
     let read = table.errors.len() == errors;
     route.plugins = table.items("plugins", |place| Some(chain_entry(place)));
-    let closed = table.close();
-    route.whole = whole && closed && read;
-    route.captures_known = route.matches.path.is_some() || (match_read && closed);
+    route.whole = table.close() && read && whole;
     Some(route)
+}
+
+/// Whether a route says nothing about its path, not even something that cannot be read.
+fn has_no_path(route: &Node) -> bool {
+    match route.child("match").filter(|found| !found.is_absent()) {
+        Some(found) => {
+            found.entries().is_some() && found.child("path").is_none() && !is_misspelt("path", found)
+        }
+        None => !is_misspelt("match", route),
+    }
 }
 
 /// Item by item where there are many of a kind.

@@ -284,3 +284,6 @@ fn steps_to<'n>(node: &'n Node, target: *const Node, steps: &mut Vec<Step<'n>>) 
     steps.push(step);
     Some(found)
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,8 +108,8 @@ fn an_unknown_key_points_at_the_key() {
     let (place, help) = failure("max_age: 1\norgins: [a]\n");
     assert_eq!(place, "2:1 plugins[0].cors: unknown key `orgins` in `cors`");
     assert_eq!(help.as_deref(), Some("did you mean `origins`?"));
-    let (place, help) = failure("origins: []\nrules:\n  - network: x\n");
-    assert_eq!(place, "3:5 plugins[0].cors.rules[0]: unknown key `network` in `rules[0]`");
+    let (place, help) = failure("origins: []\nrules:\n  - cidr: 10.0.0.1\n    network: x\n");
+    assert_eq!(place, "4:5 plugins[0].cors.rules[0]: unknown key `network` in `rules[0]`");
     assert_eq!(help.as_deref(), Some("known keys: `cidr`"));
 }
 

@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use portcullis_config as config;
 use portcullis_plugin::RouteMeta;
 use portcullis_proxy::generation::{Action, Rewrite, Route, Template};
-use portcullis_proxy::routes::{HostPattern, PathPattern, Predicate, RouteError, RouteMatch};
+use portcullis_proxy::routes::{HostPattern, PathPattern, Predicate, RouteError, RouteMatch, RouteTable};
 use portcullis_proxy::upstream::Upstream;
 
 use super::Builder;
@@ -169,13 +169,24 @@ fn captures(route: &config::Route) -> Option<Vec<Box<str>>> {
 
 /// The path that is matched, or which setting is wrong and why.
 fn path_pattern(matches: &config::Match) -> Result<PathPattern, (&'static str, String)> {
-    match (&matches.path, &matches.prefix) {
+    let (setting, pattern) = match (&matches.path, &matches.prefix) {
         (Some(template), _) if template.as_str().contains(['{', '*']) => {
-            PathPattern::template(template.as_str()).map_err(|error| ("path", error.to_string()))
+            ("path", PathPattern::template(template.as_str()).map_err(|error| error.to_string()))
         }
-        (Some(path), _) => Ok(PathPattern::Exact(path.as_str().to_owned())),
-        (None, Some(prefix)) => Ok(PathPattern::Prefix(prefix.as_str().to_owned())),
-        (None, None) => Ok(PathPattern::Any),
+        (Some(path), _) => ("path", Ok(PathPattern::Exact(path.as_str().to_owned()))),
+        (None, Some(prefix)) => ("prefix", Ok(PathPattern::Prefix(prefix.as_str().to_owned()))),
+        (None, None) => ("path", Ok(PathPattern::Any)),
+    };
+    pattern.and_then(alone).map_err(|message| (setting, message))
+}
+
+/// A pattern that requests can have: judged alone, because all routes together end at the first error.
+fn alone(path: PathPattern) -> Result<PathPattern, String> {
+    let (hosts, methods, headers, query) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let table = RouteTable::new(vec![RouteMatch { hosts, path: path.clone(), methods, headers, query }]);
+    match table {
+        Err(RouteError::Pattern { error, .. }) => Err(error.to_string()),
+        _ => Ok(path),
     }
 }
 
