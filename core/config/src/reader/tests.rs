@@ -61,19 +61,16 @@ fn node(text: &str) -> Node {
     yaml::parse_partly(text, &|_| None).unwrap().0
 }
 
+fn erased(reader: &Reader<'_>) -> Result<Table, erased_serde::Error> {
+    erased_serde::deserialize(&mut <dyn erased_serde::Deserializer<'_>>::erase(reader.deserializer()))
+}
+
 /// The errors as `line: message`; reading through erasure must make no difference.
 fn errors(text: &str) -> Vec<String> {
     let node = node(text);
     let errors = node.read::<Table>("t").unwrap_err();
     let mut reader = node.reader("t");
-    loop {
-        let mut erased = <dyn erased_serde::Deserializer<'_>>::erase(reader.deserializer());
-        let error = erased_serde::deserialize::<Table>(&mut erased).unwrap_err();
-        drop(erased);
-        if !reader.note(error) {
-            break;
-        }
-    }
+    while reader.note(erased(&reader).unwrap_err()) {}
     assert_eq!(errors, reader.into_errors());
     errors.iter().map(|error| format!("{}: {error}", error.span.line)).collect()
 }
@@ -176,5 +173,5 @@ fn a_reader_with_errors_yields_no_value() {
 fn attempts_have_a_bound() {
     let keys: String = (0..1_000).map(|key| format!("foo{key}: 1\n")).collect();
     let node = node(&keys);
-    assert_eq!(node.read::<Table>("t").unwrap_err().len(), MOST_GAPS + 1);
+    assert_eq!(node.read::<Table>("t").unwrap_err().len(), 101);
 }
