@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route, TlsPolicy, TlsVersion};
-use crate::error::{NodeError, suggestion};
+use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::node::{Node, join};
 
 /// Errors and warnings about a configuration. What could not be read is not missed: it has its error already.
@@ -207,6 +207,9 @@ impl Check<'_> {
 
     /// Whether a key of the file is missing, or has neither items nor entries nor anything else.
     fn says_nothing(&self, key: &str) -> bool {
+        if is_misspelt(key, self.root) {
+            return false;
+        }
         self.root.child(key).is_none_or(|node| {
             let items = node.items().map(<[Node]>::len).or(node.entries().map(<[_]>::len));
             node.is_null() || items == Some(0)

@@ -434,6 +434,9 @@ pub struct Route {
     /// Whether all of it but the plugins could be read. What a route with errors matches and does is unknown.
     #[schemars(skip)]
     pub whole: bool,
+    /// Whether it is known which captures its path has, though other parts may have errors.
+    #[schemars(skip)]
+    pub captures_known: bool,
 }
 
 /// Which requests a route takes. Everything given must fit; what is missing fits always.

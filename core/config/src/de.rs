@@ -4,65 +4,15 @@
 //! place is noted aside: the first deserialiser that an error passes on its way out, which is the innermost,
 //! records it in the [`Reader`], where the caller finds it whatever the error itself has become meanwhile.
 
-use std::cell::RefCell;
-use std::fmt;
-
-use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, Unexpected, Visitor};
+use serde::de::value::StrDeserializer;
+use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer as _, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
+use crate::blank::Blank;
 use crate::diagnostics::Span;
 use crate::error::{NodeError, Raised, suggestion};
 use crate::node::{Key, Meaning, Node, Scalar, Value, join, shortened};
-
-/// Reads a typed value out of a node and remembers where it failed.
-#[derive(Debug)]
-pub struct Reader<'n> {
-    root: &'n Node,
-    path: String,
-    failure: RefCell<Option<NodeError>>,
-}
-
-impl Node {
-    /// Reads a typed value; `path` is this node's own path in its file.
-    pub fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T, NodeError> {
-        let reader = self.reader(path);
-        T::deserialize(reader.deserializer()).map_err(|error| reader.explain(error))
-    }
-
-    /// For callers that must hand a deserialiser on, possibly erased:
-    ///
-    /// ```
-    /// # use std::path::Path;
-    /// let (_, node) = portcullis_config::parse_table(Path::new("x.yaml"), "max_age: soon", &|_| None).unwrap();
-    /// let reader = node.reader("plugins[0].cors");
-    /// let mut erased = <dyn erased_serde::Deserializer>::erase(reader.deserializer());
-    /// let result = erased_serde::deserialize::<std::collections::BTreeMap<String, u32>>(&mut erased);
-    /// let error = reader.explain(result.unwrap_err());
-    /// assert_eq!(
-    ///     error.to_string(),
-    ///     "plugins[0].cors.max_age: expected a whole number, 0 or more, found string `soon`"
-    /// );
-    /// assert_eq!(error.span.column, 10);
-    /// ```
-    pub fn reader(&self, path: &str) -> Reader<'_> {
-        Reader { root: self, path: path.to_owned(), failure: RefCell::new(None) }
-    }
-}
-
-impl<'n> Reader<'n> {
-    /// The deserialiser of the whole node. It may be made and used any number of times.
-    pub fn deserializer(&self) -> NodeDeserializer<'_> {
-        NodeDeserializer { node: self.root, reader: self }
-    }
-
-    /// The located form of an error that came out of [`Reader::deserializer`]. An error that did not pass a
-    /// deserialiser (a check after the fact) is placed on the whole node.
-    pub fn explain(&self, error: impl fmt::Display) -> NodeError {
-        let message = error.to_string();
-        self.deserializer().locate(Raised::Message(message.clone()));
-        self.failure.borrow().clone().unwrap_or_else(|| NodeError::new(self.root.span, &self.path, message))
-    }
-}
+use crate::reader::{Failure, Fault, Reader};
 
 /// The deserialiser of one node; see [`Node::reader`].
 #[derive(Clone, Copy, Debug)]
@@ -72,25 +22,49 @@ pub struct NodeDeserializer<'n> {
 }
 
 impl<'n> NodeDeserializer<'n> {
+    pub(crate) fn new(node: &'n Node, reader: &'n Reader<'n>) -> Self {
+        Self { node, reader }
+    }
+
+    /// Every way out: an error gets its place, and a value of an attempt that only looks for more errors is none.
+    fn out<T>(self, result: Result<T, Raised>) -> Result<T, Raised> {
+        match result {
+            Ok(_) if self.reader.rehearses(self.node) => {
+                Err(self.locate(Raised::Message("it has errors".to_owned())))
+            }
+            result => result.map_err(|error| self.locate(error)),
+        }
+    }
+
     /// Notes the place of an error, unless a deserialiser further inside has done so.
     fn locate(self, raised: Raised) -> Raised {
-        let mut failure = self.reader.failure.borrow_mut();
-        let text = raised.to_string();
-        if failure.as_ref().is_some_and(|known| known.message == text) {
+        if self.reader.knows(&raised.to_string()) {
             return raised;
         }
-        let found = find(self.reader.root, self.node, &self.reader.path).unwrap_or_default();
-        let mut error = self.describe(raised, &found);
+        let fault = match &raised {
+            Raised::UnknownField(key, _) => {
+                self.node.child(key).map_or(Fault::Wrong, |value| Fault::UnknownKey(value))
+            }
+            Raised::MissingField(key) => Fault::MissingKey(key),
+            _ => Fault::Wrong,
+        };
+        let (path, key) = self.place();
+        let mut error = self.describe(raised, &path, key);
         error.message = self.node.redact(error.message);
         let passed_on = Raised::Message(error.message.clone());
-        *failure = Some(error);
+        self.reader.fail(Failure { error, node: self.node, fault });
         passed_on
     }
 
-    fn describe(self, raised: Raised, found: &Found) -> NodeError {
-        let (path, span) = (found.path.as_str(), self.node.span);
+    /// The node's path, and its key in a table.
+    fn place(self) -> (String, Option<Span>) {
+        self.reader.find(self.node).map(|found| (found.path, found.key)).unwrap_or_default()
+    }
+
+    fn describe(self, raised: Raised, path: &str, key: Option<Span>) -> NodeError {
+        let span = self.node.span;
         match raised {
-            Raised::MissingField(key) => NodeError::missing_key(found.key.unwrap_or(span), path, key),
+            Raised::MissingField(missing) => NodeError::missing_key(key.unwrap_or(span), path, missing),
             Raised::UnknownField(key, known) => {
                 let span = self.node.entry(&key).map_or(span, |(key, _)| key.span);
                 NodeError::unknown_key(&Key { text: key, span }, path, known.iter().copied())
@@ -101,6 +75,11 @@ impl<'n> NodeDeserializer<'n> {
                     Some(help) => error.with_help(help),
                     None => error,
                 }
+            }
+            // The name of a Rust type means nothing to the file's author.
+            Raised::Message(message) if message.starts_with(UNTAGGED) => {
+                let message = format!("{} is none of the forms that are possible here", self.node.describe());
+                NodeError::new(span, path, message)
             }
             Raised::Expected { expected, found } => {
                 let scalar = matches!(self.node.value, Value::Scalar(_));
@@ -127,21 +106,30 @@ impl<'n> NodeDeserializer<'n> {
             Value::List(items) => {
                 let mut items = Items { parent: self, items };
                 let value = visitor.visit_seq(&mut items)?;
-                match items.items {
-                    [] => Ok(value),
-                    [extra, ..] => {
+                match items.next() {
+                    None => Ok(value),
+                    Some(extra) => {
                         Err(self.below(extra).locate(Raised::Message("one item too many".to_owned())))
                     }
                 }
             }
-            Value::Table(entries) => {
-                let mut entries = Entries { parent: self, entries, value: None };
-                let value = visitor.visit_map(&mut entries)?;
-                match entries.entries {
-                    [] => Ok(value),
-                    [(extra, _), ..] => Err(self.locate(Raised::UnknownField(extra.text.clone(), &[]))),
-                }
-            }
+            Value::Table(entries) => self.visit_entries(entries, visitor),
+            Value::Unset => Err(Raised::Message("nothing is known of it".to_owned())),
+        }
+    }
+
+    fn visit_entries<V: Visitor<'n>>(
+        self,
+        entries: &'n [(Key, Node)],
+        visitor: V,
+    ) -> Result<V::Value, Raised> {
+        let made_up = self.reader.made_up(self.node).into_iter();
+        let mut entries = Entries { parent: self, entries, made_up, value: None };
+        let value = visitor.visit_map(&mut entries)?;
+        match entries.next() {
+            None => Ok(value),
+            // A type that leaves entries unread is an enum, of which one is chosen.
+            Some(_) => Err(Raised::Message(ONE_KEY.to_owned())),
         }
     }
 
@@ -163,7 +151,7 @@ impl<'n> NodeDeserializer<'n> {
     /// A table; a section whose keys are all commented out is an empty one.
     fn visit_table<V: Visitor<'n>>(self, visitor: V) -> Result<V::Value, Raised> {
         if self.node.is_null() {
-            return visitor.visit_map(&mut Entries { parent: self, entries: &[], value: None });
+            return self.visit_entries(&[], visitor);
         }
         if self.node.items().is_some() {
             return Err(de::Error::invalid_type(Unexpected::Seq, &visitor));
@@ -173,8 +161,10 @@ impl<'n> NodeDeserializer<'n> {
 
     fn visit_variant<V: Visitor<'n>>(self, visitor: V) -> Result<V::Value, Raised> {
         match self.node.entries() {
-            Some([(key, content)]) => visitor.visit_enum(Variant { table: self, key, content }),
-            Some(_) => Err(Raised::Message("expected a table with exactly one key".to_owned())),
+            Some([(key, content)]) if !self.reader.lacks(content) => {
+                visitor.visit_enum(Variant { table: self, key, content })
+            }
+            Some(_) => Err(Raised::Message(ONE_KEY.to_owned())),
             None => match self.node.text() {
                 Some(_) => visitor.visit_enum(Word(self)),
                 None => self.visit_any(visitor),
@@ -198,7 +188,7 @@ fn visit_meaning<'n, V: Visitor<'n>>(meaning: Meaning<'n>, visitor: V) -> Result
 macro_rules! visits {
     ($($show:ident: $($method:ident)*;)*) => {
         $($(fn $method<V: Visitor<'n>>(self, visitor: V) -> Result<V::Value, Raised> {
-            self.$show(visitor).map_err(|error| self.locate(error))
+            self.out(self.$show(visitor))
         })*)*
     };
 }
@@ -218,7 +208,7 @@ impl<'n> Deserializer<'n> for NodeDeserializer<'n> {
 
     fn deserialize_option<V: Visitor<'n>>(self, visitor: V) -> Result<V::Value, Raised> {
         let visited = if self.node.is_absent() { visitor.visit_none() } else { visitor.visit_some(self) };
-        visited.map_err(|error| self.locate(error))
+        self.out(visited)
     }
 
     fn deserialize_newtype_struct<V: Visitor<'n>>(
@@ -226,7 +216,7 @@ impl<'n> Deserializer<'n> for NodeDeserializer<'n> {
         _: &'static str,
         visitor: V,
     ) -> Result<V::Value, Raised> {
-        visitor.visit_newtype_struct(self).map_err(|error| self.locate(error))
+        self.out(visitor.visit_newtype_struct(self))
     }
 
     fn deserialize_struct<V: Visitor<'n>>(
@@ -244,7 +234,7 @@ impl<'n> Deserializer<'n> for NodeDeserializer<'n> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Raised> {
-        self.visit_variant(visitor).map_err(|error| self.locate(error))
+        self.out(self.visit_variant(visitor))
     }
 
     fn deserialize_unit_struct<V: Visitor<'n>>(
@@ -255,17 +245,21 @@ impl<'n> Deserializer<'n> for NodeDeserializer<'n> {
         self.deserialize_unit(visitor)
     }
 
+    /// Each item has a place of its own: without one of them nothing can be said of the others.
     fn deserialize_tuple<V: Visitor<'n>>(self, _: usize, visitor: V) -> Result<V::Value, Raised> {
-        self.deserialize_seq(visitor)
+        match self.node.items().unwrap_or_default().iter().any(|item| self.reader.lacks(item)) {
+            true => self.out(Err(Raised::Message("an item is missing".to_owned()))),
+            false => self.deserialize_seq(visitor),
+        }
     }
 
     fn deserialize_tuple_struct<V: Visitor<'n>>(
         self,
         _: &'static str,
-        _: usize,
+        length: usize,
         visitor: V,
     ) -> Result<V::Value, Raised> {
-        self.deserialize_seq(visitor)
+        self.deserialize_tuple(length, visitor)
     }
 
     fn deserialize_ignored_any<V: Visitor<'n>>(self, visitor: V) -> Result<V::Value, Raised> {
@@ -273,18 +267,32 @@ impl<'n> Deserializer<'n> for NodeDeserializer<'n> {
     }
 }
 
+/// How serde begins when it has tried every form of a value.
+const UNTAGGED: &str = "data did not match any variant of untagged enum";
+
+/// What an enum's table must be.
+const ONE_KEY: &str = "expected a table with exactly one key";
+
 struct Items<'n> {
     parent: NodeDeserializer<'n>,
     items: &'n [Node],
+}
+
+impl<'n> Items<'n> {
+    fn next(&mut self) -> Option<&'n Node> {
+        let at = self.items.iter().position(|item| !self.parent.reader.lacks(item))?;
+        let (_, rest) = self.items.split_at(at);
+        let (item, rest) = rest.split_first()?;
+        self.items = rest;
+        Some(item)
+    }
 }
 
 impl<'n> de::SeqAccess<'n> for &mut Items<'n> {
     type Error = Raised;
 
     fn next_element_seed<S: DeserializeSeed<'n>>(&mut self, seed: S) -> Result<Option<S::Value>, Raised> {
-        let Some((item, rest)) = self.items.split_first() else { return Ok(None) };
-        self.items = rest;
-        self.parent.seed(seed, item).map(Some)
+        self.next().map(|item| self.parent.seed(seed, item)).transpose()
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -292,25 +300,54 @@ impl<'n> de::SeqAccess<'n> for &mut Items<'n> {
     }
 }
 
+/// The entries of a table, then those that are made up.
 struct Entries<'n> {
     parent: NodeDeserializer<'n>,
     entries: &'n [(Key, Node)],
-    value: Option<&'n Node>,
+    made_up: std::vec::IntoIter<&'static str>,
+    value: Option<Content<'n>>,
+}
+
+enum Content<'n> {
+    Node(&'n Node),
+    MadeUp,
+}
+
+impl<'n> Entries<'n> {
+    fn next(&mut self) -> Option<&'n (Key, Node)> {
+        let at = self.entries.iter().position(|(_, value)| !self.parent.reader.lacks(value))?;
+        let (_, rest) = self.entries.split_at(at);
+        let (entry, rest) = rest.split_first()?;
+        self.entries = rest;
+        Some(entry)
+    }
+
+    fn cannot_make_up(&self, raised: &Raised) -> Raised {
+        let (text, node) = (raised.to_string(), self.parent.node);
+        let error = NodeError::new(node.span, "", text.clone());
+        self.parent.reader.fail(Failure { error, node, fault: Fault::NotMadeUp });
+        Raised::Message(text)
+    }
 }
 
 impl<'n> de::MapAccess<'n> for &mut Entries<'n> {
     type Error = Raised;
 
     fn next_key_seed<S: DeserializeSeed<'n>>(&mut self, seed: S) -> Result<Option<S::Value>, Raised> {
-        let Some(((key, value), rest)) = self.entries.split_first() else { return Ok(None) };
-        self.entries = rest;
-        self.value = Some(value);
-        seed.deserialize(KeyDeserializer { table: self.parent, key }).map(Some)
+        if let Some((key, value)) = self.next() {
+            self.value = Some(Content::Node(value));
+            return seed.deserialize(KeyDeserializer { table: self.parent, key }).map(Some);
+        }
+        let Some(key) = self.made_up.next() else { return Ok(None) };
+        self.value = Some(Content::MadeUp);
+        let key: StrDeserializer<'_, Raised> = key.into_deserializer();
+        seed.deserialize(key).map(Some)
     }
 
     fn next_value_seed<S: DeserializeSeed<'n>>(&mut self, seed: S) -> Result<S::Value, Raised> {
         match self.value.take() {
-            Some(value) => self.parent.seed(seed, value),
+            Some(Content::Node(value)) => self.parent.seed(seed, value),
+            Some(Content::MadeUp) => seed.deserialize(Blank).map_err(|error| self.cannot_make_up(&error)),
             None => Err(Raised::Message("a value was asked for before its key".to_owned())),
         }
     }
@@ -335,12 +372,12 @@ impl KeyDeserializer<'_> {
             }
             raised => raised,
         };
-        let mut failure = self.table.reader.failure.borrow_mut();
         let text = raised.to_string();
-        if failure.as_ref().is_none_or(|known| known.message != text) {
-            let found = find(self.table.reader.root, self.table.node, &self.table.reader.path);
-            let path = join(&found.unwrap_or_default().path, &self.key.text);
-            *failure = Some(NodeError::new(self.key.span, &path, text.clone()));
+        if !self.table.reader.knows(&text) {
+            let (path, _) = self.table.place();
+            let error = NodeError::new(self.key.span, &join(&path, &self.key.text), text.clone());
+            let node = self.table.node.child(&self.key.text).unwrap_or(self.table.node);
+            self.table.reader.fail(Failure { error, node, fault: Fault::Wrong });
         }
         Raised::Message(text)
     }
@@ -470,8 +507,8 @@ impl<'n> de::VariantAccess<'n> for Variant<'n> {
         self.table.seed(seed, self.content)
     }
 
-    fn tuple_variant<V: Visitor<'n>>(self, _: usize, visitor: V) -> Result<V::Value, Raised> {
-        self.table.below(self.content).deserialize_seq(visitor)
+    fn tuple_variant<V: Visitor<'n>>(self, length: usize, visitor: V) -> Result<V::Value, Raised> {
+        self.table.below(self.content).deserialize_tuple(length, visitor)
     }
 
     fn struct_variant<V: Visitor<'n>>(
@@ -480,31 +517,6 @@ impl<'n> de::VariantAccess<'n> for Variant<'n> {
         visitor: V,
     ) -> Result<V::Value, Raised> {
         self.table.below(self.content).deserialize_map(visitor)
-    }
-}
-
-/// Where a node stands in its tree.
-#[derive(Default)]
-struct Found {
-    path: String,
-    key: Option<Span>,
-}
-
-/// Looks a node up by identity. Only errors pay for it, and nothing has to carry paths along.
-fn find(root: &Node, target: &Node, path: &str) -> Option<Found> {
-    if std::ptr::eq(root, target) {
-        return Some(Found { path: path.to_owned(), key: None });
-    }
-    match &root.value {
-        Value::Scalar(_) => None,
-        Value::List(items) => {
-            items.iter().enumerate().find_map(|(index, item)| find(item, target, &format!("{path}[{index}]")))
-        }
-        Value::Table(entries) => entries.iter().find_map(|(key, value)| {
-            let found = find(value, target, &join(path, &key.text))?;
-            let own = std::ptr::eq(value, target).then_some(key.span);
-            Some(Found { key: own.or(found.key), ..found })
-        }),
     }
 }
 

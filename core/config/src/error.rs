@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{self, Expected, Unexpected};
 
 use crate::diagnostics::{Diagnostic, Source, Span};
-use crate::node::{Key, last_name, shortened};
+use crate::node::{Key, Node, last_name, shortened};
 
 /// Why a node does not hold what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +112,12 @@ pub fn nearest<'k>(word: &str, candidates: impl Iterator<Item = &'k str>) -> Opt
         .map(|(_, candidate)| candidate)
 }
 
+/// Whether one of a table's keys was probably meant to be `key`.
+pub(crate) fn is_misspelt(key: &str, table: &Node) -> bool {
+    let mut keys = table.entries().unwrap_or_default().iter().map(|(found, _)| found.text.as_str());
+    keys.any(|found| found != key && nearest(found, [key].into_iter()).is_some())
+}
+
 /// Advice for an unknown word: the nearest known one, else all of them, unless there are too many to read.
 pub(crate) fn suggestion<'k>(
     word: &str,
@@ -119,7 +125,9 @@ pub(crate) fn suggestion<'k>(
     what: &str,
 ) -> Option<String> {
     const READABLE: usize = 16;
-    if let Some(near) = nearest(word, known.clone()) {
+    // Two letters or a number are no slip of others: `h3` is not meant to be `h2`, nor `1.1` to be `1.2`.
+    let is_word = word.chars().count() > 2 && word.contains(char::is_alphabetic);
+    if let Some(near) = nearest(word, known.clone()).filter(|_| is_word) {
         return Some(format!("did you mean `{near}`?"));
     }
     let all: Vec<_> = known.map(|known| format!("`{known}`")).collect();

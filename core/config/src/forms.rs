@@ -160,7 +160,7 @@ mod tests {
     use crate::yaml;
 
     fn read<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
-        yaml::parse(text, &|_| None).unwrap().read("x").map_err(|error| error.to_string())
+        yaml::parse(text, &|_| None).unwrap().read("x").map_err(|errors| errors[0].to_string())
     }
 
     #[test]
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(read::<Predicate>("{ absent: true }").unwrap_err(), "unknown key `absent` in `x`");
         assert_eq!(
             read::<Predicate>("{ present: true, regex: a }").unwrap_err(),
-            "unknown key `regex` in `x`"
+            "x: expected a table with exactly one key"
         );
     }
 

@@ -4,6 +4,7 @@
 //! into [`Config`], and what is wrong comes back as [`Diagnostics`], all of it at once. This crate knows no
 //! plugin: a plugin's table stays a [`Node`], which whoever builds the plugin reads with [`Node::reader`].
 
+mod blank;
 mod check;
 mod config;
 mod de;
@@ -14,6 +15,7 @@ mod interpolate;
 mod load;
 mod node;
 mod read;
+mod reader;
 mod schema;
 mod values;
 mod yaml;
@@ -24,11 +26,12 @@ pub use config::{
     OnError, PluginEntry, Policies, Predicate, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite,
     Route, SideFile, Status, Timeouts, Tls, TlsPolicy, TlsVersion, Upstream,
 };
-pub use de::{NodeDeserializer, Reader};
+pub use de::NodeDeserializer;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
 pub use error::{NodeError, Raised, nearest};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value};
+pub use reader::Reader;
 pub use schema::schema;
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,

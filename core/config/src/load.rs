@@ -43,7 +43,9 @@ pub fn parse(path: &Path, text: &str, env: &Env<'_>) -> Result<Loaded, Diagnosti
 /// As much of a configuration as can be read, and all errors in it: for whoever has more to judge and wants
 /// everything said at once. An error if the text is no configuration at all.
 pub fn parse_partly(path: &Path, text: &str, env: &Env<'_>) -> Result<(Loaded, Diagnostics), Diagnostics> {
-    let (source, root) = tree(path, text, env)?;
+    let source = source(path, text);
+    let (root, unreadable) =
+        yaml::parse_partly(&source.text, env).map_err(|errors| shown(errors, &source))?;
     if root.is_null() {
         let empty = Diagnostic::error(path, "the file is empty");
         return Err(empty.with_help("begin with `listeners: [{ bind: 0.0.0.0:8080 }]`").into());
@@ -51,12 +53,14 @@ pub fn parse_partly(path: &Path, text: &str, env: &Env<'_>) -> Result<(Loaded, D
     let mut errors = Vec::new();
     let config = read::config(&root, &mut errors);
     let (found, mut warnings) = check::check(&config, &root);
-    if !errors.is_empty() {
+    if !errors.is_empty() || !unreadable.is_empty() {
         // What seems odd may be so only because something was not read.
         warnings.clear();
     }
     errors.extend(found);
-    let errors = diagnostics(errors, &source);
+    let mut errors = diagnostics(errors, &source);
+    errors.0.extend(shown(unreadable, &source).0);
+    errors.sort();
     let warnings = diagnostics(warnings, &source).0.into_iter().map(Diagnostic::into_warning);
     let warnings = Diagnostics(warnings.collect());
     Ok((Loaded { config, root, dir: directory(path), warnings, source }, errors))
@@ -99,20 +103,26 @@ impl Loaded {
 }
 
 fn tree(path: &Path, text: &str, env: &Env<'_>) -> Result<(Source, Node), Diagnostics> {
-    // A byte order mark is not part of the text, and would shift the first line's columns.
-    let source = Source::new(path, text.strip_prefix('\u{feff}').unwrap_or(text));
+    let source = source(path, text);
     match yaml::parse(&source.text, env) {
         Ok(root) => Ok((source, root)),
-        Err(errors) => {
-            let diagnostic = |error: yaml::YamlError| {
-                let diagnostic = source.error(error.span, error.message);
-                Diagnostic { help: error.help, ..diagnostic }
-            };
-            let mut diagnostics = Diagnostics(errors.into_iter().map(diagnostic).collect());
-            diagnostics.sort();
-            Err(diagnostics)
-        }
+        Err(errors) => Err(shown(errors, &source)),
     }
+}
+
+/// A byte order mark is not part of the text, and would shift the first line's columns.
+fn source(path: &Path, text: &str) -> Source {
+    Source::new(path, text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+fn shown(errors: Vec<yaml::YamlError>, source: &Source) -> Diagnostics {
+    let diagnostic = |error: yaml::YamlError| {
+        let diagnostic = source.error(error.span, error.message);
+        Diagnostic { help: error.help, ..diagnostic }
+    };
+    let mut diagnostics = Diagnostics(errors.into_iter().map(diagnostic).collect());
+    diagnostics.sort();
+    diagnostics
 }
 
 fn diagnostics(errors: Vec<NodeError>, source: &Source) -> Diagnostics {

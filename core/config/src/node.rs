@@ -13,7 +13,7 @@ pub struct Node {
     pub value: Value,
 }
 
-/// The three shapes of a value.
+/// The shapes of a value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// A word, a number, a text, nothing.
@@ -22,6 +22,8 @@ pub enum Value {
     List(Vec<Node>),
     /// A table, in file order, without repeated keys.
     Table(Vec<(Key, Node)>),
+    /// Nothing that could be known, because a variable in it is not set. That is an error already.
+    Unset,
 }
 
 /// A key of a table.
@@ -116,6 +118,20 @@ impl Node {
         })
     }
 
+    /// What it consists of.
+    pub(crate) fn children(&self) -> Box<dyn Iterator<Item = &Node> + '_> {
+        match &self.value {
+            Value::List(items) => Box::new(items.iter()),
+            Value::Table(entries) => Box::new(entries.iter().map(|(_, value)| value)),
+            Value::Scalar(_) | Value::Unset => Box::new(std::iter::empty()),
+        }
+    }
+
+    /// Whether anything in it is unknown.
+    pub(crate) fn has_unset(&self) -> bool {
+        self.value == Value::Unset || self.children().any(Node::has_unset)
+    }
+
     /// An empty table at this node's place, for what may be written as a bare word.
     pub fn empty_table(&self) -> Node {
         Node { span: self.span, value: Value::Table(Vec::new()) }
@@ -160,6 +176,7 @@ impl Node {
             Value::Table(entries) => {
                 entries.iter().map(|(key, value)| (key.text.clone(), value.to_json())).collect()
             }
+            Value::Unset => serde_json::Value::Null,
         }
     }
 
@@ -167,10 +184,7 @@ impl Node {
     pub fn redact(&self, message: String) -> String {
         match &self.value {
             Value::Scalar(scalar) => scalar.redact(message),
-            Value::List(items) => items.iter().fold(message, |message, item| item.redact(message)),
-            Value::Table(entries) => {
-                entries.iter().fold(message, |message, (_, value)| value.redact(message))
-            }
+            _ => self.children().fold(message, |message, child| child.redact(message)),
         }
     }
 
@@ -179,6 +193,7 @@ impl Node {
         match &self.value {
             Value::List(_) => "a list".to_owned(),
             Value::Table(_) => "a table".to_owned(),
+            Value::Unset => "a variable that is not set".to_owned(),
             Value::Scalar(scalar) if scalar.is_secret() => "a value from the environment".to_owned(),
             Value::Scalar(scalar) => match scalar.meaning() {
                 Meaning::Null => "nothing".to_owned(),

@@ -7,7 +7,7 @@ use crate::config::{
     RedirectHttps, Respond, Rewrite, Route, SideFile, Timeouts, Upstream, default_max_idle, default_retries,
 };
 use crate::diagnostics::Span;
-use crate::error::{NodeError, nearest};
+use crate::error::{NodeError, is_misspelt, nearest};
 use crate::node::{Key, Node, Value, join};
 use crate::values::Address;
 
@@ -132,17 +132,30 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
         rewrite: Rewrite::default(),
         action: Action::Respond(Respond::default()),
         whole: false,
+        captures_known: false,
     };
+    let whole = !place.node.has_unset();
     let Some(mut table) = place.table() else { return Some(route) };
     let errors = table.errors.len();
     route.name = table.optional("name").unwrap_or(route.name);
     route.matches = table.with("match", matches).unwrap_or_default();
+    route.captures_known = route.matches.path.is_some() || has_no_path(table.node);
     route.rewrite = table.optional("rewrite").unwrap_or_default();
     route.action = action(&mut table).unwrap_or(route.action);
     let read = table.errors.len() == errors;
     route.plugins = table.items("plugins", |place| Some(chain_entry(place)));
-    route.whole = table.close() && read;
+    route.whole = table.close() && read && whole;
     Some(route)
+}
+
+/// Whether a route says nothing about its path, not even something that cannot be read.
+fn has_no_path(route: &Node) -> bool {
+    match route.child("match").filter(|found| !found.is_absent()) {
+        Some(found) => {
+            found.entries().is_some() && found.child("path").is_none() && !is_misspelt("path", found)
+        }
+        None => !is_misspelt("match", route),
+    }
 }
 
 /// Item by item where there are many of a kind.
@@ -171,6 +184,9 @@ fn action(table: &mut Table<'_, '_>) -> Option<Action> {
     ];
     let mut present = present.into_iter().filter_map(|(name, entry)| Some((name, entry?)));
     match (present.next(), present.next()) {
+        (None, _) if ["upstream", "redirect", "respond"].iter().any(|key| is_misspelt(key, table.node)) => {
+            None
+        }
         (None, _) => table.fail(table.span, "a route needs one of `upstream`, `redirect`, `respond`"),
         (Some(_), None) => actions.into_iter().flatten().next(),
         (Some((first, _)), Some((second, (key, _)))) => {
@@ -214,16 +230,20 @@ fn plugin_entry(mut place: Place<'_, '_>) -> Option<PluginEntry> {
     };
     let (options, kinds): (Vec<_>, Vec<_>) =
         entries.iter().cloned().partition(|(key, _)| INSTANCE_OPTIONS.contains(&key.text.as_str()));
-    let options = place.read_part(Node { span, value: Value::Table(options) });
-    // Without its name it must not look like another one.
-    let unread = || InstanceOptions { name: Some(place.path.clone()), ..InstanceOptions::default() };
-    let options = options.unwrap_or_else(unread);
+    let (misspelt, kinds): (Vec<_>, Vec<_>) = kinds.into_iter().partition(|(key, _)| {
+        entries.len() > 1 && nearest(&key.text, INSTANCE_OPTIONS.into_iter()).is_some()
+    });
+    misspelt.iter().for_each(|(key, _)| place.misspelt_option(key));
+    let options = place.instance_options(Node { span, value: Value::Table(options) });
     let mut kinds = kinds.into_iter();
     let Some((key, value)) = kinds.next() else {
         return place.fail("this entry names no plugin: write `- kind: { ... }`");
     };
-    if let Some((extra, _)) = kinds.next() {
-        return place.second_kind(&key, &extra);
+    let extras: Vec<_> = kinds.collect();
+    extras.iter().for_each(|(extra, _)| place.second_kind(&key, extra));
+    if !extras.is_empty() && value.is_null() {
+        // Its table is those other keys, and nobody knows which of them.
+        return None;
     }
     Some(PluginEntry {
         table: plugin_table(&key, value),
@@ -269,13 +289,17 @@ impl<'n, 'e> Place<'n, 'e> {
         Self { node, path: String::new(), key: None, index: 0, errors }
     }
 
-    fn read<T: DeserializeOwned>(self) -> Option<T> {
-        self.node.read(&self.path).map_err(|error| self.errors.push(error)).ok()
+    /// The value, without what is wrong in it where that leaves one.
+    fn read<T: DeserializeOwned>(mut self) -> Option<T> {
+        let node = self.node;
+        self.read_part(node)
     }
 
     /// Reads a part of this value that was taken out of it.
-    fn read_part<T: DeserializeOwned>(&mut self, part: Node) -> Option<T> {
-        part.read(&self.path).map_err(|error| self.errors.push(error)).ok()
+    fn read_part<T: DeserializeOwned>(&mut self, part: &Node) -> Option<T> {
+        let (value, errors) = part.read_partly(&self.path);
+        self.errors.extend(errors);
+        value
     }
 
     /// The items of a list; a key whose items are all commented out holds none.
@@ -301,6 +325,16 @@ impl<'n, 'e> Place<'n, 'e> {
         (Some(items.len()) == wanted).then_some(items)
     }
 
+    /// The instance options of a plugin entry. Without its name it must not look like another one.
+    fn instance_options(&mut self, options: Node) -> InstanceOptions {
+        let read: InstanceOptions = self.read_part(&options).unwrap_or_default();
+        if options.entries().is_some_and(<[_]>::is_empty) || read.name.is_some() {
+            return read;
+        }
+        let name = options.child("name").filter(|name| !name.is_absent()).map(|_| self.path.clone());
+        InstanceOptions { name, ..read }
+    }
+
     fn table(self) -> Option<Table<'n, 'e>> {
         if self.node.entries().is_none() && !self.node.is_null() {
             return self.expected("a table");
@@ -314,23 +348,26 @@ impl<'n, 'e> Place<'n, 'e> {
         self.fail(&message)
     }
 
+    /// Notes what is wrong. Of an unset value nothing is known that could be.
     fn fail<T>(self, message: &str) -> Option<T> {
-        self.errors.push(NodeError::new(self.node.span, &self.path, message));
+        if self.node.value != Value::Unset {
+            self.errors.push(NodeError::new(self.node.span, &self.path, message));
+        }
         None
     }
 
-    /// A second key that is no instance option: a misspelt option, or an option of the plugin not indented.
-    fn second_kind<T>(self, kind: &Key, extra: &Key) -> Option<T> {
+    fn misspelt_option(&mut self, key: &Key) {
+        self.errors.push(NodeError::unknown_key(key, &self.path, INSTANCE_OPTIONS.into_iter()));
+    }
+
+    /// A second key that is no instance option: probably an option of the plugin, not indented.
+    fn second_kind(&mut self, kind: &Key, extra: &Key) {
         let message = format!("`{}` stands beside the plugin `{}`", extra.text, kind.text);
-        let help = match nearest(&extra.text, INSTANCE_OPTIONS.into_iter()) {
-            Some(option) => format!("did you mean `{option}`?"),
-            None => format!(
-                "options of `{}` go below it, further indented; a second plugin begins with `-`",
-                kind.text
-            ),
-        };
+        let help = format!(
+            "options of `{}` go below it, further indented; a second plugin begins with `-`",
+            kind.text
+        );
         self.errors.push(NodeError::new(extra.span, &self.path, message).with_help(help));
-        None
     }
 }
 
@@ -348,7 +385,7 @@ impl<'n> Table<'n, '_> {
     }
 
     fn required<T>(&mut self, key: &'static str, read: impl FnOnce(Place<'n, '_>) -> Option<T>) -> Option<T> {
-        if self.node.child(key).is_none_or(Node::is_absent) {
+        if self.node.child(key).is_none_or(Node::is_absent) && !is_misspelt(key, self.node) {
             self.errors.push(NodeError::missing_key(self.span, &self.path, key));
         }
         self.with(key, read)

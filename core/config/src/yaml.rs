@@ -28,9 +28,16 @@ pub(crate) struct YamlError {
 /// Looks up an environment variable.
 pub(crate) type Env<'e> = dyn Fn(&str) -> Option<String> + 'e;
 
-/// Parses one document; an empty one is null. All unset variables and repeated keys are reported, but only the
-/// first error of syntax, since the parser cannot go on after it.
+/// Parses one document without errors.
 pub(crate) fn parse(text: &str, env: &Env<'_>) -> Result<Node, Vec<YamlError>> {
+    let (root, errors) = parse_partly(text, env)?;
+    if errors.is_empty() { Ok(root) } else { Err(errors) }
+}
+
+/// Parses one document; an empty one is null. Beside it stand the errors that leave the rest readable: all unset
+/// variables, whose values stay unset, and repeated keys, which are left out. After an error of syntax the parser
+/// cannot go on.
+pub(crate) fn parse_partly(text: &str, env: &Env<'_>) -> Result<(Node, Vec<YamlError>), Vec<YamlError>> {
     let mut builder = Builder::new(env);
     for event in Parser::new_from_str(text) {
         let step = event.map_err(syntax_error).and_then(|(event, range)| builder.event(event, span(&range)));
@@ -39,11 +46,8 @@ pub(crate) fn parse(text: &str, env: &Env<'_>) -> Result<Node, Vec<YamlError>> {
             return Err(builder.errors);
         }
     }
-    if builder.errors.is_empty() {
-        Ok(builder.root.unwrap_or_else(|| null(Span { line: 1, column: 1, ..Span::default() })))
-    } else {
-        Err(builder.errors)
-    }
+    let empty = || null(Span { line: 1, column: 1, ..Span::default() });
+    Ok((builder.root.unwrap_or_else(empty), builder.errors))
 }
 
 struct Builder<'e> {
@@ -61,6 +65,8 @@ struct Open {
     node: Node,
     anchor: usize,
     key: Option<Key>,
+    /// Whether that key stood here before.
+    repeats: bool,
     keys: HashSet<String>,
 }
 
@@ -123,14 +129,14 @@ impl<'e> Builder<'e> {
         if self.awaiting_key().is_some() {
             return self.key(Key { text, span });
         }
-        let (text, env) = match interpolate(&text, self.env) {
-            Ok(interpolated) => interpolated,
+        let value = match interpolate(&text, self.env) {
+            Ok((text, env)) => Value::Scalar(Scalar { text, plain, env }),
             Err(problem) => {
                 self.errors.push(YamlError { span, message: problem.message, help: Some(problem.help) });
-                (text, None)
+                Value::Unset
             }
         };
-        let node = Node { span, value: Value::Scalar(Scalar { text, plain, env }) };
+        let node = Node { span, value };
         self.remember(anchor, &node);
         self.place(node)
     }
@@ -147,6 +153,7 @@ impl<'e> Builder<'e> {
         }
         let Some(open) = self.awaiting_key() else { return Ok(()) };
         let repeated = !open.keys.insert(key.text.clone());
+        open.repeats = repeated;
         open.key = Some(key.clone());
         if repeated {
             self.errors.push(error(key.span, format!("key `{}` stands here twice", key.text)));
@@ -161,7 +168,13 @@ impl<'e> Builder<'e> {
         }
         self.count(1, span)?;
         self.check_depth(1, span)?;
-        self.open.push(Open { node: Node { span, value }, anchor, key: None, keys: HashSet::new() });
+        self.open.push(Open {
+            node: Node { span, value },
+            anchor,
+            key: None,
+            repeats: false,
+            keys: HashSet::new(),
+        });
         Ok(())
     }
 
@@ -183,6 +196,7 @@ impl<'e> Builder<'e> {
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(open) => match (&mut open.node.value, open.key.take()) {
+                (Value::Table(_), Some(_)) if open.repeats => {}
                 (Value::Table(entries), Some(key)) => entries.push((key, node)),
                 (Value::List(items), _) => items.push(node),
                 _ => return Err(error(node.span, "a value without a key")),
@@ -222,11 +236,10 @@ fn measure(node: &Node) -> (usize, usize) {
         nodes += below;
         depth = depth.max(levels);
     };
-    match &node.value {
-        Value::Scalar(_) => return (1, 0),
-        Value::List(items) => items.iter().for_each(&mut add),
-        Value::Table(entries) => entries.iter().for_each(|(_, value)| add(value)),
+    if matches!(node.value, Value::Scalar(_) | Value::Unset) {
+        return (1, 0);
     }
+    node.children().for_each(&mut add);
     (nodes, depth + 1)
 }
 

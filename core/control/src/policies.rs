@@ -96,7 +96,7 @@ impl Directory<'_> {
             Ok((None, empty_table(policy)?))
         };
         let with_file = result.and_then(|(source, node)| {
-            let (options, table) = separate(node, source.as_ref())?;
+            let (options, table) = self.separate(node, source.as_ref());
             Ok((source, options, with_file(table, policy)?))
         });
         with_file.map_err(|found| self.findings.0.extend(found.0)).ok()
@@ -120,6 +120,21 @@ impl Directory<'_> {
             return Err(error.with_help("rename the file").into());
         }
         Ok((Some(source), node))
+    }
+
+    /// An options file into what belongs to the instance and what to its kind.
+    fn separate(&mut self, node: Node, source: Option<&Source>) -> (InstanceOptions, Node) {
+        let Value::Table(entries) = node.value else { return (InstanceOptions::default(), node) };
+        let (options, rest): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|(key, _)| INSTANCE_OPTIONS.contains(&key.text.as_str()));
+        let options = Node { span: node.span, value: Value::Table(options) };
+        // After errors the policy is planned all the same: its own table may have some too.
+        let options = options.read("").unwrap_or_else(|errors| {
+            let shown = errors.into_iter().zip(source.into_iter().cycle());
+            self.findings.0.extend(shown.map(|(error, source)| error.diagnostic(source)));
+            InstanceOptions::default()
+        });
+        (options, Node { span: node.span, value: Value::Table(rest) })
     }
 
     /// Warns about files that do nothing: hardly what somebody meant who put them here.
@@ -167,19 +182,6 @@ fn name(stem: &str) -> &str {
         Some(name) if rest.len() < stem.len() && !name.is_empty() => name,
         _ => stem,
     }
-}
-
-/// An options file into what belongs to the instance and what to its kind.
-fn separate(node: Node, source: Option<&Source>) -> Result<(InstanceOptions, Node), Diagnostics> {
-    let Value::Table(entries) = node.value else { return Ok((InstanceOptions::default(), node)) };
-    let (options, rest): (Vec<_>, Vec<_>) =
-        entries.into_iter().partition(|(key, _)| INSTANCE_OPTIONS.contains(&key.text.as_str()));
-    let options = Node { span: node.span, value: Value::Table(options) };
-    let options = options.read("").map_err(|error| match source {
-        Some(source) => Diagnostics::from(error.diagnostic(source)),
-        None => Diagnostics::default(),
-    })?;
-    Ok((options, Node { span: node.span, value: Value::Table(rest) }))
 }
 
 fn with_file(mut table: Node, policy: &Path) -> Result<Node, Diagnostics> {

@@ -90,11 +90,11 @@ pub fn server_config(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsErr
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions(settings))
         .map_err(|error| fault(None, "min_version", error.to_string()))?;
-    let resolver = Arc::new(ByName::new(&settings.certificates, &provider)?);
     let builder = match &settings.client_auth {
         Some(auth) => builder.with_client_cert_verifier(verifier(auth, &provider)?),
         None => builder.with_no_client_auth(),
     };
+    let resolver = Arc::new(ByName::new(&settings.certificates, &provider)?);
     let mut config = builder.with_cert_resolver(resolver);
     config.alpn_protocols = settings.alpn.clone();
     // A key that opens tickets must not outlive the process, and is rotated within it.

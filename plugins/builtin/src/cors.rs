@@ -95,7 +95,7 @@ pub(crate) struct Config {
 
 /// Names, or whatever is asked for.
 #[derive(Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected `any` or a list of names")]
 enum Names {
     /// `any`.
     Any(AnyWord),

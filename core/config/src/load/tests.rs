@@ -344,7 +344,6 @@ nonsense: 1
             "3: listeners[0].bind: expected an IP address and port such as `0.0.0.0:8080` or `[::]:8080`, found string `nowhere`",
             "4: listeners[0].http2.max_streams: expected a whole number, 1 or more, found number 0",
             "5: missing key `certificates` in `tls`",
-            "6: missing key `bind` in `listeners[1]`",
             "6: unknown key `bnd` in `listeners[1]`",
             "8: routes[0].match.path: a path begins with `/`",
             "10: routes[0].plugins[0].timeout: expected a duration such as `10s`, found number 5",
@@ -380,6 +379,7 @@ routes:
         [
             "2: listeners[0].bind[0]: expected an IP address and port such as `0.0.0.0:8080` or `[::]:8080`, found string `nowhere`",
             "2: listeners[0].plugins[0].timeout: expected a duration such as `10s`, found number 5",
+            "2: listeners[0].plugins[1]: a second `cors` without a name",
             "4: listeners[2].name: the name `b` is taken",
             "4: listeners[2].bind[0]: 0.0.0.0:81 is already used by listener `b`",
             "5: plugins[1]: `jwt` stands beside the plugin `cors`",
@@ -564,7 +564,10 @@ fn a_key_that_lost_its_content_is_not_taken_for_a_missing_one() {
     );
     let tls =
         "listeners: [{ bind: 127.0.0.1:0, tls: { certificates: [{ cert: a, key: b }], client_auth: } }]\n";
-    assert_eq!(messages(tls), ["1: missing key `mode` in `client_auth`"]);
+    assert_eq!(
+        messages(tls),
+        ["1: missing key `mode` in `client_auth`", "1: missing key `ca` in `client_auth`"]
+    );
     assert_message(
         "routes: [{ match: { path: }, upstream: api }]\n",
         "3: routes[0].match.path: expected a path such as `/users/{id}`, found nothing",

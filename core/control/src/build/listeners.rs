@@ -25,6 +25,9 @@ pub(crate) struct BuiltTls {
     server: Arc<ServerConfig>,
 }
 
+/// The setting that errors about the authorities of client certificates are about.
+const AUTHORITIES: &str = "client_auth.ca";
+
 impl Builder<'_> {
     pub(super) fn tls(&mut self) -> Vec<BuiltTls> {
         let mut built = Vec::new();
@@ -40,13 +43,12 @@ impl Builder<'_> {
     fn listener_tls(&mut self, path: &str, listener: &str, tls: &config::Tls) -> Option<BuiltTls> {
         let certificates = self.certificates(&format!("{path}.certificates"), &tls.certificates);
         let client_auth = tls.client_auth.as_ref().map(|auth| {
-            let ca_pem = self.pem(&format!("{path}.client_auth.ca"), &auth.ca)?;
+            let ca_pem = self.pem(&format!("{path}.{AUTHORITIES}"), &auth.ca)?;
             Some(ClientAuth { required: auth.mode == config::ClientAuthMode::Required, ca_pem })
         });
-        let (Some(client_auth), Some(read)) =
-            (all_or_nothing(client_auth), certificates.iter().cloned().collect())
-        else {
-            self.judge_each(path, tls, &certificates, 0);
+        let read: Option<Vec<_>> = certificates.iter().cloned().collect();
+        let (Some(client_auth), Some(read)) = (all_or_nothing(client_auth.clone()), read) else {
+            self.judge_parts(path, tls, &certificates, client_auth.flatten());
             return None;
         };
         let settings = settings(tls, read, client_auth);
@@ -58,9 +60,9 @@ impl Builder<'_> {
             None => match server_config(&settings) {
                 Ok(server) => server,
                 Err(error) => {
-                    let others = error.certificate.map_or(certificates.len(), |index| index + 1);
-                    self.tls_error(path, error);
-                    self.judge_each(path, tls, &certificates, others);
+                    if !self.judge_parts(path, tls, &certificates, settings.client_auth) {
+                        self.tls_error(path, error);
+                    }
                     return None;
                 }
             },
@@ -78,20 +80,28 @@ impl Builder<'_> {
         config.iter().enumerate().map(read).collect()
     }
 
-    /// Finds the errors of every certificate from `first` on: together they end at the first.
-    fn judge_each(
+    /// Judges the authorities and each certificate alone: together they end at the first error. Whether there are
+    /// errors.
+    fn judge_parts(
         &mut self,
         path: &str,
         tls: &config::Tls,
         certificates: &[Option<Certificate>],
-        first: usize,
-    ) {
-        for (index, certificate) in certificates.iter().enumerate().skip(first) {
+        client_auth: Option<ClientAuth>,
+    ) -> bool {
+        let mut errors = Vec::new();
+        let authorities = server_config(&settings(tls, Vec::new(), client_auth));
+        // That there is no certificate is the other error that this ends with.
+        errors.extend(authorities.err().filter(|error| error.part == AUTHORITIES));
+        for (index, certificate) in certificates.iter().enumerate() {
             let alone = certificate.clone().map(|certificate| settings(tls, vec![certificate], None));
             if let Some(Err(error)) = alone.map(|settings| server_config(&settings)) {
-                self.tls_error(path, TlsError { certificate: error.certificate.map(|_| index), ..error });
+                errors.push(TlsError { certificate: error.certificate.map(|_| index), ..error });
             }
         }
+        let found = !errors.is_empty();
+        errors.into_iter().for_each(|error| self.tls_error(path, error));
+        found
     }
 
     fn pem(&mut self, path: &str, file: &Path) -> Option<Bytes> {

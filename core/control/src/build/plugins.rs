@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_config::{Diagnostic, Diagnostics, InstanceOptions, OnError as ConfigOnError, Source};
+use portcullis_config::{Diagnostic, Diagnostics, InstanceOptions, OnError as ConfigOnError, Reader, Source};
 use portcullis_plugin::{BuildContext, BuildError, BuildFailure, HookName, Needs, Plugin};
 use portcullis_proxy::chain::{Chain, Instance, OnError};
 use portcullis_proxy::upstream::Upstream;
@@ -182,29 +182,41 @@ impl Lists {
 /// A plugin and what it wants.
 type Made = (Needs, Arc<dyn Plugin>);
 
-/// Builds one instance. A panic is an error like any other: it must not end the gateway.
+/// Builds one instance, or finds all errors in its table. A panic is an error like any other: it must not end the
+/// gateway.
 fn make(planned: &Planned, host: &mut Host<'_>) -> Result<Made, Diagnostics> {
     let Planned { registration, table, place, .. } = planned;
-    let instance = portcullis_plugin::Instance {
-        kind: registration.kind,
-        name: planned.name.clone(),
-        state_schema: registration.state_schema,
-    };
-    let reader = table.reader(&place.path);
-    let build = || {
-        let mut context = BuildContext::new(instance, host);
-        let mut table = <dyn erased_serde::Deserializer<'_>>::erase(reader.deserializer());
-        (registration.build)(&mut table, &mut context).map(|plugin| (plugin.needs(), plugin))
-    };
-    match catch_unwind(AssertUnwindSafe(build)) {
-        Ok(Ok(made)) => Ok(made),
-        Ok(Err(BuildFailure::Config(error))) => Err(place.node_error(reader.explain(error)).into()),
-        Ok(Err(BuildFailure::Build(error))) => Err(build_error(planned, error).into()),
-        Err(panic) => {
-            let message = format!("`{}` panicked while it was built: {}", registration.kind, said(&*panic));
-            Err(place.error(table, "", message).into())
+    let mut reader = table.reader(&place.path);
+    loop {
+        let attempt = catch_unwind(AssertUnwindSafe(|| attempt(planned, &reader, host)));
+        match attempt {
+            Ok(Ok(made)) => return Ok(made),
+            Ok(Err(BuildFailure::Config(error))) if reader.note(&error) => {}
+            Ok(Err(BuildFailure::Config(_))) => {
+                return Err(Diagnostics(
+                    reader.into_errors().into_iter().map(|error| place.node_error(error)).collect(),
+                ));
+            }
+            Ok(Err(BuildFailure::Build(error))) => return Err(build_error(planned, error).into()),
+            Err(panic) => {
+                let message =
+                    format!("`{}` panicked while it was built: {}", registration.kind, said(&*panic));
+                return Err(place.error(table, "", message).into());
+            }
         }
     }
+}
+
+/// Builds once. After errors in the table the reader yields no value, so that nothing is built of a part of it.
+fn attempt(planned: &Planned, reader: &Reader<'_>, host: &mut Host<'_>) -> Result<Made, BuildFailure> {
+    let instance = portcullis_plugin::Instance {
+        kind: planned.registration.kind,
+        name: planned.name.clone(),
+        state_schema: planned.registration.state_schema,
+    };
+    let mut context = BuildContext::new(instance, host);
+    let mut table = <dyn erased_serde::Deserializer<'_>>::erase(reader.deserializer());
+    (planned.registration.build)(&mut table, &mut context).map(|plugin| (plugin.needs(), plugin))
 }
 
 fn build_error(planned: &Planned, error: BuildError) -> Diagnostic {

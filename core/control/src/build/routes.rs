@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use portcullis_config as config;
 use portcullis_plugin::RouteMeta;
 use portcullis_proxy::generation::{Action, Rewrite, Route, Template};
-use portcullis_proxy::routes::{HostPattern, PathPattern, Predicate, RouteError, RouteMatch};
+use portcullis_proxy::routes::{HostPattern, PathPattern, Predicate, RouteError, RouteMatch, RouteTable};
 use portcullis_proxy::upstream::Upstream;
 
 use super::Builder;
@@ -24,21 +24,21 @@ impl Builder<'_> {
     }
 
     fn route_match(&mut self, index: usize, route: &config::Route) -> Option<RouteMatch> {
+        let matches = &route.matches;
+        let path = format!("routes[{index}].match");
+        let pattern = path_pattern(matches);
+        if let Err((part, message)) = &pattern {
+            self.error(&format!("{path}.{part}"), message);
+        }
         if !route.whole {
             return None;
         }
-        let matches = &route.matches;
-        let path = format!("routes[{index}].match");
         let mut hosts = Vec::new();
         for (at, host) in matches.hosts.iter().enumerate() {
             match HostPattern::parse(host.as_str()) {
                 Ok(host) => hosts.push(host),
                 Err(error) => self.error(&format!("{path}.hosts[{at}]"), error.to_string()),
             }
-        }
-        let pattern = path_pattern(matches);
-        if let Err((part, message)) = &pattern {
-            self.error(&format!("{path}.{part}"), message);
         }
         let methods = matches.methods.iter().map(|method| Method::try_from(method.as_str()));
         let methods: Result<Vec<_>, _> = methods.collect();
@@ -72,25 +72,22 @@ impl Builder<'_> {
     }
 
     fn route(&mut self, path: &str, route: &config::Route, upstreams: &[Arc<Upstream>]) -> Option<Route> {
-        if !route.whole {
-            return None;
-        }
-        let captures =
-            path_pattern(&route.matches).map(|pattern| pattern.capture_names()).unwrap_or_default();
-        let rewrite = self.rewrite(&format!("{path}.rewrite"), &route.rewrite, &captures);
+        let captures = captures(route);
+        let rewrite = self.rewrite(&format!("{path}.rewrite"), &route.rewrite, captures.as_deref());
         let action = match &route.action {
             config::Action::Upstream(name) => {
                 let found = upstreams.iter().find(|upstream| &*upstream.name == name.as_str());
                 found.map(|upstream| Action::Upstream(upstream.clone()))
             }
             config::Action::Redirect(redirect) => {
-                let to = self.template(&format!("{path}.redirect.to"), &redirect.to, &captures);
+                let to = self.template(&format!("{path}.redirect.to"), &redirect.to, captures.as_deref());
                 let status =
                     StatusCode::from_u16(redirect.status.code()).unwrap_or(StatusCode::PERMANENT_REDIRECT);
                 to.map(|to| Action::Redirect { status, to })
             }
             config::Action::Respond(respond) => self.respond(&format!("{path}.respond"), respond),
         };
+        let captures = captures.filter(|_| route.whole)?;
         Some(Route {
             meta: Arc::new(RouteMeta { name: route.name.as_str().into(), captures: captures.into() }),
             rewrite: rewrite?,
@@ -99,7 +96,12 @@ impl Builder<'_> {
         })
     }
 
-    fn rewrite(&mut self, path: &str, rewrite: &config::Rewrite, captures: &[Box<str>]) -> Option<Rewrite> {
+    fn rewrite(
+        &mut self,
+        path: &str,
+        rewrite: &config::Rewrite,
+        captures: Option<&[Box<str>]>,
+    ) -> Option<Rewrite> {
         let template = rewrite.path.as_ref().map(|template| {
             // `{rest**}` means the same here as in a match; the name alone says which capture it is.
             self.template(&format!("{path}.path"), &template.as_str().replace("**}", "}"), captures)
@@ -116,8 +118,8 @@ impl Builder<'_> {
         })
     }
 
-    fn template(&mut self, path: &str, text: &str, captures: &[Box<str>]) -> Option<Template> {
-        Template::parse(text, captures).map_err(|message| self.error(path, message)).ok()
+    fn template(&mut self, path: &str, text: &str, captures: Option<&[Box<str>]>) -> Option<Template> {
+        Template::parse(text, captures?).map_err(|message| self.error(path, message)).ok()
     }
 
     fn respond(&mut self, path: &str, respond: &config::Respond) -> Option<Action> {
@@ -159,15 +161,32 @@ pub(super) fn conflict(error: &RouteError, routes: &[config::Route]) -> (usize, 
     }
 }
 
+/// The names that templates may use, unless they stand in a path that has errors.
+fn captures(route: &config::Route) -> Option<Vec<Box<str>>> {
+    let pattern = path_pattern(&route.matches).ok().filter(|_| route.captures_known);
+    pattern.map(|pattern| pattern.capture_names())
+}
+
 /// The path that is matched, or which setting is wrong and why.
 fn path_pattern(matches: &config::Match) -> Result<PathPattern, (&'static str, String)> {
-    match (&matches.path, &matches.prefix) {
+    let (setting, pattern) = match (&matches.path, &matches.prefix) {
         (Some(template), _) if template.as_str().contains(['{', '*']) => {
-            PathPattern::template(template.as_str()).map_err(|error| ("path", error.to_string()))
+            ("path", PathPattern::template(template.as_str()).map_err(|error| error.to_string()))
         }
-        (Some(path), _) => Ok(PathPattern::Exact(path.as_str().to_owned())),
-        (None, Some(prefix)) => Ok(PathPattern::Prefix(prefix.as_str().to_owned())),
-        (None, None) => Ok(PathPattern::Any),
+        (Some(path), _) => ("path", Ok(PathPattern::Exact(path.as_str().to_owned()))),
+        (None, Some(prefix)) => ("prefix", Ok(PathPattern::Prefix(prefix.as_str().to_owned()))),
+        (None, None) => ("path", Ok(PathPattern::Any)),
+    };
+    pattern.and_then(alone).map_err(|message| (setting, message))
+}
+
+/// A pattern that requests can have: judged alone, because all routes together end at the first error.
+fn alone(path: PathPattern) -> Result<PathPattern, String> {
+    let (hosts, methods, headers, query) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let table = RouteTable::new(vec![RouteMatch { hosts, path: path.clone(), methods, headers, query }]);
+    match table {
+        Err(RouteError::Pattern { error, .. }) => Err(error.to_string()),
+        _ => Ok(path),
     }
 }
 

@@ -71,6 +71,82 @@ routes:
 }
 
 #[test]
+fn errors_hide_no_errors_of_the_same_table_or_route() {
+    let site = Site::new(
+        "\
+plugins:
+  - stamp: { colour: red, remark: perhaps, refuse: [] }
+  - { name: b, tiemout: 1s, stamp: { colour: blue } }
+routes:
+  - { match: { path: '/a/{id}', methods: [get] }, rewrite: { path: '/b/{ie}', host: [] }, upstream: nope }
+  - { match: { hosts: [a b] }, redirect: { to: '/{id}', status: 200 } }
+  - { match: { path: /a/../b }, respond: { statsu: 200, headers: { x-a: \"a\\nb\" } } }
+  - { match: { paht: '/a/{id}' }, redirect: { to: '/{id}' } }
+",
+    );
+    let errors = site.build(&services(), None).err().unwrap();
+    let messages: Vec<_> = errors.lines().filter_map(|line| line.strip_prefix("error: ")).collect();
+    assert_eq!(
+        messages,
+        [
+            "unknown key `colour` in `stamp`",
+            "plugins[0].stamp.remark: expected `true` or `false`, found string `perhaps`",
+            "plugins[0].stamp.refuse: expected a string, found a list",
+            "unknown key `tiemout` in `plugins[1]`",
+            "unknown key `colour` in `stamp`",
+            "routes[0].match.methods[0]: methods are uppercase: `GET`",
+            "routes[0].rewrite.path: `{ie}` is neither a capture of the path nor path, query or host",
+            "routes[0].rewrite.host: expected a string, found a list",
+            "routes[0].upstream: there is no upstream `nope`",
+            "routes[1].match.hosts[0]: expected a host name such as `api.example.com` or `*.example.com`, found string `a b`",
+            "routes[1].redirect.to: `{id}` is neither a capture of the path nor path, query or host",
+            "routes[1].redirect.status: 200 is no redirect: use 301, 302, 303, 307 or 308",
+            "routes[2].match.path: the path must be written `/b`",
+            "unknown key `statsu` in `respond`",
+            "routes[2].respond.headers.x-a: this cannot be sent as a header",
+            "unknown key `paht` in `match`",
+        ],
+        "{errors}"
+    );
+}
+
+#[test]
+fn errors_in_a_table_let_no_part_of_it_be_built() {
+    let services = services();
+    let site = Site::new(&format!("plugins: [{{ stamp: {{ colour: red, color: red }} }}]\n{ROUTE}"));
+    assert!(site.build(&services, None).is_err());
+    assert_eq!(builds(&services, "stamp", "stamp"), 0);
+}
+
+#[test]
+fn errors_of_options_hide_no_errors_of_the_policy() {
+    let site = Site::new(&format!("policies: {{ dir: policies }}\n{ROUTE}"));
+    site.write("policies/10-a.script", "");
+    site.write("policies/10-a.yaml", "on_error: maybe\ntimeout: 5\nfoo: 1\n");
+    let errors = site.build(&services(), None).err().unwrap();
+    for expected in ["on_error: unknown value `maybe`", "timeout: expected a duration", "unknown key `foo`"] {
+        assert!(errors.contains(expected), "{expected}\n\n{errors}");
+    }
+}
+
+#[test]
+fn a_bad_certificate_hides_no_bad_authority_and_no_other_certificate() {
+    let site = Site::new(ROUTE);
+    site.write("bad.pem", "no PEM");
+    let tls = "tls: { certificates: [{ cert: bad.pem, key: none.pem }, { cert: bad.pem, key: bad.pem }], \
+               client_auth: { mode: required, ca: bad.pem } }";
+    site.write("portcullis.yaml", &format!("listeners: [{{ bind: 127.0.0.1:0, {tls} }}]\n{ROUTE}"));
+    let errors = site.build(&services(), None).err().unwrap();
+    for expected in [
+        "certificates[0].key: `none.pem` does not exist",
+        "certificates[1].cert: holds no",
+        "client_auth.ca: holds no",
+    ] {
+        assert!(errors.contains(expected), "{expected}\n\n{errors}");
+    }
+}
+
+#[test]
 fn an_error_in_a_script_points_into_the_script() {
     let site = Site::new(&format!("plugins: [{{ script: {{ file: a.script }} }}]\n{ROUTE}"));
     site.write("a.script", "fine\nnot !fine\n");
