@@ -117,19 +117,13 @@ const BUILT_IN: &[(&str, Known)] = &[
         "logs.rs MAX_WAITING",
         Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),
     ),
-    (
-        "upstream/http1.rs MAX_HEAD",
-        Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502"),
-    ),
+    ("upstream/http1.rs MAX_HEAD", Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502")),
     ("upstream/http1.rs MIN_READ", Not("a buffer, which grows")),
     ("upstream/http1.rs MAX_READ", Not("a buffer; what is not read waits in the socket")),
     ("upstream/http1.rs KEPT_TEXT", Not("memory kept for the next request")),
     ("upstream/http1/request.rs LINES", Not("a guess, to grow less often")),
     ("upstream/http1/request.rs HEADER", Not("a guess, to grow less often")),
-    (
-        "upstream/http1/response.rs MAX_HEADERS",
-        Bites(UPSTREAMS, "a_response_with_too_many_headers_is_a_502"),
-    ),
+    ("upstream/http1/response.rs MAX_HEADERS", Bites(UPSTREAMS, "a_response_with_too_many_headers_is_a_502")),
     (
         "upstream/http1/response.rs MAX_CHUNK_LINE",
         Bites(FRAMING, "what_two_readers_could_take_differently_is_refused"),
