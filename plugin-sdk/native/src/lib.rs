@@ -10,6 +10,7 @@
 
 mod body;
 mod build;
+mod clock;
 mod connection;
 mod exchange;
 mod hook;
@@ -21,12 +22,14 @@ mod principal;
 mod reply;
 mod secret;
 mod tester;
+mod units;
 
 pub use body::{BodyFilter, Filtered};
 pub use build::{
     ArtifactStore, BuildContext, BuildError, BuildHost, BuildWarning, Cache, Instance, Slot, SourceFile,
     SourcePosition, StateKey,
 };
+pub use clock::thread_time;
 pub use connection::{Admission, Connection, TlsSession};
 pub use exchange::{
     Attempt, Change, ChangeKind, Cursor, Decider, End, Exchange, Outcome, Part, Parts, RequestId, RouteMeta,
@@ -41,3 +44,4 @@ pub use principal::Principal;
 pub use reply::{Content, Reason, Reply};
 pub use secret::{Secret, SecretRef};
 pub use tester::{ExchangeBuilder, PluginTester, TestedPlugin, block_on};
+pub use units::{Size, Span};

@@ -32,7 +32,7 @@ use http::header::{
 use http::{Method, StatusCode};
 use portcullis_plugin::{
     BuildContext, BuildError, Exchange, Hook, HookName, Needs, Plugin, PluginType, Reply, Request,
-    ResponseMut,
+    ResponseMut, Span,
 };
 use regex::Regex;
 use schemars::JsonSchema;
@@ -40,7 +40,6 @@ use serde::Deserialize;
 
 use crate::names::{header_names, joined};
 use crate::regex_error::not_a_regex;
-use crate::units::Span;
 
 const ORIGIN_NOT_ALLOWED: &str = "cors.origin_not_allowed";
 

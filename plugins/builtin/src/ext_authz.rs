@@ -38,13 +38,12 @@ use http::uri::PathAndQuery;
 use http::{Response, StatusCode};
 use portcullis_plugin::{
     BuildContext, BuildError, Cache, Decision, Exchange, Hook, HookName, Needs, Outbound, OutboundLimits,
-    Plugin, PluginError, PluginType, Reply,
+    Plugin, PluginError, PluginType, Reply, Span,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{header_name, header_names, refuse_framing, refuse_host};
-use crate::units::Span;
 
 const DENIED: &str = "ext_authz.denied";
 
@@ -113,7 +112,7 @@ fn default_path() -> String {
 }
 
 fn default_timeout() -> Span {
-    Span(Duration::from_secs(1))
+    Span::seconds(1)
 }
 
 fn default_headers() -> Vec<String> {

@@ -24,7 +24,7 @@ mod strict;
 use http::StatusCode;
 use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
 use portcullis_plugin::{
-    BodyWish, BuildContext, BuildError, Exchange, Hook, Needs, Plugin, PluginType, Reply, SourceFile,
+    BodyWish, BuildContext, BuildError, Exchange, Hook, Needs, Plugin, PluginType, Reply, Size, SourceFile,
     SourcePosition,
 };
 use schemars::JsonSchema;
@@ -32,7 +32,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::media::{MediaTypes, is_encoded, media_type};
-use crate::units::ByteSize;
 
 const MEDIA_TYPE: &str = "json_schema.media_type";
 const MALFORMED: &str = "json_schema.malformed";
@@ -70,7 +69,7 @@ pub(crate) struct Config {
     file: Option<String>,
     /// The largest body, e.g. `64KiB`; a larger one gets a 413. Default: `1MiB`.
     #[serde(default = "default_limit")]
-    limit: ByteSize,
+    limit: Size,
     /// How deep arrays and objects may be nested, 1 to 100. Default: 64.
     #[serde(default = "default_depth")]
     max_depth: usize,
@@ -98,8 +97,8 @@ enum UnknownFields {
     Refuse,
 }
 
-fn default_limit() -> ByteSize {
-    ByteSize::MIB
+fn default_limit() -> Size {
+    Size::mib(1)
 }
 
 fn default_depth() -> usize {
@@ -187,7 +186,7 @@ impl PluginType for JsonSchemaCheck {
         Ok(JsonSchemaCheck {
             validator: compile(&schema).map_err(|error| source.locate(&error))?,
             media_types: MediaTypes::parse("content_types", &config.content_types)?,
-            limit: config.limit.bytes(),
+            limit: config.limit.0,
             max_depth: config.max_depth,
             required: config.required,
         })

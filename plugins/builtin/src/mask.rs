@@ -35,7 +35,7 @@ use http::StatusCode;
 use http::header::{ACCEPT_ENCODING, ACCEPT_RANGES, HeaderMap, HeaderName, HeaderValue, IF_RANGE, RANGE};
 use portcullis_plugin::{
     BodyFilter, BodyWish, BuildContext, BuildError, Decision, Exchange, Hook, HookName, Needs, Plugin,
-    PluginError, PluginType, Reply,
+    PluginError, PluginType, Reply, Size,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -43,7 +43,6 @@ use serde::Deserialize;
 use self::json::{Broken, FieldRule};
 use self::patterns::Patterns;
 use crate::media::{MediaTypes, is_encoded, is_json, media_type};
-use crate::units::ByteSize;
 
 const ENCODED: &str = "mask.encoded";
 const MALFORMED: &str = "mask.malformed";
@@ -97,10 +96,10 @@ pub(crate) struct Config {
     mode: Mode,
     /// The longest body that is awaited, e.g. `4MiB`. Default: `1MiB`.
     #[serde(default = "default_limit")]
-    limit: ByteSize,
+    limit: Size,
     /// The longest match that `mode: stream` is sure to find, 64B to 1MiB. Default: `4KiB`.
     #[serde(default = "default_max_match")]
-    max_match: ByteSize,
+    max_match: Size,
 }
 
 /// When a body is masked.
@@ -118,12 +117,12 @@ fn default_replace() -> String {
     "***".to_owned()
 }
 
-fn default_limit() -> ByteSize {
-    ByteSize::MIB
+fn default_limit() -> Size {
+    Size::mib(1)
 }
 
-fn default_max_match() -> ByteSize {
-    ByteSize(4 << 10)
+fn default_max_match() -> Size {
+    Size::kib(4)
 }
 
 impl Mask {
@@ -184,8 +183,8 @@ impl PluginType for Mask {
             rules: Arc::new(rules),
             media_types: MediaTypes::parse("media_types", &media_types)?,
             mode: config.mode,
-            limit: config.limit.bytes(),
-            max_match: config.max_match.bytes(),
+            limit: config.limit.0,
+            max_match: config.max_match.0,
         })
     }
 }

@@ -29,14 +29,13 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
 use portcullis_plugin::{
     BodyWish, BuildContext, BuildError, Decision, Exchange, Hook, HookName, Needs, Plugin, PluginError,
-    PluginType, Request, SecretRef,
+    PluginType, Request, SecretRef, Size, Span,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::key::{Algorithm, Key, KeyEncoding};
 use crate::names::header_name;
-use crate::units::{ByteSize, Span};
 
 const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 const SIGNATURE_INPUT: HeaderName = HeaderName::from_static("signature-input");
@@ -95,7 +94,7 @@ pub(crate) struct Config {
     digest: bool,
     /// The longest body for `digest`; a longer one gets a 413. Default: `1MiB`.
     #[serde(default = "default_limit")]
-    limit: ByteSize,
+    limit: Size,
 }
 
 fn default_components() -> Vec<String> {
@@ -106,8 +105,8 @@ fn default_label() -> String {
     "sig".to_owned()
 }
 
-fn default_limit() -> ByteSize {
-    ByteSize::MIB
+fn default_limit() -> Size {
+    Size::mib(1)
 }
 
 /// The upstream's scheme.
@@ -336,7 +335,7 @@ impl PluginType for Sign {
                 fixed,
             },
             scheme: config.scheme,
-            digest: config.digest.then(|| config.limit.bytes()),
+            digest: config.digest.then_some(config.limit.0),
         })
     }
 }

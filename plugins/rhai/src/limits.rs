@@ -1,12 +1,8 @@
 //! What a call of a script may use up.
 
-use std::time::Duration;
-
-use portcullis_plugin::BuildError;
+use portcullis_plugin::{BuildError, Size, Span};
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use crate::units::{Period, Size};
 
 /// Nesting of expressions and blocks within one function. Together with [`MAX_DEPTH`] it bounds the
 /// native stack that a script can use; a test runs the deepest script on a 2 MiB stack.
@@ -45,7 +41,7 @@ pub struct Limits {
     /// Properties of a map, with those of maps within it, 2048 at most.
     pub map: usize,
     /// Time on the clock.
-    pub time: Period,
+    pub time: Span,
 }
 
 impl Default for Limits {
@@ -58,7 +54,7 @@ impl Default for Limits {
             map: MAX_ELEMENTS,
             // A net below `operations` for single operations that are slow, wide enough that a
             // preempted worker does not fall into it.
-            time: Period(Duration::from_millis(10)),
+            time: Span::millis(10),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use portcullis_plugin::{Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Slot};
+use portcullis_plugin::{Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Size, Slot, Span};
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Instance, Lift, Lower};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
@@ -11,7 +11,6 @@ use crate::bindings::types;
 use crate::engine::{MAX_STACK, Permit};
 use crate::host::{About, Breach, Host, Pace, final_status, header, one_line};
 use crate::load::Prepared;
-use crate::units::{Millis, Size};
 
 /// Instances that wait for their next exchange, per shelf: they take places in the pool, and a thread
 /// rarely has more exchanges between two hooks of one guest.
@@ -26,7 +25,8 @@ const MAX_REASON: usize = 64;
 /// A module with its limits, from which instances are made.
 pub(crate) struct Guest {
     pub(crate) about: Arc<About>,
-    pub(crate) cpu: Millis,
+    /// Ticks per call.
+    pub(crate) cpu: u32,
     /// Exchanges per instance.
     pub(crate) uses: u32,
     pub(crate) prepared: Vec<Prepared>,
@@ -244,7 +244,7 @@ impl Guest {
         match (host.breach, trap) {
             (Some(Breach::Cpu), _) => PluginError::new(
                 ErrorKind::Budget,
-                format!("{at} used up its {} of CPU", Millis(host.budget)),
+                format!("{at} used up its {} of CPU", Span::millis(host.budget.into())),
             ),
             (Some(Breach::Memory), _) => {
                 let memory = Size(self.about.memory);
@@ -280,7 +280,7 @@ impl Loan<'_> {
         let Some(live) = &mut self.live else { return Err(Failure::Exhausted) };
         let guest = self.guest;
         let host = live.store.data_mut();
-        host.begin(guest.cpu.0, Pace::Yield);
+        host.begin(guest.cpu, Pace::Yield);
         host.exchange = Some(self.home.lend());
         let index = guest.export(live, hook);
         let verdict = match hook {

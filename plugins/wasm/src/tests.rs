@@ -368,6 +368,7 @@ fn limits_and_pins_are_judged_at_load() {
     assert_eq!(path(good.clone(), json!({ "digest": "abc" })), Some("digest".into()));
     assert_eq!(path(good.clone(), json!({ "memory": "1GiB" })), Some("memory".into()));
     assert_eq!(path(good.clone(), json!({ "cpu": "0ms" })), Some("cpu".into()));
+    assert_eq!(path(good.clone(), json!({ "cpu": "1500us" })), Some("cpu".into()));
     // Its memory of 64 KiB does not fit.
     assert_eq!(path(good.clone(), json!({ "memory": "32KiB" })), Some("memory".into()));
     assert!(build(good, json!({ "memroy": "16MiB" })).err().unwrap().message.contains("memroy"));
