@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_plugin::{
-    ArtifactStore, BuildHost, BuildWarning, Cache, LogSink, LogSinks, Outbound, Secret, SecretRef,
-    SourceFile, StateKey,
+    ArtifactStore, BuildHost, BuildWarning, Cache, Instance, InstanceCounters, LogSink, LogSinks, Outbound,
+    Secret, SecretRef, SourceFile, StateKey,
 };
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
@@ -131,6 +131,10 @@ impl BuildHost for Host<'_> {
             return self.services.sinks.open(target);
         }
         self.services.sinks.open(&absolute(self.dir, Path::new(target)).to_string_lossy())
+    }
+
+    fn counters(&mut self, instance: &Instance) -> Arc<InstanceCounters> {
+        self.services.metrics.plugin(&instance.name, instance.kind).own.clone()
     }
 
     fn warn(&mut self, warning: BuildWarning) {

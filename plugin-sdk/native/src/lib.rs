@@ -16,6 +16,7 @@ mod exchange;
 mod hook;
 mod log;
 mod message;
+mod metrics;
 mod outbound;
 mod plugin;
 mod principal;
@@ -38,6 +39,7 @@ pub use exchange::{
 pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs, PluginError};
 pub use log::{LogSink, LogSinks};
 pub use message::{HeadMut, Request, RequestMut, Response, ResponseMut};
+pub use metrics::{Counter, CounterReading, Counters, InstanceCounters, MAX_SERIES, Tally};
 pub use outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 pub use plugin::{Build, BuildFailure, Plugin, PluginType, Registration};
 pub use principal::Principal;

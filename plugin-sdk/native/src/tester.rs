@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -23,6 +24,7 @@ use crate::exchange::{Cursor, End, Exchange, Outcome, Parts, RequestId, RouteMet
 use crate::hook::{Decision, Hook, HookName, PluginError};
 use crate::log::LogSink;
 use crate::message::{Request, Response};
+use crate::metrics::InstanceCounters;
 use crate::outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 use crate::plugin::{BuildFailure, Plugin, PluginType, Registration};
 use crate::principal::Principal;
@@ -60,6 +62,7 @@ pub struct PluginTester {
     state: HashMap<StateKey, Arc<dyn Any + Send + Sync>>,
     caches: HashMap<StateKey, Arc<MemoryCache>>,
     lines: Arc<Lines>,
+    counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
     warnings: Vec<BuildWarning>,
 }
 
@@ -123,6 +126,17 @@ impl PluginTester {
         &self.warnings
     }
 
+    /// What was counted under a name with these label values; none if there is no such counter.
+    pub fn counted(&self, name: &str, values: &[&str]) -> Option<u64> {
+        let readings = self.counters.values().flat_map(|instance| instance.read());
+        let is =
+            |labels: &[(&str, Box<str>)]| labels.iter().map(|(_, value)| &**value).eq(values.iter().copied());
+        readings
+            .filter(|reading| reading.name == name && is(&reading.labels))
+            .map(|reading| reading.value)
+            .next()
+    }
+
     /// Lines written to log sinks, whatever their target.
     pub fn logged(&self) -> Vec<String> {
         self.lines.0.lock().map(|lines| lines.clone()).unwrap_or_default()
@@ -167,6 +181,11 @@ impl BuildHost for PluginTester {
 
     fn log_sink(&mut self, _target: &str) -> Result<Arc<dyn LogSink>, String> {
         Ok(self.lines.clone())
+    }
+
+    fn counters(&mut self, instance: &Instance) -> Arc<InstanceCounters> {
+        let make = || Arc::new(InstanceCounters::new(|| Arc::new(AtomicU64::new(0))));
+        self.counters.entry(instance.name.clone()).or_insert_with(make).clone()
     }
 
     fn warn(&mut self, warning: BuildWarning) {

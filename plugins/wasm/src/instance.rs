@@ -3,7 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use portcullis_plugin::{Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Size, Slot, Span};
+use portcullis_plugin::{
+    BuildContext, Counter, Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Size, Slot, Span,
+};
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Instance, Lift, Lower};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
@@ -34,6 +36,27 @@ pub(crate) struct Guest {
     pub(crate) last: HookName,
     pub(crate) slot: Slot<Stage>,
     pub(crate) idle: Idle,
+    pub(crate) counts: Counts,
+}
+
+/// What is counted.
+pub(crate) struct Counts {
+    fresh: Counter,
+    reused: Counter,
+    exhausted: Counter,
+}
+
+impl Counts {
+    pub(crate) fn new(context: &mut BuildContext<'_>) -> Self {
+        let help = "instances taken for an exchange, by whether they were made for it or had served before";
+        let starts = context.counters("starts", help, ["instance"]);
+        Counts {
+            fresh: starts.with(["fresh"]),
+            reused: starts.with(["reused"]),
+            exhausted: context
+                .counter("pool_exhausted", "times that there was no room for one more instance"),
+        }
+    }
 }
 
 /// Where a guest stands in an exchange that has more hooks to come.
@@ -129,7 +152,7 @@ impl Guest {
 
     /// Lets a new instance judge the configuration, within `budget` ticks; it is thrown away.
     pub(crate) async fn configure(self: &Arc<Self>, budget: u32) -> Result<Result<(), String>, PluginError> {
-        let Some(mut live) = self.seat() else {
+        let Some(mut live) = self.new_place() else {
             return Err(PluginError::failed("no room for one more instance"));
         };
         live.store.data_mut().begin(budget, Pace::Yield);
@@ -170,10 +193,19 @@ impl Guest {
 
     /// An instance that waited, or the place for a new one.
     fn seat(&self) -> Option<Live> {
-        self.idle.take().or_else(|| {
-            let mut lanes = self.prepared.iter().enumerate();
-            lanes.find_map(|(lane, prepared)| Some(self.place(lane, prepared, prepared.lane.permit()?)))
-        })
+        if let Some(live) = self.idle.take() {
+            self.counts.reused.increment();
+            return Some(live);
+        }
+        let live = self.new_place()?;
+        self.counts.fresh.increment();
+        Some(live)
+    }
+
+    /// The place for a new instance.
+    fn new_place(&self) -> Option<Live> {
+        let mut lanes = self.prepared.iter().enumerate();
+        lanes.find_map(|(lane, prepared)| Some(self.place(lane, prepared, prepared.lane.permit()?)))
     }
 
     fn place(&self, lane: usize, prepared: &Prepared, permit: Permit) -> Live {
@@ -194,6 +226,7 @@ impl Guest {
 
     /// A refusal and no error, since `on_error: allow` must not let pass what a flood brings.
     fn exhausted(&self) -> Decision {
+        self.counts.exhausted.increment();
         self.about.engines.remark_full(&self.about.name);
         let status = http::StatusCode::SERVICE_UNAVAILABLE;
         Decision::Respond(Box::new(Reply::deny(status, "wasm.pool_exhausted")))
@@ -201,6 +234,7 @@ impl Guest {
 
     /// The same for a connection, which gets no answer.
     fn turn_away(&self) -> types::Admission {
+        self.counts.exhausted.increment();
         self.about.engines.remark_full(&self.about.name);
         types::Admission::Drop
     }

@@ -36,7 +36,7 @@ use serde_json::{Map, Value};
 
 use crate::engine::{Engines, MAX_MEMORY};
 use crate::host::About;
-use crate::instance::{Guest, Idle};
+use crate::instance::{Counts, Guest, Idle};
 
 pub use scaffold::scaffold;
 
@@ -152,6 +152,7 @@ impl PluginType for Module {
             last: HookName::ALL.into_iter().rfind(|hook| needs.wants(*hook)).unwrap_or(HookName::OnLog),
             slot: context.slot(),
             idle: Idle::default(),
+            counts: Counts::new(context),
         });
         judge(&guest, &config.config)?;
         remark(&guest, &hooks, &config.memory, &config.body_limit, context);

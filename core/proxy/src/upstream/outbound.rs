@@ -1,6 +1,7 @@
 //! Calls that plugins make themselves, over the worker's own connections.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -39,6 +40,7 @@ impl UpstreamClient {
             head.headers.insert(HOST, host);
         }
         let request = Request::from_parts(head, RequestBody::Whole(body));
+        let start = Instant::now();
         let response = send(&self.upstream, endpoint, request).await.map_err(|error| {
             if matches!(error.kind, AttemptFailure::ResponseTimeout | AttemptFailure::Failed) {
                 self.upstream.metrics.failures.increment();
@@ -49,6 +51,7 @@ impl UpstreamClient {
                 AttemptFailure::Failed => OutboundError::Failed,
             }
         })?;
+        self.upstream.metrics.duration.observe(start.elapsed());
         let (head, mut body) = response.into_parts();
         let mut held = self.budget.hold();
         let read = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge).await;
