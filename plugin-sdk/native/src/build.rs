@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use crate::log::LogSink;
 use crate::metrics::{Counter, Counters, InstanceCounters};
+use crate::offload::{CpuPool, Offload};
 use crate::outbound::Outbound;
 use crate::secret::{Secret, SecretRef};
 
@@ -48,6 +49,9 @@ pub trait BuildHost {
 
     /// The counters of an instance, the same after a reload.
     fn counters(&mut self, instance: &Instance) -> Arc<InstanceCounters>;
+
+    /// Threads for computations that would hold a worker.
+    fn cpu_pool(&mut self) -> Arc<dyn CpuPool>;
 
     /// Takes a remark about a configuration that works but looks wrong.
     fn warn(&mut self, warning: BuildWarning);
@@ -219,6 +223,12 @@ impl<'a> BuildContext<'a> {
         labels: [&'static str; N],
     ) -> Counters<N> {
         self.host.counters(&self.instance).family(name, help, labels)
+    }
+
+    /// The way to threads for what takes longer than the half millisecond that a hook may hold its
+    /// worker for.
+    pub fn offload(&mut self) -> Offload {
+        Offload::new(self.host.cpu_pool())
     }
 
     /// Remarks on something that works but looks wrong.

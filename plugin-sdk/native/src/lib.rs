@@ -17,6 +17,7 @@ mod hook;
 mod log;
 mod message;
 mod metrics;
+mod offload;
 mod outbound;
 mod plugin;
 mod principal;
@@ -40,6 +41,7 @@ pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs,
 pub use log::{LogSink, LogSinks};
 pub use message::{HeadMut, Request, RequestMut, Response, ResponseMut};
 pub use metrics::{Counter, CounterReading, Counters, InstanceCounters, MAX_SERIES, Tally};
+pub use offload::{CpuPool, Job, Offload, Offloaded};
 pub use outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 pub use plugin::{Build, BuildFailure, Plugin, PluginType, Registration};
 pub use principal::Principal;

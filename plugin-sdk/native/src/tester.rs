@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -25,6 +25,7 @@ use crate::hook::{Decision, Hook, HookName, PluginError};
 use crate::log::LogSink;
 use crate::message::{Request, Response};
 use crate::metrics::InstanceCounters;
+use crate::offload::{CpuPool, Job};
 use crate::outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 use crate::plugin::{BuildFailure, Plugin, PluginType, Registration};
 use crate::principal::Principal;
@@ -63,6 +64,7 @@ pub struct PluginTester {
     caches: HashMap<StateKey, Arc<MemoryCache>>,
     lines: Arc<Lines>,
     counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
+    cpu: Arc<TestPool>,
     warnings: Vec<BuildWarning>,
 }
 
@@ -98,6 +100,19 @@ impl PluginTester {
     ) -> Self {
         self.upstreams.insert(name.to_owned(), Arc::new(FakeUpstream(Box::new(answer))));
         self
+    }
+
+    /// Keeps offloaded work until [`run_offloaded`](Self::run_offloaded), instead of doing it at once.
+    #[must_use]
+    pub fn holding_offloaded(self) -> Self {
+        self.cpu.holds.store(true, Ordering::Relaxed);
+        self
+    }
+
+    /// Does the offloaded work that was kept; how many pieces it was.
+    pub fn run_offloaded(&self) -> usize {
+        let held = self.cpu.held.lock().map(|mut held| std::mem::take(&mut *held)).unwrap_or_default();
+        held.into_iter().map(|job| job()).count()
     }
 
     /// Builds an instance of `T`, by way of its registration; errors as a user would get them.
@@ -188,6 +203,10 @@ impl BuildHost for PluginTester {
         self.counters.entry(instance.name.clone()).or_insert_with(make).clone()
     }
 
+    fn cpu_pool(&mut self) -> Arc<dyn CpuPool> {
+        self.cpu.clone()
+    }
+
     fn warn(&mut self, warning: BuildWarning) {
         self.warnings.push(warning);
     }
@@ -205,6 +224,24 @@ impl Cache for MemoryCache {
         if let Ok(mut entries) = self.0.lock() {
             entries.insert(key.to_owned(), value);
         }
+    }
+}
+
+/// Does work at once, unless it keeps it until told.
+#[derive(Default)]
+struct TestPool {
+    holds: AtomicBool,
+    held: Mutex<Vec<Job>>,
+}
+
+impl CpuPool for TestPool {
+    fn submit(&self, job: Job) -> Result<(), Job> {
+        if !self.holds.load(Ordering::Relaxed) {
+            job();
+        } else if let Ok(mut held) = self.held.lock() {
+            held.push(job);
+        }
+        Ok(())
     }
 }
 

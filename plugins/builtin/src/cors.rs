@@ -48,6 +48,10 @@ const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-contro
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 const ANY: HeaderValue = HeaderValue::from_static("*");
 
+/// No browser has a longer origin: a scheme, a host name of 253 characters, a port. A head may hold one
+/// that is a hundred times longer, for every pattern to be searched in.
+const MAX_ORIGIN: usize = 512;
+
 /// Speaks CORS for the upstream.
 #[derive(Debug)]
 pub(crate) struct Cors {
@@ -165,7 +169,7 @@ impl Cors {
             Origins::All => Some(ANY),
             Origins::Some(rules) => {
                 let origin = origin?;
-                let text = origin.to_str().ok()?;
+                let text = origin.to_str().ok().filter(|text| text.len() <= MAX_ORIGIN)?;
                 rules.iter().any(|rule| rule.matches(text)).then(|| origin.clone())
             }
         }

@@ -34,8 +34,8 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{ACCEPT_ENCODING, ACCEPT_RANGES, HeaderMap, HeaderName, HeaderValue, IF_RANGE, RANGE};
 use portcullis_plugin::{
-    BodyFilter, BodyWish, BuildContext, BuildError, Decision, Exchange, Hook, HookName, Needs, Plugin,
-    PluginError, PluginType, Reply, Size,
+    BodyFilter, BodyWish, BuildContext, BuildError, Decision, Exchange, Hook, HookName, Needs, Offload,
+    Plugin, PluginError, PluginType, Reply, Size,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -55,6 +55,9 @@ const CHECKSUMS: [HeaderName; 4] = [
     HeaderName::from_static("content-md5"),
 ];
 
+/// Bodies beyond this are masked apart from the worker. TODO
+const AT_ONCE: usize = 32 << 10;
+
 /// Masks response bodies.
 #[derive(Debug)]
 pub(crate) struct Mask {
@@ -63,6 +66,7 @@ pub(crate) struct Mask {
     mode: Mode,
     limit: usize,
     max_match: usize,
+    offload: Offload,
 }
 
 /// What is masked, and by what.
@@ -155,7 +159,7 @@ impl PluginType for Mask {
 ";
     type Config = Config;
 
-    fn build(config: Config, _: &mut BuildContext<'_>) -> Result<Self, BuildError> {
+    fn build(config: Config, context: &mut BuildContext<'_>) -> Result<Self, BuildError> {
         if config.fields.is_empty() && config.patterns.is_empty() {
             return Err(BuildError::at("", "nothing is masked").help("give `fields` or `patterns`"));
         }
@@ -185,6 +189,7 @@ impl PluginType for Mask {
             mode: config.mode,
             limit: config.limit.0,
             max_match: config.max_match.0,
+            offload: context.offload(),
         })
     }
 }
@@ -226,17 +231,22 @@ impl Plugin for Mask {
     }
 
     fn on_response_body<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
-        let masked = match (exchange.response(), exchange.response_body()) {
-            (Some(response), Some(body)) if !body.is_empty() && self.concerns(response.headers()) => {
-                self.rules.mask(media_type(response.headers()), body)
-            }
-            _ => Ok(None),
+        let (Some(response), Some(body)) = (exchange.response(), exchange.response_body()) else {
+            return Hook::CONTINUE;
         };
-        Hook::Ready(match masked {
-            Ok(None) => Ok(Decision::Continue),
-            Ok(Some(body)) => replace(exchange, body),
-            Err(Broken) => Ok(Decision::Respond(Box::new(Reply::deny(StatusCode::BAD_GATEWAY, MALFORMED)))),
-        })
+        if body.is_empty() || !self.concerns(response.headers()) {
+            return Hook::CONTINUE;
+        }
+        let media_type = media_type(response.headers());
+        if body.len() <= AT_ONCE {
+            let masked = self.rules.mask(media_type, body);
+            return Hook::from(follow(masked, exchange));
+        }
+        let (rules, body, media_type) = (self.rules.clone(), body.clone(), media_type.map(str::to_owned));
+        Hook::Wait(Box::pin(async move {
+            let masked = self.offload.run(move || rules.mask(media_type.as_deref(), &body)).await?;
+            follow(masked, exchange)
+        }))
     }
 
     fn response_body_filter(&self, exchange: &Exchange) -> Option<Box<dyn BodyFilter>> {
@@ -245,15 +255,23 @@ impl Plugin for Mask {
     }
 }
 
-fn replace(exchange: &mut Exchange, body: Vec<u8>) -> Result<Decision, PluginError> {
-    exchange.set_response_body(Bytes::from(body))?;
+fn follow(masked: Result<Option<Vec<u8>>, Broken>, exchange: &mut Exchange) -> Result<Decision, PluginError> {
+    match masked {
+        Ok(None) => {}
+        Ok(Some(body)) => exchange.set_response_body(Bytes::from(body))?,
+        Err(Broken) => {
+            return Ok(Decision::Respond(Box::new(Reply::deny(StatusCode::BAD_GATEWAY, MALFORMED))));
+        }
+    }
     Ok(Decision::Continue)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Poll, Waker};
+
     use super::*;
-    use portcullis_plugin::{ExchangeBuilder, PluginTester, TestedPlugin};
+    use portcullis_plugin::{Cursor, ExchangeBuilder, PluginTester, TestedPlugin};
     use serde_json::{Value, json};
 
     fn build(table: Value) -> TestedPlugin {
@@ -295,6 +313,33 @@ mod tests {
             r#"{ "Password" : "***", "user": {"ssn": "***", "mail": "me: ***"},
             "items": [{"token": "***", "n": 1.50}, {"token": "***"}], "ssn": 123456789012345678901234567890 }"#
         );
+    }
+
+    #[test]
+    fn a_long_body_is_masked_elsewhere_while_the_thread_goes_on() {
+        let mut tester = PluginTester::new().holding_offloaded();
+        let plugin = tester.build::<Mask>(json!({"fields": ["a"]})).unwrap();
+        let response = |length: usize| {
+            let text = r#"{"a": 1}"#;
+            let body = format!("{text}{}", " ".repeat(length - text.len()));
+            let mut exchange = ExchangeBuilder::get("/").response(200, JSON, body).build();
+            exchange.core().cursor = Cursor { plugin: 0, hook: HookName::OnResponseBody };
+            exchange
+        };
+        let mut long = response(AT_ONCE + 1);
+        let Hook::Wait(mut wait) = plugin.plugin().on_response_body(&mut long) else {
+            panic!("it did not wait")
+        };
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(wait.as_mut().poll(&mut context).is_pending());
+        let mut other = response(AT_ONCE);
+        assert!(matches!(plugin.plugin().on_response_body(&mut other), Hook::Ready(Ok(Decision::Continue))));
+        assert_eq!(tester.run_offloaded(), 1);
+        assert!(matches!(wait.as_mut().poll(&mut context), Poll::Ready(Ok(Decision::Continue))));
+        drop(wait);
+        for exchange in [long, other] {
+            assert!(exchange.response_body().unwrap().starts_with(br#"{"a": "***"}"#));
+        }
     }
 
     #[test]

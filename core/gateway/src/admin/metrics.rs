@@ -469,8 +469,10 @@ mod tests {
         let hook = [("plugin", "users/jwt"), ("kind", "jwt"), ("hook", "on_request")];
         assert_eq!(value(&samples, "portcullis_plugin_hook_duration_seconds_count", &hook), 1.0);
         assert!(!samples.iter().any(|sample| sample.labels.contains(&("hook".into(), "on_log".into()))));
-        assert_eq!(value(&samples, "portcullis_plugin_errors_total", &[("error", "budget")]), 1.0);
-        assert_eq!(value(&samples, "portcullis_plugin_errors_total", &[("error", "trap")]), 0.0);
+        let errors = |error| {
+            value(&samples, "portcullis_plugin_errors_total", &[("plugin", "users/jwt"), ("error", error)])
+        };
+        assert_eq!((errors("budget"), errors("trap")), (1.0, 0.0));
     }
 
     #[test]
