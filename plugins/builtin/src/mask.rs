@@ -322,9 +322,8 @@ mod tests {
         let response = |length: usize| {
             let text = r#"{"a": 1}"#;
             let body = format!("{text}{}", " ".repeat(length - text.len()));
-            let mut exchange = ExchangeBuilder::get("/").response(200, JSON, body).build();
-            exchange.core().cursor = Cursor { plugin: 0, hook: HookName::OnResponseBody };
-            exchange
+            let at = Cursor { plugin: 0, hook: HookName::OnResponseBody };
+            ExchangeBuilder::get("/").response(200, JSON, body).with(move |parts| parts.cursor = at).build()
         };
         let mut long = response(AT_ONCE + 1);
         let Hook::Wait(mut wait) = plugin.plugin().on_response_body(&mut long) else {

@@ -34,13 +34,13 @@ pub struct Limits {
     pub operations: u64,
     /// Functions that call each other, 32 at most.
     pub depth: usize,
-    /// Length of a string.
+    /// Length of a string. Default: `1MiB`.
     pub string: Size,
     /// Elements of an array, with those of arrays within it, 2048 at most.
     pub array: usize,
     /// Properties of a map, with those of maps within it, 2048 at most.
     pub map: usize,
-    /// Time on the clock.
+    /// Time that the call runs. Default: `10ms`.
     pub time: Span,
 }
 

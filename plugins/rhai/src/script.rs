@@ -43,7 +43,8 @@ pub struct Table {
     /// What one call of a hook may use up.
     #[serde(default)]
     limits: Limits,
-    /// Largest body for `on_request_body` and `on_response_body`; a longer one is refused.
+    /// Largest body for `on_request_body` and `on_response_body`; a longer one is refused. Default:
+    /// `1MiB`.
     #[serde(default = "body_limit")]
     body_limit: Size,
 }
