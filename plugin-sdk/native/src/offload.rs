@@ -21,7 +21,8 @@ pub trait CpuPool: Send + Sync {
 }
 
 /// The way to threads that may compute for milliseconds, which a worker may not: it serves other
-/// requests meanwhile. Worth it from some 100 us on; the detour itself costs some 10 us.
+/// requests meanwhile. Worth it from some 100 us on: the detour costs two
+/// wake-ups of a thread.
 #[derive(Clone)]
 pub struct Offload(Arc<dyn CpuPool>);
 

@@ -55,8 +55,13 @@ const CHECKSUMS: [HeaderName; 4] = [
     HeaderName::from_static("content-md5"),
 ];
 
-/// Bodies beyond this are masked apart from the worker. TODO
-const AT_ONCE: usize = 32 << 10;
+/// Bodies beyond this are masked apart from the worker. Measured per KiB of JSON: 10 us for fields alone,
+/// 16 us for fields and all named patterns, 50 us for an array of small numbers; of text 2 us, and 40 us of what almost is an account number.
+const AT_ONCE: usize = 8 << 10;
+
+/// The longest that `max_match` may be. For every chunk so much is searched again, at up to
+/// 40 us per KiB.
+const MAX_MATCH: Size = Size::kib(16);
 
 /// Masks response bodies.
 #[derive(Debug)]
@@ -101,7 +106,7 @@ pub(crate) struct Config {
     /// The longest body that is awaited, e.g. `4MiB`. Default: `1MiB`.
     #[serde(default = "default_limit")]
     limit: Size,
-    /// The longest match that `mode: stream` is sure to find, 64B to 1MiB. Default: `4KiB`.
+    /// The longest match that `mode: stream` is sure to find, 64B to 16KiB. Default: `4KiB`.
     #[serde(default = "default_max_match")]
     max_match: Size,
 }
@@ -167,8 +172,8 @@ impl PluginType for Mask {
             return Err(BuildError::at("fields", "a field can't be found in a body that passes in pieces")
                 .help("leave `mode: stream` out, or use `patterns`"));
         }
-        if !(64..=1 << 20).contains(&config.max_match.0) {
-            return Err(BuildError::at("max_match", "must be 64B to 1MiB"));
+        if !(Size(64)..=MAX_MATCH).contains(&config.max_match) {
+            return Err(BuildError::at("max_match", format!("must be 64B to {MAX_MATCH}")));
         }
         let default_types: &[&str] = match config.mode {
             Mode::Whole => &["application/json", "+json", "text/*"],
@@ -396,6 +401,7 @@ mod tests {
             (json!({"patterns": ["/(/"]}), "patterns[0]"),
             (json!({"patterns": ["/a*/"]}), "patterns[0]"),
             (json!({"patterns": ["email"], "max_match": "1B"}), "max_match"),
+            (json!({"patterns": ["email"], "max_match": "17KiB"}), "max_match"),
         ] {
             assert_eq!(PluginTester::new().build::<Mask>(table).err().unwrap().path, path);
         }
