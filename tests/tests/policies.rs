@@ -267,6 +267,9 @@ upstreams:
     let refusing = start("/status/401");
     assert_eq!(refusing.get("/x").status, 401);
     assert_eq!(refusing.logged_path("/x")["reason"], "ext_authz.denied");
+    let verdict = ["outcome=\"deny\"", "source=\"service\""];
+    assert_eq!(refusing.metric("portcullis_plugin_ext_authz_verdicts_total", &verdict), 1.0);
+    assert_eq!(refusing.metric("portcullis_upstream_duration_seconds_count", &["upstream=\"authz\""]), 1.0);
     let failing = start("/status/500");
     assert_eq!(failing.get("/x").status, 500);
     assert_eq!((origin.served(), authz.served() >= 3), (1, true));

@@ -56,7 +56,8 @@ const CHECKSUMS: [HeaderName; 4] = [
 ];
 
 /// Bodies beyond this are masked apart from the worker. Measured per KiB of JSON: 10 us for fields alone,
-/// 16 us for fields and all named patterns, 50 us for an array of small numbers; of text 2 us, and 40 us of what almost is an account number.
+/// 16 us for fields and all named patterns, 50 us for an array of small numbers; of text 2 us, and 40 us
+/// where it almost is account numbers.
 const AT_ONCE: usize = 8 << 10;
 
 /// The longest that `max_match` may be. For every chunk so much is searched again, at up to
