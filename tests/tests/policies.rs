@@ -219,6 +219,28 @@ fn bodies_are_limited_and_judged_by_schema() {
         post("/long", &format!("{{\"id\":{}}}", "1".repeat(80))),
         (413, json!("body_limit.too_large"))
     );
+    let refusals = |reason: &str| gateway.metric("portcullis_plugin_json_schema_refusals_total", &[reason]);
+    assert_eq!(refusals("plugin=\"json_schema\",reason=\"json_schema.invalid\""), 2.0);
+    // The counts are of the instance's name, so they outlive what it is made of.
+    gateway.edit("order.json", schema.to_string() + " ");
+    gateway.wait_generation(2);
+    assert_eq!(post("/again", r#"{"id":"1"}"#).0, 422);
+    assert_eq!(refusals("reason=\"json_schema.invalid\""), 3.0);
+}
+
+#[test]
+fn a_body_that_takes_long_to_judge_is_judged_all_the_same() {
+    let (origin, gateway) = with(
+        "  - json_schema: { schema: { items: { type: integer } }, limit: 4MiB }\n  - mask: { fields: [password] }\n",
+        &[],
+    );
+    let post = |path: &str, last: &str| {
+        let body = format!("[{}{last}]", "1,".repeat(1 << 19));
+        gateway.ask(&request("POST", path).header("content-type", "application/json").body(body)).status
+    };
+    assert_eq!((post("/good", "1"), origin.served()), (200, 1));
+    assert_eq!((post("/bad", "\"1\""), origin.served()), (422, 1));
+    assert_eq!(gateway.logged_path("/bad")["reason"], json!("json_schema.invalid"));
 }
 
 #[test]
@@ -245,6 +267,9 @@ upstreams:
     let refusing = start("/status/401");
     assert_eq!(refusing.get("/x").status, 401);
     assert_eq!(refusing.logged_path("/x")["reason"], "ext_authz.denied");
+    let verdict = ["outcome=\"deny\"", "source=\"service\""];
+    assert_eq!(refusing.metric("portcullis_plugin_ext_authz_verdicts_total", &verdict), 1.0);
+    assert_eq!(refusing.metric("portcullis_upstream_duration_seconds_count", &["upstream=\"authz\""]), 1.0);
     let failing = start("/status/500");
     assert_eq!(failing.get("/x").status, 500);
     assert_eq!((origin.served(), authz.served() >= 3), (1, true));

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::artifacts::Artifacts;
 use crate::build::build;
 use crate::host::{Env, Services};
+use crate::offload::Pool;
 use crate::registry::Registry;
 use crate::reload::{ReloadOutcome, Reloader, Request, Trigger};
 use crate::state::StateStore;
@@ -147,6 +148,7 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
         metrics,
         // Sized by each configuration that is applied.
         budget: Budget::new(0),
+        cpu: Arc::new(Pool::new()),
         env: env(options.variables),
     }
 }
@@ -186,6 +188,7 @@ pub fn check(
         sinks: Arc::new(Discard),
         metrics: Arc::new(Metrics::new(1)),
         budget: Budget::new(0),
+        cpu: Arc::new(Pool::new()),
         env: env(variables),
     };
     let built = build(config, &services, None).map_err(|failed| failed.findings)?;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_plugin::{
-    ArtifactStore, BuildHost, BuildWarning, Cache, LogSink, LogSinks, Outbound, Secret, SecretRef,
-    SourceFile, StateKey,
+    ArtifactStore, BuildHost, BuildWarning, Cache, CpuPool, Instance, InstanceCounters, LogSink, LogSinks,
+    Outbound, Secret, SecretRef, SourceFile, StateKey,
 };
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
@@ -27,6 +27,7 @@ pub(crate) struct Services {
     pub(crate) sinks: Arc<dyn LogSinks>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) cpu: Arc<dyn CpuPool>,
     pub(crate) env: Env,
 }
 
@@ -131,6 +132,14 @@ impl BuildHost for Host<'_> {
             return self.services.sinks.open(target);
         }
         self.services.sinks.open(&absolute(self.dir, Path::new(target)).to_string_lossy())
+    }
+
+    fn counters(&mut self, instance: &Instance) -> Arc<InstanceCounters> {
+        self.services.metrics.plugin(&instance.name, instance.kind).own.clone()
+    }
+
+    fn cpu_pool(&mut self) -> Arc<dyn CpuPool> {
+        self.services.cpu.clone()
     }
 
     fn warn(&mut self, warning: BuildWarning) {

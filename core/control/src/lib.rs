@@ -9,6 +9,7 @@ mod build;
 mod control;
 mod host;
 mod inputs;
+mod offload;
 mod policies;
 mod registry;
 mod reload;

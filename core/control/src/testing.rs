@@ -1,13 +1,15 @@
 //! Plugin kinds and files for tests.
 
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::StatusCode;
 use portcullis_plugin::{
-    BuildContext, BuildError, Exchange, Hook, HookName, LogSink, LogSinks, Needs, Plugin, PluginType,
-    Registration, Reply, SourcePosition, StateKey,
+    BuildContext, BuildError, Decision, Exchange, Hook, HookName, LogSink, LogSinks, Needs, Offload, Plugin,
+    PluginError, PluginType, Registration, Reply, SourcePosition, StateKey,
 };
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
@@ -16,11 +18,13 @@ use serde::Deserialize;
 
 use crate::build::{Built, Failed, build};
 use crate::host::Services;
+use crate::offload::Pool;
 use crate::registry::Registry;
 use crate::state::StateStore;
 
-/// A kind with a plain table, and one that runs files.
-pub(crate) const KINDS: &[Registration] = &[Registration::of::<Stamp>(), Registration::of::<Script>()];
+/// A kind with a plain table, one that runs files, and one that computes elsewhere.
+pub(crate) const KINDS: &[Registration] =
+    &[Registration::of::<Stamp>(), Registration::of::<Script>(), Registration::of::<Gated>()];
 
 /// Does what its table says; counts its builds.
 pub(crate) struct Stamp(StampConfig);
@@ -122,6 +126,47 @@ impl PluginType for Script {
     }
 }
 
+/// Lets requests for `/gated` wait for work on another thread, which is done when a socket says so.
+pub(crate) struct Gated {
+    gate: PathBuf,
+    offload: Offload,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GatedConfig {
+    gate: PathBuf,
+}
+
+impl Plugin for Gated {
+    fn needs(&self) -> Needs {
+        Needs::hooks([HookName::OnRequest])
+    }
+
+    fn on_request<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
+        if exchange.request().path() != "/gated" {
+            return Hook::CONTINUE;
+        }
+        let gate = self.gate.clone();
+        let work = self.offload.run(move || UnixStream::connect(gate)?.read(&mut [0]));
+        Hook::Wait(Box::pin(async move {
+            work.await?.map_err(|error| PluginError::failed(error.to_string()))?;
+            Ok(Decision::Continue)
+        }))
+    }
+}
+
+impl PluginType for Gated {
+    const KIND: &'static str = "gated";
+    const SUMMARY: &'static str = "works elsewhere until told";
+    const EXAMPLE: &'static str = "gated: { gate: /run/gate }";
+    type Config = GatedConfig;
+
+    fn build(config: GatedConfig, context: &mut BuildContext<'_>) -> Result<Self, BuildError> {
+        Ok(Gated { gate: config.gate, offload: context.offload() })
+    }
+}
+
 fn count(context: &mut BuildContext<'_>) {
     context.shared_by_kind(|| AtomicU32::new(0)).fetch_add(1, Ordering::Relaxed);
     context.shared(|| AtomicU32::new(0)).fetch_add(1, Ordering::Relaxed);
@@ -143,6 +188,7 @@ pub(crate) fn services() -> Services {
         sinks: Arc::new(NoSinks),
         metrics: Arc::new(Metrics::new(1)),
         budget: Budget::new(0),
+        cpu: Arc::new(Pool::with(1, 1)),
         env: Arc::new(|name| (name == "GIVEN").then(|| "given".to_owned())),
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use portcullis_plugin::{ErrorKind, HookName};
+use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally};
 
 thread_local! {
     static ROW: Cell<usize> = const { Cell::new(0) };
@@ -63,6 +63,16 @@ impl Counter {
     /// The sum of all rows.
     pub fn value(&self) -> u64 {
         self.0.iter().fold(0, |sum, row| sum.wrapping_add(row.0.load(Relaxed)))
+    }
+}
+
+impl Tally for Counter {
+    fn add(&self, count: u64) {
+        Counter::add(self, count);
+    }
+
+    fn value(&self) -> u64 {
+        Counter::value(self)
     }
 }
 
@@ -136,6 +146,8 @@ pub struct PluginMetrics {
     pub drops: Counter,
     /// Failures, by [`ErrorKind`] in the order of [`PluginMetrics::ERRORS`].
     pub errors: [Counter; 5],
+    /// What it counts itself.
+    pub own: Arc<InstanceCounters>,
 }
 
 impl PluginMetrics {
@@ -187,9 +199,9 @@ pub struct Metrics {
     pub exchanges_open: Counter,
     /// Exchanges whose `on_log` could not run because the queue was full.
     pub logs_dropped: Counter,
-    routes: Mutex<BTreeMap<Box<str>, Arc<RouteMetrics>>>,
-    plugins: Mutex<BTreeMap<Box<str>, Arc<PluginMetrics>>>,
-    upstreams: Mutex<BTreeMap<Box<str>, Arc<UpstreamMetrics>>>,
+    routes: Named<Box<str>, RouteMetrics>,
+    plugins: Named<(Box<str>, &'static str), PluginMetrics>,
+    upstreams: Named<Box<str>, UpstreamMetrics>,
 }
 
 impl Metrics {
@@ -214,28 +226,29 @@ impl Metrics {
     /// The counters of a route; those of requests without a route are under an empty name.
     pub fn route(&self, name: &str) -> Arc<RouteMetrics> {
         let rows = self.rows;
-        named(&self.routes, name, || RouteMetrics {
+        named(&self.routes, name.into(), || RouteMetrics {
             responses: std::array::from_fn(|_| Counter::new(rows)),
             duration: Histogram::new(rows),
         })
     }
 
-    /// The counters of a plugin instance.
+    /// The counters of a plugin instance; one of another kind under an old name begins anew.
     pub fn plugin(&self, name: &str, kind: &'static str) -> Arc<PluginMetrics> {
         let rows = self.rows;
-        named(&self.plugins, name, || PluginMetrics {
+        named(&self.plugins, (name.into(), kind), || PluginMetrics {
             kind,
             hooks: std::array::from_fn(|_| Histogram::new(rows)),
             responses: Counter::new(rows),
             drops: Counter::new(rows),
             errors: std::array::from_fn(|_| Counter::new(rows)),
+            own: Arc::new(InstanceCounters::new(move || Arc::new(Counter::new(rows)))),
         })
     }
 
     /// The counters of an upstream.
     pub fn upstream(&self, name: &str) -> Arc<UpstreamMetrics> {
         let rows = self.rows;
-        named(&self.upstreams, name, || UpstreamMetrics {
+        named(&self.upstreams, name.into(), || UpstreamMetrics {
             attempts: Counter::new(rows),
             connects: Counter::new(rows),
             connect_failures: Counter::new(rows),
@@ -252,7 +265,7 @@ impl Metrics {
 
     /// All plugin instances seen so far, by name.
     pub fn plugins(&self) -> Vec<(Box<str>, Arc<PluginMetrics>)> {
-        listed(&self.plugins)
+        listed(&self.plugins).into_iter().map(|((name, _), counted)| (name, counted)).collect()
     }
 
     /// All upstreams seen so far, by name.
@@ -261,19 +274,14 @@ impl Metrics {
     }
 }
 
-type Named<T> = Mutex<BTreeMap<Box<str>, Arc<T>>>;
+type Named<K, T> = Mutex<BTreeMap<K, Arc<T>>>;
 
-fn named<T>(known: &Named<T>, name: &str, make: impl FnOnce() -> T) -> Arc<T> {
+fn named<K: Ord, T>(known: &Named<K, T>, name: K, make: impl FnOnce() -> T) -> Arc<T> {
     let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(found) = known.get(name) {
-        return found.clone();
-    }
-    let made = Arc::new(make());
-    known.insert(name.into(), made.clone());
-    made
+    known.entry(name).or_insert_with(|| Arc::new(make())).clone()
 }
 
-fn listed<T>(known: &Named<T>) -> Vec<(Box<str>, Arc<T>)> {
+fn listed<K: Clone, T>(known: &Named<K, T>) -> Vec<(K, Arc<T>)> {
     let known = known.lock().unwrap_or_else(PoisonError::into_inner);
     known.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
 }
@@ -316,5 +324,8 @@ mod tests {
         metrics.upstream("a").attempts.increment();
         assert_eq!(metrics.upstream("a").attempts.value(), 1);
         assert_eq!(metrics.upstreams().len(), 1);
+        metrics.plugin("p", "a").drops.increment();
+        assert_eq!(metrics.plugin("p", "a").drops.value(), 1);
+        assert_eq!((metrics.plugin("p", "b").drops.value(), metrics.plugin("p", "b").kind), (0, "b"));
     }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::log::LogSink;
+use crate::metrics::{Counter, Counters, InstanceCounters};
+use crate::offload::{CpuPool, Offload};
 use crate::outbound::Outbound;
 use crate::secret::{Secret, SecretRef};
 
@@ -44,6 +46,12 @@ pub trait BuildHost {
 
     /// The sink for lines to `target`: `stdout`, `stderr`, or a file's path.
     fn log_sink(&mut self, target: &str) -> Result<Arc<dyn LogSink>, String>;
+
+    /// The counters of an instance, the same after a reload.
+    fn counters(&mut self, instance: &Instance) -> Arc<InstanceCounters>;
+
+    /// Threads for computations that would hold a worker.
+    fn cpu_pool(&mut self) -> Arc<dyn CpuPool>;
 
     /// Takes a remark about a configuration that works but looks wrong.
     fn warn(&mut self, warning: BuildWarning);
@@ -197,6 +205,30 @@ impl<'a> BuildContext<'a> {
     /// The sink for lines to `target`; `at` is the path of the setting that names it.
     pub fn log_sink(&mut self, at: &str, target: &str) -> Result<Arc<dyn LogSink>, BuildError> {
         self.host.log_sink(target).map_err(|message| BuildError::at(at, message))
+    }
+
+    /// A counter of this instance that survives reloads. The metrics page has it as
+    /// `portcullis_plugin_<kind>_<name>_total{plugin="<instance>"}`; `help` is one line on what it counts.
+    pub fn counter(&mut self, name: &'static str, help: &'static str) -> Counter {
+        self.counters(name, help, []).with([])
+    }
+
+    /// The same with labels, for the counter of each combination of their values. Names are lower
+    /// case, and no label is `plugin`; together an instance has at most
+    /// [`MAX_SERIES`](crate::MAX_SERIES) combinations.
+    pub fn counters<const N: usize>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: [&'static str; N],
+    ) -> Counters<N> {
+        self.host.counters(&self.instance).family(name, help, labels)
+    }
+
+    /// The way to threads for what takes longer than the half millisecond that a hook may hold its
+    /// worker for.
+    pub fn offload(&mut self) -> Offload {
+        Offload::new(self.host.cpu_pool())
     }
 
     /// Remarks on something that works but looks wrong.

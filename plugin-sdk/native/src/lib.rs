@@ -10,23 +10,28 @@
 
 mod body;
 mod build;
+mod clock;
 mod connection;
 mod exchange;
 mod hook;
 mod log;
 mod message;
+mod metrics;
+mod offload;
 mod outbound;
 mod plugin;
 mod principal;
 mod reply;
 mod secret;
 mod tester;
+mod units;
 
 pub use body::{BodyFilter, Filtered};
 pub use build::{
     ArtifactStore, BuildContext, BuildError, BuildHost, BuildWarning, Cache, Instance, Slot, SourceFile,
     SourcePosition, StateKey,
 };
+pub use clock::thread_time;
 pub use connection::{Admission, Connection, TlsSession};
 pub use exchange::{
     Attempt, Change, ChangeKind, Cursor, Decider, End, Exchange, Outcome, Part, Parts, RequestId, RouteMeta,
@@ -35,9 +40,12 @@ pub use exchange::{
 pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs, PluginError};
 pub use log::{LogSink, LogSinks};
 pub use message::{HeadMut, Request, RequestMut, Response, ResponseMut};
+pub use metrics::{Counter, CounterReading, Counters, InstanceCounters, MAX_SERIES, Tally};
+pub use offload::{CpuPool, Job, Offload, Offloaded};
 pub use outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 pub use plugin::{Build, BuildFailure, Plugin, PluginType, Registration};
 pub use principal::Principal;
 pub use reply::{Content, Reason, Reply};
 pub use secret::{Secret, SecretRef};
 pub use tester::{ExchangeBuilder, PluginTester, TestedPlugin, block_on};
+pub use units::{Size, Span};

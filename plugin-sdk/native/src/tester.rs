@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -23,6 +24,8 @@ use crate::exchange::{Cursor, End, Exchange, Outcome, Parts, RequestId, RouteMet
 use crate::hook::{Decision, Hook, HookName, PluginError};
 use crate::log::LogSink;
 use crate::message::{Request, Response};
+use crate::metrics::InstanceCounters;
+use crate::offload::{CpuPool, Job};
 use crate::outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 use crate::plugin::{BuildFailure, Plugin, PluginType, Registration};
 use crate::principal::Principal;
@@ -60,6 +63,8 @@ pub struct PluginTester {
     state: HashMap<StateKey, Arc<dyn Any + Send + Sync>>,
     caches: HashMap<StateKey, Arc<MemoryCache>>,
     lines: Arc<Lines>,
+    counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
+    cpu: Arc<TestPool>,
     warnings: Vec<BuildWarning>,
 }
 
@@ -97,6 +102,19 @@ impl PluginTester {
         self
     }
 
+    /// Keeps offloaded work until [`run_offloaded`](Self::run_offloaded), instead of doing it at once.
+    #[must_use]
+    pub fn holding_offloaded(self) -> Self {
+        self.cpu.holds.store(true, Ordering::Relaxed);
+        self
+    }
+
+    /// Does the offloaded work that was kept; how many pieces it was.
+    pub fn run_offloaded(&self) -> usize {
+        let held = self.cpu.held.lock().map(|mut held| std::mem::take(&mut *held)).unwrap_or_default();
+        held.into_iter().map(|job| job()).count()
+    }
+
     /// Builds an instance of `T`, by way of its registration; errors as a user would get them.
     pub fn build<T: PluginType>(&mut self, table: Value) -> Result<TestedPlugin, BuildError> {
         self.build_registered(&Registration::of::<T>(), table)
@@ -121,6 +139,17 @@ impl PluginTester {
     /// Remarks made while building.
     pub fn warnings(&self) -> &[BuildWarning] {
         &self.warnings
+    }
+
+    /// What was counted under a name with these label values; none if there is no such counter.
+    pub fn counted(&self, name: &str, values: &[&str]) -> Option<u64> {
+        let readings = self.counters.values().flat_map(|instance| instance.read());
+        let is =
+            |labels: &[(&str, Box<str>)]| labels.iter().map(|(_, value)| &**value).eq(values.iter().copied());
+        readings
+            .filter(|reading| reading.name == name && is(&reading.labels))
+            .map(|reading| reading.value)
+            .next()
     }
 
     /// Lines written to log sinks, whatever their target.
@@ -169,6 +198,15 @@ impl BuildHost for PluginTester {
         Ok(self.lines.clone())
     }
 
+    fn counters(&mut self, instance: &Instance) -> Arc<InstanceCounters> {
+        let make = || Arc::new(InstanceCounters::new(|| Arc::new(AtomicU64::new(0))));
+        self.counters.entry(instance.name.clone()).or_insert_with(make).clone()
+    }
+
+    fn cpu_pool(&mut self) -> Arc<dyn CpuPool> {
+        self.cpu.clone()
+    }
+
     fn warn(&mut self, warning: BuildWarning) {
         self.warnings.push(warning);
     }
@@ -186,6 +224,24 @@ impl Cache for MemoryCache {
         if let Ok(mut entries) = self.0.lock() {
             entries.insert(key.to_owned(), value);
         }
+    }
+}
+
+/// Does work at once, unless it keeps it until told.
+#[derive(Default)]
+struct TestPool {
+    holds: AtomicBool,
+    held: Mutex<Vec<Job>>,
+}
+
+impl CpuPool for TestPool {
+    fn submit(&self, job: Job) -> Result<(), Job> {
+        if !self.holds.load(Ordering::Relaxed) {
+            job();
+        } else if let Ok(mut held) = self.held.lock() {
+            held.push(job);
+        }
+        Ok(())
     }
 }
 

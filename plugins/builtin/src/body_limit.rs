@@ -17,12 +17,10 @@ use http::StatusCode;
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use portcullis_plugin::{
     BodyFilter, BodyWish, BuildContext, BuildError, Exchange, Filtered, Hook, HookName, Needs, Plugin,
-    PluginError, PluginType, Reply,
+    PluginError, PluginType, Reply, Size,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use crate::units::ByteSize;
 
 const TOO_LARGE: &str = "body_limit.too_large";
 const RESPONSE_TOO_LARGE: &str = "body_limit.response_too_large";
@@ -39,9 +37,9 @@ pub(crate) struct BodyLimit {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
     /// The largest request body, e.g. `1MiB`. Default: no limit.
-    request: Option<ByteSize>,
+    request: Option<Size>,
     /// The largest response body, e.g. `64MiB`. Default: no limit.
-    response: Option<ByteSize>,
+    response: Option<Size>,
 }
 
 /// What a message's head says about its body.
@@ -112,8 +110,8 @@ impl PluginType for BodyLimit {
             return Err(BuildError::at("", "no limit is set").help("give `request`, e.g. `request: 1MiB`"));
         }
         Ok(BodyLimit {
-            request: config.request.map(|size| size.0),
-            response: config.response.map(|size| size.0),
+            request: config.request.map(|size| size.0 as u64),
+            response: config.response.map(|size| size.0 as u64),
         })
     }
 }

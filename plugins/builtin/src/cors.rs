@@ -32,7 +32,7 @@ use http::header::{
 use http::{Method, StatusCode};
 use portcullis_plugin::{
     BuildContext, BuildError, Exchange, Hook, HookName, Needs, Plugin, PluginType, Reply, Request,
-    ResponseMut,
+    ResponseMut, Span,
 };
 use regex::Regex;
 use schemars::JsonSchema;
@@ -40,7 +40,6 @@ use serde::Deserialize;
 
 use crate::names::{header_names, joined};
 use crate::regex_error::not_a_regex;
-use crate::units::Span;
 
 const ORIGIN_NOT_ALLOWED: &str = "cors.origin_not_allowed";
 
@@ -48,6 +47,10 @@ const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-cont
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 const ANY: HeaderValue = HeaderValue::from_static("*");
+
+/// No browser has a longer origin: a scheme, a host name of 253 characters, a port. A head may hold one
+/// that is a hundred times longer, for every pattern to be searched in.
+const MAX_ORIGIN: usize = 512;
 
 /// Speaks CORS for the upstream.
 #[derive(Debug)]
@@ -166,7 +169,7 @@ impl Cors {
             Origins::All => Some(ANY),
             Origins::Some(rules) => {
                 let origin = origin?;
-                let text = origin.to_str().ok()?;
+                let text = origin.to_str().ok().filter(|text| text.len() <= MAX_ORIGIN)?;
                 rules.iter().any(|rule| rule.matches(text)).then(|| origin.clone())
             }
         }

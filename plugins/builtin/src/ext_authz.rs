@@ -37,14 +37,13 @@ use http::header::{HOST, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Response, StatusCode};
 use portcullis_plugin::{
-    BuildContext, BuildError, Cache, Decision, Exchange, Hook, HookName, Needs, Outbound, OutboundLimits,
-    Plugin, PluginError, PluginType, Reply,
+    BuildContext, BuildError, Cache, Counter, Decision, Exchange, Hook, HookName, Needs, Outbound,
+    OutboundLimits, Plugin, PluginError, PluginType, Reply, Span,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{header_name, header_names, refuse_framing, refuse_host};
-use crate::units::Span;
 
 const DENIED: &str = "ext_authz.denied";
 
@@ -69,6 +68,7 @@ pub(crate) struct ExtAuthz {
     copy_to_request: Vec<HeaderName>,
     copy_to_client: Vec<HeaderName>,
     cache: Option<Kept>,
+    counts: Counts,
 }
 
 /// Which service is asked, what it is told, and what becomes of its answer.
@@ -113,7 +113,7 @@ fn default_path() -> String {
 }
 
 fn default_timeout() -> Span {
-    Span(Duration::from_secs(1))
+    Span::seconds(1)
 }
 
 fn default_headers() -> Vec<String> {
@@ -134,6 +134,11 @@ struct Answer {
 }
 
 impl ExtAuthz {
+    async fn ask(&self, question: http::Request<Bytes>) -> Result<Answer, PluginError> {
+        let response = self.upstream.send(question, self.limits).await;
+        self.judge(&response.map_err(|error| PluginError::failed(format!("the service failed: {error}")))?)
+    }
+
     /// The decision about a response of the service.
     fn judge(&self, response: &Response<Bytes>) -> Result<Answer, PluginError> {
         let status = response.status();
@@ -172,6 +177,42 @@ impl ExtAuthz {
             headers.insert(FORWARDED_HOST, host.clone());
         }
         Ok(question)
+    }
+}
+
+/// How requests were judged, and by whom.
+#[derive(Debug)]
+struct Counts {
+    asked: Outcomes,
+    kept: Outcomes,
+    failed: Counter,
+}
+
+/// Verdicts of one source.
+#[derive(Debug)]
+struct Outcomes {
+    allow: Counter,
+    deny: Counter,
+}
+
+impl Counts {
+    fn new(context: &mut BuildContext<'_>) -> Self {
+        let help = "requests judged, by outcome and by whether the service was asked or an answer was kept";
+        let verdicts = context.counters("verdicts", help, ["outcome", "source"]);
+        let of = |source| Outcomes {
+            allow: verdicts.with(["allow", source]),
+            deny: verdicts.with(["deny", source]),
+        };
+        Counts { asked: of("service"), kept: of("cache"), failed: verdicts.with(["error", "service"]) }
+    }
+}
+
+impl Outcomes {
+    fn count(&self, answer: &Answer) {
+        match answer.refusal {
+            None => self.allow.increment(),
+            Some(_) => self.deny.increment(),
+        }
     }
 }
 
@@ -306,6 +347,7 @@ impl PluginType for ExtAuthz {
             copy_to_client: copied("copy_to_client", &config.copy_to_client)?,
             cache: config.cache.map(|cache| kept(cache, &headers, context)).transpose()?,
             headers,
+            counts: Counts::new(context),
         })
     }
 }
@@ -353,13 +395,14 @@ impl Plugin for ExtAuthz {
         self.copy_to_request.iter().for_each(|name| request.headers.remove(name));
         let known = self.cache.as_ref().zip(key.as_deref()).and_then(|(kept, key)| kept.find(key));
         match (known, question) {
-            (Some(answer), _) => Hook::Ready(answer.follow(exchange)),
+            (Some(answer), _) => {
+                self.counts.kept.count(&answer);
+                Hook::Ready(answer.follow(exchange))
+            }
             (None, Err(error)) => Hook::Ready(Err(error)),
             (None, Ok(question)) => Hook::Wait(Box::pin(async move {
-                let response = self.upstream.send(question, self.limits).await;
-                let response =
-                    response.map_err(|error| PluginError::failed(format!("the service failed: {error}")))?;
-                let answer = self.judge(&response)?;
+                let answer = self.ask(question).await.inspect_err(|_| self.counts.failed.increment())?;
+                self.counts.asked.count(&answer);
                 if let Some((kept, key)) = self.cache.as_ref().zip(key) {
                     kept.keep(&key, &answer);
                 }
@@ -504,6 +547,28 @@ mod tests {
         ] {
             assert!(matches!(plugin.plugin().on_request(&mut other.build()), Hook::Wait(_)));
         }
+    }
+
+    #[test]
+    fn verdicts_are_counted_by_outcome_and_source() {
+        let mut tester = PluginTester::new().upstream("authz", |request| {
+            let status = match request.headers().get("authorization").map(HeaderValue::as_bytes) {
+                Some(b"good") => 200,
+                Some(_) => 403,
+                None => 500,
+            };
+            Ok(Response::builder().status(status).body(Bytes::new()).unwrap())
+        });
+        let plugin = tester.build::<ExtAuthz>(cached()).unwrap();
+        for credential in ["good", "good", "good", "bad", "bad"] {
+            let request = ExchangeBuilder::get("/").header("authorization", credential);
+            plugin.on_request(&mut request.build()).unwrap();
+        }
+        assert!(plugin.on_request(&mut ExchangeBuilder::get("/").build()).is_err());
+        let counted = |outcome, source| tester.counted("verdicts", &[outcome, source]);
+        assert_eq!((counted("allow", "service"), counted("allow", "cache")), (Some(1), Some(2)));
+        assert_eq!((counted("deny", "service"), counted("deny", "cache")), (Some(1), Some(1)));
+        assert_eq!(counted("error", "service"), Some(1));
     }
 
     #[test]

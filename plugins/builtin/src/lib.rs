@@ -2,8 +2,8 @@
 //!
 //! A plugin's file holds all there is to know about it: a module doc with an example and its reason
 //! codes, its `Config`, one plain function that decides, and its hooks. A new one costs its file and
-//! two lines here. Beside them stand the few things that several share: `units` for sizes and
-//! durations, `names` for header names, `media` for media types, `template` for header values.
+//! two lines here. Beside them stand the few things that several share: `names` for header names,
+//! `media` for media types, `template` for header values.
 
 mod access_log;
 mod body_limit;
@@ -19,7 +19,6 @@ mod regex_error;
 mod request_id;
 mod sign;
 mod template;
-mod units;
 
 use portcullis_plugin::Registration;
 

@@ -34,8 +34,8 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{ACCEPT_ENCODING, ACCEPT_RANGES, HeaderMap, HeaderName, HeaderValue, IF_RANGE, RANGE};
 use portcullis_plugin::{
-    BodyFilter, BodyWish, BuildContext, BuildError, Decision, Exchange, Hook, HookName, Needs, Plugin,
-    PluginError, PluginType, Reply,
+    BodyFilter, BodyWish, BuildContext, BuildError, Decision, Exchange, Hook, HookName, Needs, Offload,
+    Plugin, PluginError, PluginType, Reply, Size,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -43,7 +43,6 @@ use serde::Deserialize;
 use self::json::{Broken, FieldRule};
 use self::patterns::Patterns;
 use crate::media::{MediaTypes, is_encoded, is_json, media_type};
-use crate::units::ByteSize;
 
 const ENCODED: &str = "mask.encoded";
 const MALFORMED: &str = "mask.malformed";
@@ -56,6 +55,15 @@ const CHECKSUMS: [HeaderName; 4] = [
     HeaderName::from_static("content-md5"),
 ];
 
+/// Bodies beyond this are masked apart from the worker. Measured per KiB of JSON: 10 us for fields alone,
+/// 16 us for fields and all named patterns, 50 us for an array of small numbers; of text 2 us, and 40 us
+/// where it almost is account numbers.
+const AT_ONCE: usize = 8 << 10;
+
+/// The longest that `max_match` may be. For every chunk so much is searched again, at up to
+/// 40 us per KiB.
+const MAX_MATCH: Size = Size::kib(16);
+
 /// Masks response bodies.
 #[derive(Debug)]
 pub(crate) struct Mask {
@@ -64,6 +72,7 @@ pub(crate) struct Mask {
     mode: Mode,
     limit: usize,
     max_match: usize,
+    offload: Offload,
 }
 
 /// What is masked, and by what.
@@ -97,10 +106,10 @@ pub(crate) struct Config {
     mode: Mode,
     /// The longest body that is awaited, e.g. `4MiB`. Default: `1MiB`.
     #[serde(default = "default_limit")]
-    limit: ByteSize,
-    /// The longest match that `mode: stream` is sure to find, 64B to 1MiB. Default: `4KiB`.
+    limit: Size,
+    /// The longest match that `mode: stream` is sure to find, 64B to 16KiB. Default: `4KiB`.
     #[serde(default = "default_max_match")]
-    max_match: ByteSize,
+    max_match: Size,
 }
 
 /// When a body is masked.
@@ -118,12 +127,12 @@ fn default_replace() -> String {
     "***".to_owned()
 }
 
-fn default_limit() -> ByteSize {
-    ByteSize::MIB
+fn default_limit() -> Size {
+    Size::mib(1)
 }
 
-fn default_max_match() -> ByteSize {
-    ByteSize(4 << 10)
+fn default_max_match() -> Size {
+    Size::kib(4)
 }
 
 impl Mask {
@@ -156,7 +165,7 @@ impl PluginType for Mask {
 ";
     type Config = Config;
 
-    fn build(config: Config, _: &mut BuildContext<'_>) -> Result<Self, BuildError> {
+    fn build(config: Config, context: &mut BuildContext<'_>) -> Result<Self, BuildError> {
         if config.fields.is_empty() && config.patterns.is_empty() {
             return Err(BuildError::at("", "nothing is masked").help("give `fields` or `patterns`"));
         }
@@ -164,8 +173,8 @@ impl PluginType for Mask {
             return Err(BuildError::at("fields", "a field can't be found in a body that passes in pieces")
                 .help("leave `mode: stream` out, or use `patterns`"));
         }
-        if !(64..=1 << 20).contains(&config.max_match.0) {
-            return Err(BuildError::at("max_match", "must be 64B to 1MiB"));
+        if !(Size(64)..=MAX_MATCH).contains(&config.max_match) {
+            return Err(BuildError::at("max_match", format!("must be 64B to {MAX_MATCH}")));
         }
         let default_types: &[&str] = match config.mode {
             Mode::Whole => &["application/json", "+json", "text/*"],
@@ -184,8 +193,9 @@ impl PluginType for Mask {
             rules: Arc::new(rules),
             media_types: MediaTypes::parse("media_types", &media_types)?,
             mode: config.mode,
-            limit: config.limit.bytes(),
-            max_match: config.max_match.bytes(),
+            limit: config.limit.0,
+            max_match: config.max_match.0,
+            offload: context.offload(),
         })
     }
 }
@@ -227,17 +237,22 @@ impl Plugin for Mask {
     }
 
     fn on_response_body<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {
-        let masked = match (exchange.response(), exchange.response_body()) {
-            (Some(response), Some(body)) if !body.is_empty() && self.concerns(response.headers()) => {
-                self.rules.mask(media_type(response.headers()), body)
-            }
-            _ => Ok(None),
+        let (Some(response), Some(body)) = (exchange.response(), exchange.response_body()) else {
+            return Hook::CONTINUE;
         };
-        Hook::Ready(match masked {
-            Ok(None) => Ok(Decision::Continue),
-            Ok(Some(body)) => replace(exchange, body),
-            Err(Broken) => Ok(Decision::Respond(Box::new(Reply::deny(StatusCode::BAD_GATEWAY, MALFORMED)))),
-        })
+        if body.is_empty() || !self.concerns(response.headers()) {
+            return Hook::CONTINUE;
+        }
+        let media_type = media_type(response.headers());
+        if body.len() <= AT_ONCE {
+            let masked = self.rules.mask(media_type, body);
+            return Hook::from(follow(masked, exchange));
+        }
+        let (rules, body, media_type) = (self.rules.clone(), body.clone(), media_type.map(str::to_owned));
+        Hook::Wait(Box::pin(async move {
+            let masked = self.offload.run(move || rules.mask(media_type.as_deref(), &body)).await?;
+            follow(masked, exchange)
+        }))
     }
 
     fn response_body_filter(&self, exchange: &Exchange) -> Option<Box<dyn BodyFilter>> {
@@ -246,15 +261,23 @@ impl Plugin for Mask {
     }
 }
 
-fn replace(exchange: &mut Exchange, body: Vec<u8>) -> Result<Decision, PluginError> {
-    exchange.set_response_body(Bytes::from(body))?;
+fn follow(masked: Result<Option<Vec<u8>>, Broken>, exchange: &mut Exchange) -> Result<Decision, PluginError> {
+    match masked {
+        Ok(None) => {}
+        Ok(Some(body)) => exchange.set_response_body(Bytes::from(body))?,
+        Err(Broken) => {
+            return Ok(Decision::Respond(Box::new(Reply::deny(StatusCode::BAD_GATEWAY, MALFORMED))));
+        }
+    }
     Ok(Decision::Continue)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Poll, Waker};
+
     use super::*;
-    use portcullis_plugin::{ExchangeBuilder, PluginTester, TestedPlugin};
+    use portcullis_plugin::{Cursor, ExchangeBuilder, PluginTester, TestedPlugin};
     use serde_json::{Value, json};
 
     fn build(table: Value) -> TestedPlugin {
@@ -296,6 +319,32 @@ mod tests {
             r#"{ "Password" : "***", "user": {"ssn": "***", "mail": "me: ***"},
             "items": [{"token": "***", "n": 1.50}, {"token": "***"}], "ssn": 123456789012345678901234567890 }"#
         );
+    }
+
+    #[test]
+    fn a_long_body_is_masked_elsewhere_while_the_thread_goes_on() {
+        let mut tester = PluginTester::new().holding_offloaded();
+        let plugin = tester.build::<Mask>(json!({"fields": ["a"]})).unwrap();
+        let response = |length: usize| {
+            let text = r#"{"a": 1}"#;
+            let body = format!("{text}{}", " ".repeat(length - text.len()));
+            let at = Cursor { plugin: 0, hook: HookName::OnResponseBody };
+            ExchangeBuilder::get("/").response(200, JSON, body).with(move |parts| parts.cursor = at).build()
+        };
+        let mut long = response(AT_ONCE + 1);
+        let Hook::Wait(mut wait) = plugin.plugin().on_response_body(&mut long) else {
+            panic!("it did not wait")
+        };
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(wait.as_mut().poll(&mut context).is_pending());
+        let mut other = response(AT_ONCE);
+        assert!(matches!(plugin.plugin().on_response_body(&mut other), Hook::Ready(Ok(Decision::Continue))));
+        assert_eq!(tester.run_offloaded(), 1);
+        assert!(matches!(wait.as_mut().poll(&mut context), Poll::Ready(Ok(Decision::Continue))));
+        drop(wait);
+        for exchange in [long, other] {
+            assert!(exchange.response_body().unwrap().starts_with(br#"{"a": "***"}"#));
+        }
     }
 
     #[test]
@@ -353,6 +402,7 @@ mod tests {
             (json!({"patterns": ["/(/"]}), "patterns[0]"),
             (json!({"patterns": ["/a*/"]}), "patterns[0]"),
             (json!({"patterns": ["email"], "max_match": "1B"}), "max_match"),
+            (json!({"patterns": ["email"], "max_match": "17KiB"}), "max_match"),
         ] {
             assert_eq!(PluginTester::new().build::<Mask>(table).err().unwrap().path, path);
         }

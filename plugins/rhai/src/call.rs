@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use portcullis_plugin::Exchange;
+use portcullis_plugin::{Exchange, thread_time};
 use rhai::{Dynamic, EvalAltResult, Position};
 
 use crate::limits::{LOG_LINES, Limits};
@@ -192,13 +192,6 @@ impl Meter {
         self.look_at.set((self.used.get() + pause).min(self.limit.get().saturating_add(1)));
         None
     }
-}
-
-/// How long the calling thread has run.
-fn thread_time() -> Duration {
-    use rustix::time::{ClockId, clock_gettime};
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]

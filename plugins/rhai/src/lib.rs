@@ -16,14 +16,12 @@ mod host;
 mod limits;
 mod load;
 mod script;
-mod units;
 mod value;
 mod verdict;
 
 pub use docs::{definitions, reference};
 pub use limits::Limits;
 pub use script::{Script, Table};
-pub use units::{Period, Size};
 
 /// A script to start from: what `portcullis new script` writes.
 pub const SCAFFOLD: &str = include_str!("scaffold.rhai");

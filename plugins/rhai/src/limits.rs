@@ -1,12 +1,8 @@
 //! What a call of a script may use up.
 
-use std::time::Duration;
-
-use portcullis_plugin::BuildError;
+use portcullis_plugin::{BuildError, Size, Span};
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use crate::units::{Period, Size};
 
 /// Nesting of expressions and blocks within one function. Together with [`MAX_DEPTH`] it bounds the
 /// native stack that a script can use; a test runs the deepest script on a 2 MiB stack.
@@ -38,14 +34,14 @@ pub struct Limits {
     pub operations: u64,
     /// Functions that call each other, 32 at most.
     pub depth: usize,
-    /// Length of a string.
+    /// Length of a string. Default: `1MiB`.
     pub string: Size,
     /// Elements of an array, with those of arrays within it, 2048 at most.
     pub array: usize,
     /// Properties of a map, with those of maps within it, 2048 at most.
     pub map: usize,
-    /// Time on the clock.
-    pub time: Period,
+    /// Time that the call runs. Default: `10ms`.
+    pub time: Span,
 }
 
 impl Default for Limits {
@@ -58,7 +54,7 @@ impl Default for Limits {
             map: MAX_ELEMENTS,
             // A net below `operations` for single operations that are slow, wide enough that a
             // preempted worker does not fall into it.
-            time: Period(Duration::from_millis(10)),
+            time: Span::millis(10),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, Decision, ErrorKind, Exchange, Hook, HookName,
-    Needs, Plugin, PluginError, PluginType,
+    Needs, Plugin, PluginError, PluginType, Size,
 };
 use rhai::{CallFnOptions, Dynamic, Position, Scope};
 use schemars::JsonSchema;
@@ -16,7 +16,6 @@ use crate::error::{self, Fault};
 use crate::host::{Conn, Context};
 use crate::limits::Limits;
 use crate::load::{self, Program};
-use crate::units::Size;
 use crate::verdict::decision;
 
 /// A Rhai script as a plugin.
@@ -44,7 +43,8 @@ pub struct Table {
     /// What one call of a hook may use up.
     #[serde(default)]
     limits: Limits,
-    /// Largest body for `on_request_body` and `on_response_body`; a longer one is refused.
+    /// Largest body for `on_request_body` and `on_response_body`; a longer one is refused. Default:
+    /// `1MiB`.
     #[serde(default = "body_limit")]
     body_limit: Size,
 }

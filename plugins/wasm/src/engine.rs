@@ -5,12 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use portcullis_plugin::Size;
 use wasmtime::{
     Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
     Result,
 };
-
-use crate::units::Size;
 
 /// How often a running guest is interrupted: it yields to the worker's other exchanges, and its
 /// CPU time is counted in this unit.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use portcullis_plugin::{Exchange, HeadMut, Request, RequestMut};
+use portcullis_plugin::{Exchange, HeadMut, Request, RequestMut, thread_time};
 use wasmtime::{Error, ResourceLimiter, Result, UpdateDeadline, bail};
 
 use crate::bindings::exchange::Message;
@@ -199,13 +199,6 @@ fn json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 
 fn clip(text: &str, bytes: usize) -> &str {
     text.get(..text.floor_char_boundary(bytes)).unwrap_or_default()
-}
-
-/// How long the calling thread has run.
-fn thread_time() -> Duration {
-    use rustix::time::{ClockId, clock_gettime};
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// What a guest says as it is logged: bounded, and with nothing in it that begins another line or

@@ -3,7 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use portcullis_plugin::{Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Slot};
+use portcullis_plugin::{
+    BuildContext, Counter, Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Size, Slot, Span,
+};
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Instance, Lift, Lower};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
@@ -11,7 +13,6 @@ use crate::bindings::types;
 use crate::engine::{MAX_STACK, Permit};
 use crate::host::{About, Breach, Host, Pace, final_status, header, one_line};
 use crate::load::Prepared;
-use crate::units::{Millis, Size};
 
 /// Instances that wait for their next exchange, per shelf: they take places in the pool, and a thread
 /// rarely has more exchanges between two hooks of one guest.
@@ -26,7 +27,8 @@ const MAX_REASON: usize = 64;
 /// A module with its limits, from which instances are made.
 pub(crate) struct Guest {
     pub(crate) about: Arc<About>,
-    pub(crate) cpu: Millis,
+    /// Ticks per call.
+    pub(crate) cpu: u32,
     /// Exchanges per instance.
     pub(crate) uses: u32,
     pub(crate) prepared: Vec<Prepared>,
@@ -34,6 +36,27 @@ pub(crate) struct Guest {
     pub(crate) last: HookName,
     pub(crate) slot: Slot<Stage>,
     pub(crate) idle: Idle,
+    pub(crate) counts: Counts,
+}
+
+/// What is counted.
+pub(crate) struct Counts {
+    fresh: Counter,
+    reused: Counter,
+    exhausted: Counter,
+}
+
+impl Counts {
+    pub(crate) fn new(context: &mut BuildContext<'_>) -> Self {
+        let help = "instances taken for an exchange, by whether they were made for it or had served before";
+        let starts = context.counters("starts", help, ["instance"]);
+        Counts {
+            fresh: starts.with(["fresh"]),
+            reused: starts.with(["reused"]),
+            exhausted: context
+                .counter("pool_exhausted", "times that there was no room for one more instance"),
+        }
+    }
 }
 
 /// Where a guest stands in an exchange that has more hooks to come.
@@ -129,7 +152,7 @@ impl Guest {
 
     /// Lets a new instance judge the configuration, within `budget` ticks; it is thrown away.
     pub(crate) async fn configure(self: &Arc<Self>, budget: u32) -> Result<Result<(), String>, PluginError> {
-        let Some(mut live) = self.seat() else {
+        let Some(mut live) = self.new_place() else {
             return Err(PluginError::failed("no room for one more instance"));
         };
         live.store.data_mut().begin(budget, Pace::Yield);
@@ -170,10 +193,19 @@ impl Guest {
 
     /// An instance that waited, or the place for a new one.
     fn seat(&self) -> Option<Live> {
-        self.idle.take().or_else(|| {
-            let mut lanes = self.prepared.iter().enumerate();
-            lanes.find_map(|(lane, prepared)| Some(self.place(lane, prepared, prepared.lane.permit()?)))
-        })
+        if let Some(live) = self.idle.take() {
+            self.counts.reused.increment();
+            return Some(live);
+        }
+        let live = self.new_place()?;
+        self.counts.fresh.increment();
+        Some(live)
+    }
+
+    /// The place for a new instance.
+    fn new_place(&self) -> Option<Live> {
+        let mut lanes = self.prepared.iter().enumerate();
+        lanes.find_map(|(lane, prepared)| Some(self.place(lane, prepared, prepared.lane.permit()?)))
     }
 
     fn place(&self, lane: usize, prepared: &Prepared, permit: Permit) -> Live {
@@ -194,6 +226,7 @@ impl Guest {
 
     /// A refusal and no error, since `on_error: allow` must not let pass what a flood brings.
     fn exhausted(&self) -> Decision {
+        self.counts.exhausted.increment();
         self.about.engines.remark_full(&self.about.name);
         let status = http::StatusCode::SERVICE_UNAVAILABLE;
         Decision::Respond(Box::new(Reply::deny(status, "wasm.pool_exhausted")))
@@ -201,6 +234,7 @@ impl Guest {
 
     /// The same for a connection, which gets no answer.
     fn turn_away(&self) -> types::Admission {
+        self.counts.exhausted.increment();
         self.about.engines.remark_full(&self.about.name);
         types::Admission::Drop
     }
@@ -244,7 +278,7 @@ impl Guest {
         match (host.breach, trap) {
             (Some(Breach::Cpu), _) => PluginError::new(
                 ErrorKind::Budget,
-                format!("{at} used up its {} of CPU", Millis(host.budget)),
+                format!("{at} used up its {} of CPU", Span::millis(host.budget.into())),
             ),
             (Some(Breach::Memory), _) => {
                 let memory = Size(self.about.memory);
@@ -280,7 +314,7 @@ impl Loan<'_> {
         let Some(live) = &mut self.live else { return Err(Failure::Exhausted) };
         let guest = self.guest;
         let host = live.store.data_mut();
-        host.begin(guest.cpu.0, Pace::Yield);
+        host.begin(guest.cpu, Pace::Yield);
         host.exchange = Some(self.home.lend());
         let index = guest.export(live, hook);
         let verdict = match hook {

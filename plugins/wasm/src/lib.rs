@@ -20,7 +20,6 @@ mod host;
 mod instance;
 mod load;
 mod scaffold;
-mod units;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -29,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, ErrorKind, Exchange, Hook, HookFuture,
-    HookName, Needs, Plugin, PluginError, PluginType, block_on,
+    HookName, Needs, Plugin, PluginError, PluginType, Size, Span, block_on,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -37,8 +36,7 @@ use serde_json::{Map, Value};
 
 use crate::engine::{Engines, MAX_MEMORY};
 use crate::host::About;
-use crate::instance::{Guest, Idle};
-use crate::units::{Millis, Size};
+use crate::instance::{Counts, Guest, Idle};
 
 pub use scaffold::scaffold;
 
@@ -55,7 +53,7 @@ const SLOW_START: Duration = Duration::from_millis(1);
 const TRANSFER: usize = 256 << 10;
 
 /// Longest CPU budget per hook call.
-const MAX_CPU: Millis = Millis(1000);
+const MAX_CPU: Span = Span::seconds(1);
 
 /// A policy compiled to Wasm.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -73,7 +71,7 @@ pub struct Config {
     /// CPU per call of a hook, at most 1s; counted by the millisecond.
     #[serde(default = "cpu")]
     #[schemars(extend("default" = "5ms"))]
-    cpu: Millis,
+    cpu: Span,
     /// Whether every exchange gets an instance of its own.
     ///
     /// All modules together have 1000 instances at once, and 200 more that start slower. What finds no
@@ -106,8 +104,8 @@ fn memory() -> Size {
     Size::mib(16)
 }
 
-fn cpu() -> Millis {
-    Millis(5)
+fn cpu() -> Span {
+    Span::millis(5)
 }
 
 fn body_limit() -> Size {
@@ -128,7 +126,7 @@ impl PluginType for Module {
     type Config = Config;
 
     fn build(config: Config, context: &mut BuildContext<'_>) -> Result<Self, BuildError> {
-        check_limits(&config)?;
+        let cpu = check_limits(&config)?;
         let source = context.file("file", &config.file)?;
         check_digest(config.digest.as_deref(), &source.bytes)?;
         let engines = context.shared_by_kind(Engines::new);
@@ -145,7 +143,7 @@ impl PluginType for Module {
                 transfer: TRANSFER + config.body_limit.0,
                 engines: engines.clone(),
             }),
-            cpu: config.cpu,
+            cpu,
             uses: match config.isolation {
                 Isolation::Fresh => 1,
                 Isolation::Reuse(uses) => uses.get(),
@@ -154,6 +152,7 @@ impl PluginType for Module {
             last: HookName::ALL.into_iter().rfind(|hook| needs.wants(*hook)).unwrap_or(HookName::OnLog),
             slot: context.slot(),
             idle: Idle::default(),
+            counts: Counts::new(context),
         });
         judge(&guest, &config.config)?;
         remark(&guest, &hooks, &config.memory, &config.body_limit, context);
@@ -161,14 +160,16 @@ impl PluginType for Module {
     }
 }
 
-fn check_limits(config: &Config) -> Result<(), BuildError> {
+/// Judges memory and CPU; the latter in ticks.
+fn check_limits(config: &Config) -> Result<u32, BuildError> {
     if config.memory > MAX_MEMORY {
         return Err(BuildError::at("memory", format!("more than {MAX_MEMORY}")));
     }
-    if config.cpu > MAX_CPU || config.cpu.0 == 0 {
-        return Err(BuildError::at("cpu", format!("not 1ms to {MAX_CPU}")));
+    let ticks = config.cpu.0.as_millis();
+    if config.cpu > MAX_CPU || ticks == 0 || config.cpu != Span::millis(ticks as u64) {
+        return Err(BuildError::at("cpu", format!("not 1ms to {MAX_CPU}, by the millisecond")));
     }
-    Ok(())
+    Ok(ticks as u32)
 }
 
 fn check_digest(pin: Option<&str>, bytes: &[u8]) -> Result<(), BuildError> {

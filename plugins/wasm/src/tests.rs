@@ -182,11 +182,14 @@ fn an_instance_stays_with_its_exchange_until_the_last_hook() {
 fn reuse_hands_an_instance_to_so_many_exchanges() {
     let hooks = hook("on-request", ONCE);
     let fresh = build(module(&["on-request"], &hooks), json!({ "isolation": "fresh" })).unwrap();
-    let reused = build(module(&["on-request"], &hooks), json!({ "isolation": { "reuse": 2 } })).unwrap();
+    let mut tester = PluginTester::new().file("guest.wasm", module(&["on-request"], &hooks));
+    let reused = tester.build::<Module>(table(json!({ "isolation": { "reuse": 2 } }))).unwrap();
     let verdicts = |guest: &TestedPlugin| [0; 4].map(|_| guest.on_request(&mut exchange()).is_ok());
     assert_eq!(verdicts(&fresh), [true; 4]);
     // What trapped is not used again; the next one starts anew.
     assert_eq!(verdicts(&reused), [true, false, true, false]);
+    let starts = |instance| tester.counted("starts", &[instance]);
+    assert_eq!((starts("fresh"), starts("reused")), (Some(2), Some(2)));
 }
 
 #[test]
@@ -265,6 +268,7 @@ fn that_the_pool_is_exhausted_is_said_once_for_a_flood() {
     });
     assert_eq!(written.lines().count(), 1, "{written}");
     assert!(written.contains("WARN") && written.contains("wasm.pool_exhausted"), "{written}");
+    assert_eq!(tester.counted("pool_exhausted", &[]), Some(4));
 }
 
 #[test]
@@ -368,6 +372,7 @@ fn limits_and_pins_are_judged_at_load() {
     assert_eq!(path(good.clone(), json!({ "digest": "abc" })), Some("digest".into()));
     assert_eq!(path(good.clone(), json!({ "memory": "1GiB" })), Some("memory".into()));
     assert_eq!(path(good.clone(), json!({ "cpu": "0ms" })), Some("cpu".into()));
+    assert_eq!(path(good.clone(), json!({ "cpu": "1500us" })), Some("cpu".into()));
     // Its memory of 64 KiB does not fit.
     assert_eq!(path(good.clone(), json!({ "memory": "32KiB" })), Some("memory".into()));
     assert!(build(good, json!({ "memroy": "16MiB" })).err().unwrap().message.contains("memroy"));

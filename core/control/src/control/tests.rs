@@ -2,6 +2,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use super::*;
@@ -32,20 +33,30 @@ impl Gateway {
         status.expect("the status in time").expect("a control plane").clone()
     }
 
-    /// What a client gets.
-    fn body(&self) -> String {
+    /// A client that has asked for a path.
+    fn asking(&self, path: &str) -> TcpStream {
         let address = self.status.borrow().listeners[0].addresses[0].actual;
         let mut client = TcpStream::connect(address).unwrap();
         client.set_read_timeout(Some(LONG)).unwrap();
-        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).unwrap();
+        write!(client, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        client
+    }
+
+    /// What a client gets.
+    fn body(&self) -> String {
+        let answer = answer(self.asking("/"));
         answer.rsplit("\r\n").next().unwrap_or_default().to_owned()
     }
 
     fn names(&self) -> Vec<String> {
         self.status.borrow().plugins.iter().map(|plugin| plugin.name.to_string()).collect()
     }
+}
+
+fn answer(mut client: TcpStream) -> String {
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 fn options(site: &Site) -> Options {
@@ -67,6 +78,20 @@ async fn an_edited_script_changes_the_next_answer() {
     let status = gateway.until(|status| status.generation == 2).await;
     assert_eq!(gateway.body(), "goodbye");
     assert_eq!((status.reloads.applied, status.reloads.refused), (1, 0));
+}
+
+#[tokio::test]
+async fn the_one_worker_serves_others_while_a_plugin_computes() {
+    let site = Site::new(POLICIES);
+    let gate = site.path("gate");
+    site.configure(&format!("plugins: [{{ gated: {{ gate: {} }} }}]\n{POLICIES}", gate.display()));
+    let listener = UnixListener::bind(gate).unwrap();
+    let gateway = Gateway::start(site).await;
+    let computed = gateway.asking("/gated");
+    let (held, _) = listener.accept().unwrap();
+    assert!(answer(gateway.asking("/other")).starts_with("HTTP/1.1 204 "));
+    drop(held);
+    assert!(answer(computed).starts_with("HTTP/1.1 204 "));
 }
 
 #[tokio::test]

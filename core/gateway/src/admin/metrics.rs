@@ -2,9 +2,11 @@
 //!
 //! One function per subject, each naming its families once; [`Page`] knows the format.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
-use portcullis_plugin::HookName;
+use portcullis_plugin::{CounterReading, HookName};
 use portcullis_proxy::metrics::{BUCKETS, Counter, Histogram, Metrics, PluginMetrics};
 
 /// The page's media type.
@@ -43,6 +45,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     connections(&mut page, metrics);
     routes(&mut page, metrics);
     plugins(&mut page, metrics);
+    plugins_own(&mut page, metrics);
     upstreams(&mut page, metrics);
     page.text
 }
@@ -150,6 +153,32 @@ fn plugins(page: &mut Page, metrics: &Metrics) {
     }
 }
 
+/// What plugins count themselves: a family per kind and counter, with the lines of all its instances.
+fn plugins_own(page: &mut Page, metrics: &Metrics) {
+    let plugins = metrics.plugins();
+    let mut families: BTreeMap<_, Vec<(&str, CounterReading)>> = BTreeMap::new();
+    for (plugin, counted) in &plugins {
+        for reading in counted.own.read() {
+            families.entry((counted.kind, reading.name)).or_default().push((plugin, reading));
+        }
+    }
+    for ((kind, name), readings) in families {
+        let help = readings.first().map_or("", |(_, reading)| reading.help);
+        let mut family = page.counter(format!("plugin_{kind}_{name}_total"), help);
+        for (plugin, reading) in &readings {
+            let own = reading.labels.iter().map(|(name, value)| (*name, &**value));
+            family.sample(&[("plugin", *plugin)].into_iter().chain(own).collect::<Vec<_>>(), reading.value);
+        }
+    }
+    let mut overflow = page.counter(
+        "plugin_series_overflow_total",
+        "combinations of labels beyond what one plugin may have, asked for and counted as `other`",
+    );
+    for (plugin, counted) in plugins.iter().filter(|(_, counted)| !counted.own.read().is_empty()) {
+        overflow.sample(&[("plugin", plugin), ("kind", counted.kind)], counted.own.overflow());
+    }
+}
+
 fn upstreams(page: &mut Page, metrics: &Metrics) {
     let upstreams = metrics.upstreams();
     let mut durations = page.histogram("upstream_duration_seconds", "from an attempt to the response's head");
@@ -183,11 +212,11 @@ struct Page {
 /// A metric's name, under which its samples are added.
 struct Family<'p> {
     page: &'p mut Page,
-    name: &'static str,
+    name: Cow<'static, str>,
 }
 
 impl Page {
-    fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
+    fn counter(&mut self, name: impl Into<Cow<'static, str>>, help: &str) -> Family<'_> {
         self.family(name, "counter", help)
     }
 
@@ -199,7 +228,8 @@ impl Page {
         self.family(name, "histogram", help)
     }
 
-    fn family(&mut self, name: &'static str, kind: &str, help: &str) -> Family<'_> {
+    fn family(&mut self, name: impl Into<Cow<'static, str>>, kind: &str, help: &str) -> Family<'_> {
+        let name = name.into();
         self.line(format_args!("# HELP portcullis_{name} {help}"));
         self.line(format_args!("# TYPE portcullis_{name} {kind}"));
         Family { page: self, name }
@@ -235,7 +265,7 @@ impl Family<'_> {
     }
 
     fn line(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
-        let name = self.name;
+        let name = &self.name;
         let labels: Vec<_> =
             labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         match labels.as_slice() {
@@ -326,6 +356,10 @@ mod tests {
         plugin.hooks[1].observe(Duration::from_micros(7));
         plugin.errors[2].increment();
         metrics.upstream("api").attempts.add(2);
+        for (name, kind) in [("users/check", "check"), ("check", "check"), ("users/jwt", "jwt")] {
+            let own = metrics.plugin(name, kind).own.clone();
+            own.family("judged", "cases judged", ["why"]).with(["odd \"reason\""]).add(2);
+        }
         metrics
     }
 
@@ -366,6 +400,27 @@ mod tests {
             assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
             assert!(seen.insert((sample.name.clone(), sample.labels.clone())), "{} twice", sample.name);
         }
+    }
+
+    #[test]
+    fn counters_of_plugins_stand_under_their_kind_with_the_instance_as_label() {
+        let metrics = busy();
+        let own = metrics.plugin("users/check", "check").own.clone();
+        let family = own.family("judged", "cases judged", ["why"]);
+        for case in 0..2 * portcullis_plugin::MAX_SERIES {
+            family.with([&case.to_string()]).increment();
+        }
+        let (types, samples) = parsed(&render(&metrics, &facts()));
+        let of = |plugin, why| {
+            value(&samples, "portcullis_plugin_check_judged_total", &[("plugin", plugin), ("why", why)])
+        };
+        assert_eq!((of("check", "odd \"reason\""), of("users/check", "7")), (2.0, 1.0));
+        assert!(types.contains_key("portcullis_plugin_jwt_judged_total"));
+        let overflow = portcullis_plugin::MAX_SERIES as f64 + 1.0;
+        assert_eq!(of("users/check", "other"), overflow);
+        let counted =
+            value(&samples, "portcullis_plugin_series_overflow_total", &[("plugin", "users/check")]);
+        assert_eq!(counted, overflow);
     }
 
     #[test]
@@ -414,8 +469,10 @@ mod tests {
         let hook = [("plugin", "users/jwt"), ("kind", "jwt"), ("hook", "on_request")];
         assert_eq!(value(&samples, "portcullis_plugin_hook_duration_seconds_count", &hook), 1.0);
         assert!(!samples.iter().any(|sample| sample.labels.contains(&("hook".into(), "on_log".into()))));
-        assert_eq!(value(&samples, "portcullis_plugin_errors_total", &[("error", "budget")]), 1.0);
-        assert_eq!(value(&samples, "portcullis_plugin_errors_total", &[("error", "trap")]), 0.0);
+        let errors = |error| {
+            value(&samples, "portcullis_plugin_errors_total", &[("plugin", "users/jwt"), ("error", error)])
+        };
+        assert_eq!((errors("budget"), errors("trap")), (1.0, 0.0));
     }
 
     #[test]

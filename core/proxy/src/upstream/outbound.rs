@@ -1,6 +1,7 @@
 //! Calls that plugins make themselves, over the worker's own connections.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -42,6 +43,7 @@ impl UpstreamClient {
         let root = PathAndQuery::from_static("/");
         let target = head.uri.path_and_query().unwrap_or(&root);
         let sending = RequestHead { method: &head.method, target, headers: &head.headers, told: &[] };
+        let start = Instant::now();
         let sent = send(&self.upstream, endpoint, sending, RequestBody::Whole(body)).await;
         let response = sent.map_err(|error| {
             if matches!(error.kind, AttemptFailure::ResponseTimeout | AttemptFailure::Failed) {
@@ -53,6 +55,7 @@ impl UpstreamClient {
                 AttemptFailure::Failed => OutboundError::Failed,
             }
         })?;
+        self.upstream.metrics.duration.observe(start.elapsed());
         let (head, mut body) = response.into_parts();
         let mut held = self.budget.hold();
         let read = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge).await;

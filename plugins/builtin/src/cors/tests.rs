@@ -169,6 +169,13 @@ fn origins_match_whole() {
 }
 
 #[test]
+fn an_origin_that_no_browser_has_is_not_searched() {
+    let plugin = build(json!({"origins": [r"/https://[a-z.]+/"]}));
+    let origin = |length: usize| format!("https://{}", "a".repeat(length - "https://".len()));
+    assert!(allowed(&plugin, &origin(MAX_ORIGIN)) && !allowed(&plugin, &origin(MAX_ORIGIN + 1)));
+}
+
+#[test]
 fn what_browsers_or_attackers_would_make_of_it_is_refused_at_build() {
     let error = |table| PluginTester::new().build::<Cors>(table).err().unwrap();
     let both = error(json!({"origins": [APP, "*"], "credentials": true}));

@@ -168,24 +168,29 @@ fn luhn(digits: &[u8]) -> bool {
     digits.iter().rev().enumerate().map(weigh).sum::<u32>().is_multiple_of(10)
 }
 
-/// The longest beginning whose check digits are right (ISO 13616, modulo 97).
+/// The longest beginning whose check digits are right (ISO 13616, modulo 97). One pass for all
+/// beginnings: trying each by itself takes a hostile text 0.2 ms per KiB.
 fn iban(found: &[u8]) -> Option<usize> {
-    (1..=found.len()).rev().find(|end| {
-        let (candidate, rest) = found.split_at(*end);
-        let alphanumeric = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-        let length = candidate.iter().filter(|byte| byte.is_ascii_alphanumeric()).count();
-        let ends = alphanumeric(candidate.last()) && !alphanumeric(rest.first());
-        ends && (15..=34).contains(&length) && modulo_97(candidate) == 1
-    })
+    let (country, number) = found.split_at_checked(4)?;
+    let mut longest = None;
+    let (mut length, mut rest) = (country.len(), 0);
+    for (at, byte) in number.iter().enumerate().filter(|(_, byte)| byte.is_ascii_alphanumeric()) {
+        length += 1;
+        rest = modulo_97(rest, byte);
+        let ends = !number.get(at + 1).is_some_and(u8::is_ascii_alphanumeric);
+        if ends && (15..=34).contains(&length) && country.iter().fold(rest, modulo_97) == 1 {
+            longest = Some(country.len() + at + 1);
+        }
+    }
+    longest
 }
 
-fn modulo_97(account: &[u8]) -> u32 {
-    let (country, number) = account.split_at(account.len().min(4));
-    let characters = number.iter().chain(country).filter(|byte| byte.is_ascii_alphanumeric());
-    characters.fold(0, |rest, byte| match byte {
+/// The remainder of a number that goes on with `byte`, a digit or a letter that counts for two.
+fn modulo_97(rest: u32, byte: &u8) -> u32 {
+    match byte {
         b'0'..=b'9' => (rest * 10 + u32::from(byte - b'0')) % 97,
-        _ => (rest * 100 + u32::from(byte - b'A') + 10) % 97,
-    })
+        _ => (rest * 100 + u32::from(byte.saturating_sub(b'A')) + 10) % 97,
+    }
 }
 
 #[cfg(test)]

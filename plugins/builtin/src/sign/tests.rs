@@ -1,3 +1,5 @@
+use std::task::{Context, Poll, Waker};
+
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
 };
@@ -151,6 +153,25 @@ fn what_goes_out_is_signed_with_all_parameters_in_place_of_the_clients_signature
     let signatures = exchange.outgoing().unwrap().headers().get_all(SIGNATURE);
     assert_eq!(signatures.iter().count(), 1);
     assert!(!exchange.request().headers().contains_key(SIGNATURE_INPUT), "only the attempt is changed");
+}
+
+#[test]
+fn a_long_body_is_hashed_elsewhere_while_the_thread_goes_on() {
+    let mut tester = tester().holding_offloaded();
+    let table = json!({"algorithm": "hmac-sha256", "key": "env:SHARED", "digest": true});
+    let plugin = tester.build::<Sign>(table).unwrap();
+    let attempt = |length: usize| request().body("x".repeat(length)).attempt("api", "192.0.2.1:443").build();
+    let mut long = attempt(AT_ONCE + 1);
+    let Hook::Wait(mut wait) = plugin.plugin().on_upstream(&mut long) else { panic!("it did not wait") };
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(wait.as_mut().poll(&mut context).is_pending());
+    let mut other = attempt(AT_ONCE);
+    assert!(matches!(plugin.plugin().on_upstream(&mut other), Hook::Ready(Ok(Decision::Continue))));
+    assert_eq!(tester.run_offloaded(), 1);
+    assert!(matches!(wait.as_mut().poll(&mut context), Poll::Ready(Ok(Decision::Continue))));
+    drop(wait);
+    let digest = long.outgoing().unwrap().header(&CONTENT_DIGEST).map(str::to_owned);
+    assert_eq!(digest, Some(content_digest("x".repeat(AT_ONCE + 1).as_bytes())));
 }
 
 #[test]

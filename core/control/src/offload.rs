@@ -1,0 +1,185 @@
+//! The threads for what plugins may not do on a worker: long computations.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use portcullis_plugin::{CpuPool, Job};
+
+/// Jobs that wait, per thread: most take a millisecond or less, so this is a quarter of a second of them.
+/// Where the longest bodies, at 100 ms, fill it, hooks give up waiting before their turn comes.
+const QUEUE_PER_THREAD: usize = 256;
+
+/// Most threads: enough to keep half of a large machine's cores busy without being many.
+const MAX_THREADS: usize = 8;
+
+/// Threads that start when there is work for them and end with this.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    threads: usize,
+    queue: usize,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+    ended: bool,
+}
+
+impl Pool {
+    /// Half as many threads as there are cores: the workers are to have the others.
+    pub(crate) fn new() -> Self {
+        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let threads = (cores / 2).clamp(1, MAX_THREADS);
+        Pool::with(threads, threads * QUEUE_PER_THREAD)
+    }
+
+    /// So many threads, with room for `queue` jobs before them.
+    pub(crate) fn with(threads: usize, queue: usize) -> Self {
+        Pool { shared: Arc::default(), threads, queue }
+    }
+}
+
+impl CpuPool for Pool {
+    fn submit(&self, job: Job) -> Result<(), Job> {
+        let mut state = self.shared.state();
+        if state.jobs.len() >= self.queue {
+            return Err(job);
+        }
+        state.jobs.push_back(job);
+        if state.jobs.len() <= state.idle || state.threads >= self.threads {
+            drop(state);
+            self.shared.work.notify_one();
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        match thread::Builder::new().name("offload".into()).spawn(move || shared.run()) {
+            Ok(_) => state.threads += 1,
+            Err(error) if state.threads == 0 => {
+                tracing::error!(%error, "no thread for long computations can be started");
+                return state.jobs.pop_back().map_or(Ok(()), Err);
+            }
+            // One of the others will come to it.
+            Err(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        state.ended = true;
+        let jobs = std::mem::take(&mut state.jobs);
+        drop(state);
+        self.shared.work.notify_all();
+        drop(jobs);
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        while let Some(job) = self.next() {
+            // A job catches what its work does; this is for the destruction of what it leaves.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+        }
+    }
+
+    /// The next job, as soon as there is one; none at the end.
+    fn next(&self) -> Option<Job> {
+        let mut state = self.state();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            if state.ended {
+                return None;
+            }
+            state.idle += 1;
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::task::{Context, Poll, Waker};
+
+    use portcullis_plugin::{ErrorKind, Offload, block_on};
+
+    use super::*;
+
+    /// Work that has begun, and goes on when told.
+    fn held(offload: &Offload) -> (portcullis_plugin::Offloaded<String>, Sender<()>) {
+        let (begun, begins) = channel();
+        let (go, told): (_, Receiver<()>) = channel();
+        let wait = offload.run(move || {
+            begun.send(()).unwrap();
+            told.recv().unwrap();
+            thread::current().name().unwrap_or_default().to_owned()
+        });
+        begins.recv().unwrap();
+        (wait, go)
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_what_waits_is_done_in_turn() {
+        let offload = Offload::new(Arc::new(Pool::with(1, 2)));
+        let (first, go) = held(&offload);
+        let waiting = [offload.run(|| 1), offload.run(|| 2)];
+        let refused = pin!(offload.run(|| 3)).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(refused, Poll::Ready(Err(error)) if error.kind() == ErrorKind::Budget));
+        go.send(()).unwrap();
+        assert_eq!(block_on(first).unwrap(), "offload");
+        assert_eq!(waiting.map(|wait| block_on(wait).unwrap()), [1, 2]);
+        assert_eq!(block_on(offload.run(|| 3)).unwrap(), 3);
+    }
+
+    #[test]
+    fn as_many_run_at_once_as_there_are_threads() {
+        let offload = Offload::new(Arc::new(Pool::with(2, 2)));
+        let (first, second) = (held(&offload), held(&offload));
+        for (wait, go) in [second, first] {
+            go.send(()).unwrap();
+            block_on(wait).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_panic_costs_no_thread() {
+        let offload = Offload::new(Arc::new(Pool::with(1, 2)));
+        for _ in 0..3 {
+            assert_eq!(block_on(offload.run(|| panic!("told to"))).unwrap_err().kind(), ErrorKind::Panic);
+        }
+        assert_eq!(block_on(offload.run(|| 1)).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_end_of_the_pool_ends_every_wait() {
+        let pool = Arc::new(Pool::with(1, 2));
+        let offload = Offload::new(pool.clone());
+        let (running, go) = held(&offload);
+        let waiting = offload.run(|| 1);
+        drop((offload, pool));
+        assert_eq!(block_on(waiting).unwrap_err().kind(), ErrorKind::Failed);
+        go.send(()).unwrap();
+        assert!(block_on(running).is_ok());
+    }
+}
