@@ -201,7 +201,7 @@ impl Site {
     }
 
     pub(crate) fn build(&self, services: &Services, running: Option<&Built>) -> Result<Built, String> {
-        build(&self.config(), services, running).map_err(|failed| self.rendered(&failed))
+        build(&self.config(), services, running, None).map_err(|failed| self.rendered(&failed))
     }
 
     /// What a failed build says, with the site's directory left out.

@@ -52,6 +52,8 @@ fn options(site: &Site) -> Options {
     Options {
         config: site.config(),
         state_dir: None,
+        last_good: None,
+        fall_back: false,
         variables: BTreeMap::new(),
         log_sinks: Arc::new(NoSinks),
     }
