@@ -515,4 +515,41 @@ mod tests {
         assert_ne!(parts(&["ab", "c"]), parts(&["a", "bc"]));
         assert_eq!(parts(&["a"]).to_string().len(), 64);
     }
+
+    #[test]
+    fn an_accepted_set_stands_in_for_policy_inputs_and_never_for_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["policy", "data"] {
+            fs::write(path(name), "old").unwrap();
+        }
+        let mut files = Files::default();
+        files.read_policy(&path("policy")).ok().unwrap();
+        files.read_data(&path("data")).ok().unwrap();
+        for name in ["policy", "data", "further"] {
+            fs::write(path(name), "new").unwrap();
+        }
+        let mut files = Files::new(Some(files.accepted()));
+        assert_eq!(&files.read_policy(&path("policy")).ok().unwrap().bytes[..], b"old");
+        assert_eq!(&files.read_data(&path("data")).ok().unwrap().bytes[..], b"new");
+        assert!(files.read_policy(&path("further")).err().unwrap().ends_with("not among the last good inputs"));
+        assert!(files.read_policy(&path("data")).is_err());
+        assert_eq!(files.inputs().of(Role::Policy).drift(), [path("further"), path("policy")]);
+        assert!(files.inputs().of(Role::Data).drift().is_empty());
+    }
+
+    #[test]
+    fn what_serves_as_data_anywhere_is_not_among_what_is_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        fs::write(&key, "secret").unwrap();
+        for data_first in [true, false] {
+            let mut files = Files::default();
+            for turn in [data_first, !data_first] {
+                let read = if turn { files.read_data(&key) } else { files.read_policy(&key) };
+                read.ok().unwrap();
+            }
+            assert!(files.accepted().files.is_empty());
+        }
+    }
 }

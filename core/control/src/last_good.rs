@@ -190,3 +190,93 @@ fn make_room(dir: &Path, kept: &Path) -> io::Result<()> {
     let surplus = (others.len() + 1).saturating_sub(SETS);
     others.iter().take(surplus).try_for_each(|(_, path)| fs::remove_file(path))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::inputs::Files;
+    use crate::testing::Site;
+
+    use super::*;
+
+    /// A set of a configuration, a script, and a directory with a subdirectory.
+    fn accepted(site: &Site) -> Arc<Accepted> {
+        site.write("policies/a.script", "\0\n\u{ff}");
+        site.write("policies/lib/b.script", "");
+        let mut files = Files::default();
+        for path in ["portcullis.yaml", "policies/a.script", "policies/lib/b.script"] {
+            files.read_policy(&site.path(path)).ok().unwrap();
+        }
+        files.list(&site.path("policies")).ok().unwrap();
+        files.accepted()
+    }
+
+    #[test]
+    fn what_is_kept_is_what_was_accepted() {
+        let site = Site::new("routes: []\n");
+        let accepted = accepted(&site);
+        let last_good = LastGood::new(&site.path("state"), &site.config());
+        assert!(last_good.load().err().unwrap().contains("no good inputs are kept"));
+        last_good.save(&accepted).unwrap();
+        let kept = last_good.load().ok().unwrap();
+        assert!(kept.accepted == accepted && kept.at <= now());
+        assert!(last_good.config().unwrap().ends_with("routes: []\n"));
+        assert_eq!(kept.accepted.directories[&site.path("policies")].names, ["a.script", "lib/"]);
+    }
+
+    #[test]
+    fn a_flipped_bit_or_a_missing_byte_is_found_wherever_it_is() {
+        let site = Site::new("");
+        let last_good = LastGood::new(&site.path("state"), &site.config());
+        last_good.save(&accepted(&site)).unwrap();
+        let good = fs::read(last_good.path()).unwrap();
+        for at in 0..good.len() {
+            let mut damaged = good.clone();
+            damaged[at] ^= 1;
+            fs::write(last_good.path(), &damaged).unwrap();
+            assert!(last_good.load().is_err(), "byte {at}");
+            fs::write(last_good.path(), &good[..at]).unwrap();
+            assert!(last_good.load().is_err(), "cut at {at}");
+        }
+        fs::write(last_good.path(), &good).unwrap();
+        assert!(last_good.load().is_ok());
+    }
+
+    #[test]
+    fn a_set_is_good_for_its_own_configuration_only() {
+        let site = Site::new("");
+        let last_good = LastGood::new(&site.path("state"), &site.config());
+        let other = LastGood::new(&site.path("state"), &site.path("other.yaml"));
+        last_good.save(&accepted(&site)).unwrap();
+        fs::copy(last_good.path(), other.path()).unwrap();
+        assert!(other.load().err().unwrap().ends_with("it is of another configuration"));
+    }
+
+    #[test]
+    fn the_oldest_sets_make_room() {
+        let site = Site::new("");
+        let accepted = accepted(&site);
+        let of = |number: usize| LastGood::new(&site.path("state"), &site.path(&format!("{number}.yaml")));
+        for number in 0..SETS + 3 {
+            of(number).save(&accepted).unwrap();
+            let file = fs::File::options().append(true).open(of(number).path()).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(number as u64)).unwrap();
+        }
+        let there: Vec<usize> = (0..SETS + 3).filter(|number| of(*number).path().exists()).collect();
+        assert_eq!(there, (3..SETS + 3).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_set_that_is_too_large_is_not_kept_and_the_one_before_stays() {
+        let site = Site::new("");
+        let last_good = LastGood::new(&site.path("state"), &site.config());
+        last_good.save(&accepted(&site)).unwrap();
+        let before = fs::read(last_good.path()).unwrap();
+        let large = Content::new(vec![0; 1 << 20].into(), false);
+        let files = (0..=256).map(|number| (site.path(&number.to_string()), large.clone()));
+        let too_large = Accepted { files: files.collect(), directories: BTreeMap::new() };
+        assert_eq!(last_good.save(&too_large).unwrap_err(), "they are larger than 256 MiB");
+        assert_eq!(fs::read(last_good.path()).unwrap(), before);
+    }
+}
