@@ -532,7 +532,9 @@ mod tests {
         let mut files = Files::new(Some(files.accepted()));
         assert_eq!(&files.read_policy(&path("policy")).ok().unwrap().bytes[..], b"old");
         assert_eq!(&files.read_data(&path("data")).ok().unwrap().bytes[..], b"new");
-        assert!(files.read_policy(&path("further")).err().unwrap().ends_with("not among the last good inputs"));
+        assert!(
+            files.read_policy(&path("further")).err().unwrap().ends_with("not among the last good inputs")
+        );
         assert!(files.read_policy(&path("data")).is_err());
         assert_eq!(files.inputs().of(Role::Policy).drift(), [path("further"), path("policy")]);
         assert!(files.inputs().of(Role::Data).drift().is_empty());

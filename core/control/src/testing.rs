@@ -67,7 +67,7 @@ impl PluginType for Stamp {
             context.log_sink("log", log)?;
         }
         if let Some(list) = &config.list {
-            let file = context.file("list", list)?;
+            let file = context.data_file("list", list)?;
             if let Some(text) = &config.write {
                 std::fs::write(file.path, text).unwrap();
             }
