@@ -2,15 +2,18 @@
 //!
 //! [`Control`] watches everything that a generation was built from. On a change it builds a whole
 //! new generation off the data plane and swaps it in at once; on any error the old one stays, and
-//! [`Status`] says why until a reload succeeds. [`check`] does the same without running anything.
+//! [`Status`] says why until a reload succeeds. What was accepted is kept ([`LastGood`]) for a start
+//! that finds broken inputs. [`check`] does the same without running anything.
 
 mod artifacts;
 mod build;
 mod control;
 mod host;
 mod inputs;
+mod last_good;
 mod offload;
 mod policies;
+mod private;
 mod registry;
 mod reload;
 mod state;
@@ -20,8 +23,9 @@ mod testing;
 mod watch;
 
 pub use control::{CheckSummary, Control, Options, check};
+pub use last_good::LastGood;
 pub use registry::Registry;
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
-    AddressStatus, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status, UpstreamStatus,
+    AddressStatus, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status, UpstreamStatus, utc,
 };
