@@ -20,6 +20,7 @@ mod host;
 mod instance;
 mod load;
 mod scaffold;
+mod snapshot;
 mod units;
 
 use std::num::NonZeroU32;
@@ -116,7 +117,7 @@ fn body_limit() -> Size {
 
 /// A loaded module.
 pub struct Module {
-    guest: Arc<Guest>,
+    guest: Guest,
     needs: Needs,
 }
 
@@ -137,7 +138,7 @@ impl PluginType for Module {
         let prepared = load::load(engines, &source.bytes, context.artifacts())?;
         let hooks: Vec<_> = prepared.first().map(|first| first.exports.hooks().collect()).unwrap_or_default();
         let needs = needs(&hooks, config.body_limit);
-        let guest = Arc::new(Guest {
+        let mut guest = Guest {
             about: Arc::new(About {
                 name: context.name().clone(),
                 config: Value::Object(config.config.clone()).to_string(),
@@ -154,8 +155,11 @@ impl PluginType for Module {
             last: HookName::ALL.into_iter().rfind(|hook| needs.wants(*hook)).unwrap_or(HookName::OnLog),
             slot: context.slot(),
             idle: Idle::default(),
-        });
+        };
         judge(&guest, &config.config)?;
+        if guest.uses == 1 {
+            begin_configured(&mut guest, &source.bytes, context);
+        }
         remark(&guest, &hooks, &config.memory, &config.body_limit, context);
         Ok(Module { guest, needs })
     }
@@ -201,7 +205,7 @@ fn needs(hooks: &[HookName], body_limit: Size) -> Needs {
 }
 
 /// Lets the guest judge its configuration.
-fn judge(guest: &Arc<Guest>, config: &Map<String, Value>) -> Result<(), BuildError> {
+fn judge(guest: &Guest, config: &Map<String, Value>) -> Result<(), BuildError> {
     match block_on(guest.configure(CONFIGURE_TICKS)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(message)) => Err(refusal(&message, config)),
@@ -209,6 +213,17 @@ fn judge(guest: &Arc<Guest>, config: &Map<String, Value>) -> Result<(), BuildErr
             Err(BuildError::at("memory", error.message()).help("grant it more, or make it need less"))
         }
         Err(error) => Err(BuildError::at("file", error.message())),
+    }
+}
+
+/// Lets fresh instances begin where `configure` ends, if that is possible.
+fn begin_configured(guest: &mut Guest, bytes: &[u8], context: &BuildContext<'_>) {
+    match load::configured(&guest.about, bytes, context.artifacts(), CONFIGURE_TICKS) {
+        Ok(prepared) => guest.prepared = prepared,
+        Err(reason) => {
+            let plugin = &*guest.about.name;
+            tracing::debug!(plugin, %reason, "every instance of this module reads its configuration anew");
+        }
     }
 }
 
@@ -234,13 +249,7 @@ fn holds(config: &Map<String, Value>, path: &str) -> bool {
     found.flatten().is_some()
 }
 
-fn remark(
-    guest: &Arc<Guest>,
-    hooks: &[HookName],
-    memory: &Size,
-    body: &Size,
-    context: &mut BuildContext<'_>,
-) {
+fn remark(guest: &Guest, hooks: &[HookName], memory: &Size, body: &Size, context: &mut BuildContext<'_>) {
     let bodies = [HookName::OnRequestBody, HookName::OnResponseBody].iter().any(|hook| hooks.contains(hook));
     if bodies && body >= memory {
         context.warn("body_limit", format!("a body of {body} does not fit into {memory} of memory"));
