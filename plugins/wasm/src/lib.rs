@@ -11,7 +11,8 @@
 //! A module is a component, or a core module with a component type in it, of the WIT package
 //! `portcullis:policy`. It runs in a sandbox: a fresh instance per exchange by default, memory and
 //! CPU bounded, and no power that the host functions do not give. How it is loaded is told in
-//! `load.rs`, how it is called in `instance.rs`, what it can reach in `host.rs`.
+//! `load.rs`, with what an instance begins in `snapshot.rs`, how it is called in `instance.rs`, what it
+//! can reach in `host.rs`.
 
 mod artifact;
 mod bindings;
