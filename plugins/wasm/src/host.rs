@@ -202,7 +202,7 @@ fn clip(text: &str, bytes: usize) -> &str {
 }
 
 /// How long the calling thread has run.
-fn thread_time() -> Duration {
+pub(crate) fn thread_time() -> Duration {
     use rustix::time::{ClockId, clock_gettime};
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))

@@ -27,7 +27,7 @@ mod units;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, ErrorKind, Exchange, Hook, HookFuture,
@@ -50,7 +50,7 @@ const CONFIGURE_TICKS: u32 = 1000;
 /// Whole ticks that a guest may hold the worker for at `on_connection`, which cannot wait.
 const CONNECTION_TICKS: u32 = 1;
 
-/// Start of an instance from which on a fresh one per exchange is worth a remark.
+/// CPU for the start of an instance from which on a fresh one per exchange is worth a remark.
 const SLOW_START: Duration = Duration::from_millis(1);
 
 /// What a guest may hand over in one call beyond a body: headers, JSON, log lines.
@@ -259,9 +259,9 @@ fn remark(guest: &Guest, hooks: &[HookName], memory: &Size, body: &Size, context
         return;
     }
     // The second start, since the first one pays for what is done once.
-    let start = Instant::now();
+    let start = host::thread_time();
     let started = block_on(guest.configure(CONFIGURE_TICKS));
-    let took = start.elapsed();
+    let took = host::thread_time().saturating_sub(start);
     if started.is_ok() && took > SLOW_START {
         let took = took.as_micros() as f64 / 1000.0;
         let message =

@@ -38,6 +38,7 @@ pub(crate) struct Prepared {
 /// What a component exports.
 pub(crate) struct Exports {
     hooks: [Option<ComponentExportIndex>; HookName::ALL.len()],
+    /// None also if instances begin configured.
     pub(crate) configure: Option<ComponentExportIndex>,
 }
 
@@ -99,8 +100,12 @@ pub(crate) fn configured(
     };
     let digest = sha256(&[sha256(bytes).as_bytes(), about.config.as_bytes()].concat());
     let components = artifact::compile(&about.engines, &digest, store, component)?;
-    let prepared = lanes.iter().zip(components).map(|(lane, component)| prepare(lane, &component));
-    Ok(prepared.collect::<Result<_, _>>()?)
+    let prepared = lanes.iter().zip(components).map(|(lane, component)| {
+        let mut prepared = prepare(lane, &component)?;
+        prepared.exports.configure = None;
+        Ok(prepared)
+    });
+    Ok(prepared.collect::<Result<_, BuildError>>()?)
 }
 
 fn prepare(lane: &Arc<Lane>, component: &Component) -> Result<Prepared, BuildError> {

@@ -116,3 +116,19 @@ fn what_configure_takes_counts_towards_the_memory_of_an_instance() {
         build(module(&["configuration", "on-request"], &body), json!({ "memory": "128KiB" })).unwrap();
     assert_eq!(guest.on_request(&mut exchange()).unwrap_err().kind(), ErrorKind::Budget);
 }
+
+#[test]
+fn a_slow_start_is_remarked_unless_it_is_done_once() {
+    let slow = format!("(func $slow {LINGER})");
+    let start = [&*slow, "(start $slow)", &hook("on-request", "")].concat();
+    let configured = [&*slow, &configure("(call $slow)"), &hook("on-request", "")].concat();
+    let remarks = |exports: &[&str], body: &str, isolation: Value| {
+        let mut tester = PluginTester::new().file("guest.wasm", module(exports, body));
+        tester.build::<Module>(table(json!({ "isolation": isolation }))).unwrap();
+        tester.warnings().iter().filter(|warning| warning.path == "isolation").count()
+    };
+    assert_eq!(remarks(&["on-request"], &start, json!("fresh")), 1);
+    assert_eq!(remarks(&["on-request"], &start, json!({ "reuse": 100 })), 0);
+    // Every instance has a start function run, but only the first one `configure`.
+    assert_eq!(remarks(&["configuration", "on-request"], &configured, json!("fresh")), 0);
+}
