@@ -24,10 +24,14 @@ const BATCH: usize = 64;
 const WARM_UP: usize = 20;
 const BATCHES: usize = 300;
 
+/// Bytes that go through the caches between two calls, where calls are measured cold.
+const OTHER_WORK: usize = 4 << 20;
+
 const EXCHANGE: &str = "portcullis:policy/exchange@0.1.0";
 
 fn main() {
-    println!("{:<30}{:>12}{:>12}{:>14}", "", "fresh, us", "reuse, us", "fresh, faults");
+    let columns = ["fresh, us", "reuse, us", "fresh, cold", "reuse, cold", "fresh, faults"];
+    println!("{:<26}{}", "", columns.map(|column| format!("{column:>15}")).concat());
     for (name, module) in [("no-op", noop()), ("read 1 header", read()), ("set 1 header", set())] {
         report(name, &module, &json!({}));
     }
@@ -47,9 +51,12 @@ fn report(name: &str, module: &[u8], config: &Value) {
     if wanted.peek().is_some() && !wanted.any(|wanted| name.contains(&wanted)) {
         return;
     }
-    let [fresh, reuse] = [json!("fresh"), json!({ "reuse": 1_000_000 })]
-        .map(|isolation| measure(&build(module, config, &isolation)));
-    println!("{name:<30}{:>12.2}{:>12.2}{:>14.1}", fresh.micros, reuse.micros, fresh.faults);
+    let [fresh, reuse] = [json!("fresh"), json!({ "reuse": 1_000_000 })].map(|isolation| {
+        let policy = build(module, config, &isolation);
+        (measure(&policy), cold(&policy))
+    });
+    let times = [fresh.0.micros, reuse.0.micros, fresh.1, reuse.1].map(|micros| format!("{micros:>15.2}"));
+    println!("{name:<26}{}{:>15.1}", times.concat(), fresh.0.faults);
 }
 
 /// The same as a component, whose instances begin unconfigured.
@@ -87,6 +94,26 @@ fn measure(policy: &TestedPlugin) -> Cost {
         micros: times[BATCHES / 2].as_secs_f64() * 1e6 / BATCH as f64,
         faults: faulted as f64 / (BATCH * BATCHES) as f64,
     }
+}
+
+/// Microseconds of a call when the caches hold something else, as they do between two requests.
+fn cold(policy: &TestedPlugin) -> f64 {
+    let mut other = vec![0_u8; OTHER_WORK];
+    let mut timed = |work: &mut dyn FnMut()| {
+        let mut times: Vec<_> = std::iter::repeat_with(|| {
+            other.iter_mut().step_by(64).for_each(|byte| *byte = byte.wrapping_add(1));
+            let start = thread_time();
+            work();
+            thread_time() - start
+        })
+        .take(BATCHES)
+        .collect();
+        times.sort();
+        times[BATCHES / 2].as_secs_f64() * 1e6
+    };
+    let clock = timed(&mut || ());
+    let mut exchanges = std::iter::repeat_with(exchange).take(BATCHES).collect::<Vec<_>>().into_iter();
+    timed(&mut || drop(black_box(policy.on_request(&mut exchanges.next().unwrap()).unwrap()))) - clock
 }
 
 fn exchange() -> Exchange {
