@@ -249,3 +249,53 @@ fn data(memory: &[u8]) -> Result<DataSection> {
     ensure!(bytes <= MAX_IMAGE, "begins with {bytes} bytes of data");
     Ok(section)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segments(memory: &[u8]) -> Vec<(i32, Vec<u8>)> {
+        let mut module = wasm_encoder::Module::new();
+        module.section(&data(memory).unwrap());
+        let module = module.finish();
+        let mut found = Vec::new();
+        for payload in Parser::new(0).parse_all(&module) {
+            let Payload::DataSection(section) = payload.unwrap() else { continue };
+            for segment in section {
+                let segment = segment.unwrap();
+                let wasmparser::DataKind::Active { offset_expr, .. } = segment.kind else {
+                    panic!("passive")
+                };
+                let Operator::I32Const { value } = offset_expr.get_operators_reader().read().unwrap() else {
+                    panic!("not a number")
+                };
+                found.push((value, segment.data.to_vec()));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn what_is_not_zero_becomes_segments() {
+        let mut memory = vec![0; 1 << 16];
+        assert!(segments(&memory).is_empty());
+        memory[100] = 1;
+        memory[101 + GAP - 1] = 2;
+        memory[30_000] = 3;
+        memory[65_535] = 4;
+        let found = segments(&memory);
+        let places: Vec<_> = found.iter().map(|(at, bytes)| (*at, bytes.len())).collect();
+        assert_eq!(places, [(100, GAP + 1), (30_000, 1), (65_535, 1)]);
+        let mut again = vec![0; 1 << 16];
+        for (at, bytes) in found {
+            again[at as usize..][..bytes.len()].copy_from_slice(&bytes);
+        }
+        assert!(again == memory);
+    }
+
+    #[test]
+    fn an_image_is_bounded() {
+        assert!(data(&vec![1; MAX_IMAGE]).is_ok());
+        assert!(data(&vec![1; MAX_IMAGE + 1]).is_err());
+    }
+}
