@@ -67,6 +67,9 @@ impl Counter {
                 "valgrind".into(),
                 "--tool=callgrind".into(),
                 format!("--callgrind-out-file={dir}/callgrind.%p"),
+                // Without it a forked worker can't be talked to.
+                "--trace-children=yes".into(),
+                format!("--vgdb-prefix={dir}/vgdb"),
             ],
         }
     }
@@ -138,6 +141,7 @@ fn by_callgrind(running: &Running<'_>, requests: &'static Requests, count: u64) 
     let tell = |word: &str| -> Result<()> {
         for id in &family {
             let mut vgdb = Command::new("vgdb");
+            vgdb.arg(format!("--vgdb-prefix={}/vgdb", running.dir.display()));
             vgdb.args([&format!("--pid={id}"), "--wait=10", "-c", word]);
             Process::run(&mut vgdb, COMMAND)?;
         }

@@ -54,6 +54,10 @@ fn over_time(running: &Running<'_>, requests: &'static Requests, length: Duratio
     let load = load(running, requests, Amount::For(length))?;
     let before = running.process.cpu();
     let outcome = load.run()?;
+    // Whoever is edited may lose requests, and is shown to.
+    if outcome.broken > outcome.requests / 1000 && !running.contestant.is_edited() {
+        return Err(format!("{} requests of {} broke off", outcome.broken, outcome.requests).into());
+    }
     let cpu = running.process.cpu() - before;
     let per_request = cpu.as_secs_f64() * 1e6 / outcome.requests as f64;
     Ok(vec![
@@ -61,6 +65,7 @@ fn over_time(running: &Running<'_>, requests: &'static Requests, length: Duratio
         (&report::P50, outcome.p50_us as f64),
         (&report::P99, outcome.p99_us as f64),
         (&report::CPU, per_request),
+        (&report::BROKEN, outcome.broken as f64),
         (&report::MEMORY, running.process.memory() as f64 / f64::from(1 << 20)),
     ])
 }

@@ -24,6 +24,7 @@ pub(crate) const P99: Metric = metric("p99_us", "p99 µs", 0, false);
 pub(crate) const CPU: Metric = metric("cpu_us_per_request", "CPU µs/req", 1, false);
 pub(crate) const MEMORY: Metric = metric("memory_mib", "MiB", 1, false);
 pub(crate) const RELOADS: Metric = metric("reloads_per_second", "reloads/s", 1, true);
+pub(crate) const BROKEN: Metric = metric("broken_requests", "broken off", 0, false);
 pub(crate) const CONNECTIONS: Metric = metric("connections", "connections", 0, true);
 pub(crate) const PER_CONNECTION: Metric = metric("memory_kib_per_connection", "KiB/connection", 1, false);
 pub(crate) const USER_INSTRUCTIONS: Metric = metric("user_instructions", "user instructions/req", 0, false);
@@ -32,11 +33,12 @@ pub(crate) const KERNEL_INSTRUCTIONS: Metric =
 pub(crate) const INSTRUCTIONS: Metric = metric("instructions", "instructions/req", 0, false);
 
 /// In this order; the first of a workload's that is marked is what contestants are compared by.
-const COLUMNS: [(&Metric, bool); 11] = [
+const COLUMNS: [(&Metric, bool); 12] = [
     (&THROUGHPUT, false),
     (&P50, false),
     (&P99, false),
     (&RELOADS, false),
+    (&BROKEN, false),
     (&CONNECTIONS, false),
     (&CPU, true),
     (&KERNEL_INSTRUCTIONS, false),
@@ -98,8 +100,12 @@ impl Results {
     }
 
     fn columns(&self) -> Vec<&'static Metric> {
-        let present =
-            |metric: &Metric| self.rows.iter().any(|(name, _)| self.summary(name, metric).is_some());
+        // Nobody needs to read that nothing broke.
+        let says = |metric: &Metric, found: &Summary| metric.key != BROKEN.key || found.most > 0.0;
+        let present = |metric: &Metric| {
+            let found = self.rows.iter().filter_map(|(name, _)| self.summary(name, metric));
+            found.into_iter().any(|found| says(metric, &found))
+        };
         COLUMNS.iter().map(|(metric, _)| *metric).filter(|metric| present(metric)).collect()
     }
 
