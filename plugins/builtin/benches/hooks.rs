@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use divan::{Bencher, black_box};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use portcullis_plugin::{Decision, Exchange, ExchangeBuilder, Hook, Plugin, PluginTester, TestedPlugin};
+use portcullis_plugin::{Decision, Exchange, ExchangeBuilder, Hook, PluginTester, TestedPlugin};
 use portcullis_plugins::BUILTIN;
 use serde_json::{Value, json};
 

@@ -14,7 +14,7 @@ use crate::load::{Amount, load};
 use crate::machine::{has, load_command};
 use crate::process::Process;
 use crate::report::{self, Sample};
-use crate::workloads::Requests;
+use crate::workloads::{Client, Requests};
 use crate::{Result, machine};
 
 const EVENTS: &str = "instructions:u,instructions:k";
@@ -102,10 +102,8 @@ pub(crate) fn count(
     counter: Counter,
     count: u64,
 ) -> Result<Sample> {
-    // Bodies of 10 MiB are enough work each.
-    let large = requests.upload > 1 << 20 || requests.path.ends_with("10m");
-    let count = if large { count / 50 } else { count }.max(requests.connections as u64);
-    let warm_up = if large { WARM_UP / 50 } else { WARM_UP }.max(requests.connections as u64);
+    let share = |of: u64| (of / weight(running, requests)).max(requests.connections as u64);
+    let (count, warm_up) = (share(count), share(WARM_UP));
     load(running, requests, Amount::Exactly(warm_up))?.run()?;
     let per_request = |instructions: u64| instructions as f64 / count as f64;
     match counter {
@@ -121,6 +119,16 @@ pub(crate) fn count(
             let user = by_callgrind(running, requests, count)?;
             Ok(vec![(&report::USER_INSTRUCTIONS, per_request(user))])
         }
+    }
+}
+
+/// How many small requests one of these is worth, roughly.
+fn weight(running: &Running<'_>, requests: &Requests) -> u64 {
+    let is_large = requests.upload > 1 << 20 || requests.path.ends_with("10m");
+    match requests.client {
+        Client::Fresh if running.is_tls() => 10,
+        _ if is_large => 50,
+        _ => 1,
     }
 }
 
