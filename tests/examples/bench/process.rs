@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
@@ -26,15 +26,9 @@ pub(crate) struct Process {
 }
 
 /// All processes that run.
-static RUNNING: Mutex<Registry> = Mutex::new(Registry { children: Vec::new(), closed: false });
+static RUNNING: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
-struct Registry {
-    children: Vec<Child>,
-    /// The benchmark is ending: nothing is started any more.
-    closed: bool,
-}
-
-fn running() -> MutexGuard<'static, Registry> {
+fn running() -> MutexGuard<'static, Vec<Child>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -49,29 +43,16 @@ impl Process {
     /// Starts a server whose output goes to a file.
     pub(crate) fn start(command: &mut Command, output: File) -> Result<Self> {
         command.stdout(output.try_clone()?).stderr(output);
-        let mut registry = running();
-        if registry.closed {
-            return Err("interrupted".into());
-        }
-        let child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
-        let id = child.id();
-        registry.children.push(child);
-        Ok(Process { id })
+        Process::spawn(command)
     }
 
     /// Runs a tool to its end, which must be within `limit`; returns its standard output.
     pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<String> {
-        let errors = tempfile::NamedTempFile::new()?;
+        // Without a name, so that it is gone with the last who has it open.
+        let mut errors = tempfile::tempfile()?;
         let (mut output, writer) = std::io::pipe()?;
-        command.stdout(writer).stderr(errors.reopen()?);
-        let mut registry = running();
-        if registry.closed {
-            return Err("interrupted".into());
-        }
-        let child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
-        let process = Process { id: child.id() };
-        registry.children.push(child);
-        drop(registry);
+        command.stdout(writer).stderr(errors.try_clone()?);
+        let process = Process::spawn(command)?;
         // Closes this side of the pipe, so that it ends with the process.
         command.stdout(Stdio::null());
         let (sender, receiver) = mpsc::channel();
@@ -84,8 +65,22 @@ impl Process {
         let status = within(GRACE, || process.status());
         match status {
             Some(status) if status.success() => Ok(text),
-            _ => Err(format!("{command:?} failed: {text}{}", fs::read_to_string(errors.path())?).into()),
+            _ => {
+                let mut why = String::new();
+                errors.rewind()?;
+                errors.read_to_string(&mut why)?;
+                Err(format!("{command:?} failed: {text}{why}").into())
+            }
         }
+    }
+
+    /// What is started is known before anybody can end what is known.
+    fn spawn(command: &mut Command) -> Result<Self> {
+        let mut running = running();
+        let child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
+        let id = child.id();
+        running.push(child);
+        Ok(Process { id })
     }
 
     /// Its id.
@@ -95,8 +90,8 @@ impl Process {
 
     /// How it ended, if it has.
     pub(crate) fn status(&self) -> Option<ExitStatus> {
-        let mut registry = running();
-        let child = registry.children.iter_mut().find(|child| child.id() == self.id)?;
+        let mut running = running();
+        let child = running.iter_mut().find(|child| child.id() == self.id)?;
         child.try_wait().ok().flatten()
     }
 
@@ -143,9 +138,9 @@ impl Drop for Process {
     fn drop(&mut self) {
         signal(self.id, "TERM");
         within(GRACE, || self.status());
-        let mut registry = running();
-        if let Some(at) = registry.children.iter().position(|child| child.id() == self.id) {
-            let mut child = registry.children.swap_remove(at);
+        let mut running = running();
+        if let Some(at) = running.iter().position(|child| child.id() == self.id) {
+            let mut child = running.swap_remove(at);
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -193,22 +188,22 @@ pub(crate) fn end_on_signals(last: impl FnOnce() + Send + 'static) -> Result<()>
                 _ = hangup.recv() => {}
             }
         });
-        end_all();
+        // Held to the end: whoever would start a process, or look after one, waits for that.
+        let mut running = running();
+        end_all(&mut running);
         last();
         std::process::exit(130);
     });
     is_ready.recv().map_err(|_| "signals can't be caught".into())
 }
 
-fn end_all() {
-    let mut registry = running();
-    registry.closed = true;
-    registry.children.iter().for_each(|child| signal(child.id(), "TERM"));
+fn end_all(running: &mut [Child]) {
+    running.iter().for_each(|child| signal(child.id(), "TERM"));
     within(GRACE, || {
-        let ended = registry.children.iter_mut().all(|child| matches!(child.try_wait(), Ok(Some(_))));
+        let ended = running.iter_mut().all(|child| matches!(child.try_wait(), Ok(Some(_))));
         ended.then_some(())
     });
-    for child in &mut registry.children {
+    for child in running {
         let _ = child.kill();
         let _ = child.wait();
     }
