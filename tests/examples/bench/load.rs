@@ -21,6 +21,9 @@ const GRACE: Duration = Duration::from_secs(30);
 /// How long a number of requests may take, by instrumented contestants.
 const LONGEST: Duration = Duration::from_secs(300);
 
+/// Connections for a number of requests: few, so that opening them does not count.
+const COUNTED_CONNECTIONS: usize = 8;
+
 /// How much is sent.
 #[derive(Clone, Copy)]
 pub(crate) enum Amount {
@@ -136,8 +139,12 @@ fn h2load(
 ) -> Result<Load> {
     let cores = &running.stand.cores;
     let mut command = load_command(cores, "h2load");
-    let threads = cores.load_count.min(requests.connections);
-    command.args(["-t", &threads.to_string(), "-c", &requests.connections.to_string()]);
+    let connections = match amount {
+        Amount::For(_) => requests.connections,
+        Amount::Exactly(_) => requests.connections.min(COUNTED_CONNECTIONS),
+    };
+    let threads = cores.load_count.min(connections);
+    command.args(["-t", &threads.to_string(), "-c", &connections.to_string()]);
     match requests.client {
         Client::Multiplexed(streams) => command.args(["-m", &streams.to_string()]),
         _ => command.arg("--h1"),
