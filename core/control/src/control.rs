@@ -155,9 +155,9 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
         state: StateStore::default(),
         artifacts,
         sinks: options.log_sinks,
-        metrics,
         // Sized by each configuration that is applied.
-        budget: Budget::new(0),
+        budget: metrics.whole_bodies.clone(),
+        metrics,
         cpu: Arc::new(Pool::new()),
         env: env(options.variables),
     }
