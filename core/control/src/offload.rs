@@ -54,6 +54,10 @@ impl CpuPool for Pool {
     fn submit(&self, job: Job) -> Result<(), Job> {
         let mut state = self.shared.state();
         if state.jobs.len() >= self.queue {
+            // Clients that have gone must not keep others out.
+            state.jobs.retain(|job| job.is_wanted());
+        }
+        if state.jobs.len() >= self.queue {
             return Err(job);
         }
         state.jobs.push_back(job);
@@ -91,7 +95,7 @@ impl Shared {
     fn run(&self) {
         while let Some(job) = self.next() {
             // A job catches what its work does; this is for the destruction of what it leaves.
-            let _ = catch_unwind(AssertUnwindSafe(job));
+            let _ = catch_unwind(AssertUnwindSafe(|| job.run()));
         }
     }
 
@@ -150,6 +154,17 @@ mod tests {
         assert_eq!(block_on(first).unwrap(), "offload");
         assert_eq!(waiting.map(|wait| block_on(wait).unwrap()), [1, 2]);
         assert_eq!(block_on(offload.run(|| 3)).unwrap(), 3);
+    }
+
+    #[test]
+    fn work_that_nobody_waits_for_keeps_no_other_out() {
+        let offload = Offload::new(Arc::new(Pool::with(1, 2)));
+        let (first, go) = held(&offload);
+        drop([offload.run(|| 1), offload.run(|| 2)]);
+        let wanted = offload.run(|| 3);
+        go.send(()).unwrap();
+        block_on(first).unwrap();
+        assert_eq!(block_on(wanted).unwrap(), 3);
     }
 
     #[test]

@@ -21,8 +21,9 @@ pub(crate) fn subdirectory(state_dir: &Path, name: &str) -> Result<(PathBuf, u32
         make(dir)?;
     }
     let me = owner_of_new_files(&dir).map_err(|error| cannot_use(&dir, &error))?;
-    for dir in [state_dir, &dir] {
-        belongs(dir, &[me, ROOT]).map_err(|error| cannot_use(dir, &error))?;
+    // Where links lead counts: whoever owns that directory has its files.
+    for dir in [state_dir, &dir].map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.to_owned())) {
+        belongs(&dir, &[me, ROOT]).map_err(|error| cannot_use(&dir, &error))?;
     }
     Ok((dir, me))
 }

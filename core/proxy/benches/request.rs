@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use divan::{Bencher, black_box};
 use http::{HeaderMap, Method};
+use portcullis_plugin::path::normalise;
 use portcullis_plugin::{Exchange, ExchangeBuilder, Hook, HookName, Needs, Plugin};
 use portcullis_proxy::chain::{Chain, Flow, Instance, OnError};
 use portcullis_proxy::http1::screen::{Limits, judge_head};
 use portcullis_proxy::metrics::Metrics;
-use portcullis_proxy::path::normalise;
 use portcullis_proxy::routes::{Found, HostPattern, PathPattern, RouteMatch, RouteTable};
 
 /// As a browser sends it.

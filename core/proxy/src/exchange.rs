@@ -18,12 +18,12 @@ use crate::generation::{Action, Rewrite};
 use crate::head::{understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::live::Live;
-use crate::path::normalise;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
 use crate::upstream::{
     AttemptError, AttemptFailure, Endpoint, HostHeader, RequestHead, Upstream, UpstreamBody, send,
 };
+use portcullis_plugin::path::normalise;
 
 /// Attempts on connections that turned out to be closed, for requests that may be repeated; they do
 /// not count as retries, because the endpoint did not fail.
@@ -370,7 +370,9 @@ fn outgoing(request: &Request, told: Told) -> Request {
     let (method, target, version, mut headers) = request.clone().into_parts();
     headers.remove(CONTENT_LENGTH);
     headers.remove(EXPECT);
-    headers.extend(told);
+    for (name, value) in told {
+        headers.insert(name, value);
+    }
     Request::new(method, target, version, headers)
 }
 

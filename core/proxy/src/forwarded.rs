@@ -10,7 +10,30 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// Headers that frameworks believe like `X-Forwarded-*`.
-const CLAIMS: [&str; 4] = ["x-real-ip", "true-client-ip", "x-original-url", "x-rewrite-url"];
+const CLAIMS: [&str; 8] = [
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "x-original-url",
+    "x-rewrite-url",
+];
+const CLAIMS_BEGIN: &str = "x-forwarded-";
+
+/// Whether a header of this name tells of a request's origin. Underscores count as dashes: to
+/// whatever turns headers into variables (RFC 3875, 4.1.18) they are the same.
+fn is_claim(name: &str) -> bool {
+    let is = |claim: &str, name: &[u8]| {
+        let pairs = claim.bytes().zip(name);
+        claim.len() == name.len()
+            && pairs.into_iter().all(|(claim, byte)| claim == if *byte == b'_' { b'-' } else { *byte })
+    };
+    let begin = name.as_bytes().get(..CLAIMS_BEGIN.len());
+    begin.is_some_and(|begin| is(CLAIMS_BEGIN, begin))
+        || CLAIMS.iter().any(|claim| is(claim, name.as_bytes()))
+}
 
 /// Headers that the gateway sets towards an upstream.
 pub(crate) type Told = SmallVec<[(HeaderName, HeaderValue); 6]>;
@@ -59,23 +82,23 @@ impl ForwardedBy {
     pub(crate) fn new(peer: IpAddr, tls: bool) -> Self {
         let peer = peer.to_canonical();
         let proto = if tls { "https" } else { "http" };
-        let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
         let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"));
         ForwardedBy {
             address: value(peer.to_string()),
-            element: value(format!("for={node};proto={proto}")),
+            element: value(format!("for={};proto={proto}", node_of(peer))),
             proto: HeaderValue::from_static(proto),
         }
     }
 
     /// What the upstream is told of the client. What a trusted proxy said is kept and added to.
     pub(crate) fn tell(&self, peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap, told: &mut Told) {
-        let path = match headers.contains_key(X_FORWARDED_FOR) && is_trusted(peer.to_canonical(), trusted) {
-            true => longer_list(headers, &X_FORWARDED_FOR, &self.address),
-            false => self.address.clone(),
-        };
-        told.push((X_FORWARDED_FOR, path));
-        told.push((FORWARDED, self.element.clone()));
+        let (addresses, elements) =
+            match headers.contains_key(X_FORWARDED_FOR) && is_trusted(peer.to_canonical(), trusted) {
+                true => self.behind(headers),
+                false => (self.address.clone(), self.element.clone()),
+            };
+        told.push((X_FORWARDED_FOR, addresses));
+        told.push((FORWARDED, elements));
         if !headers.contains_key(X_FORWARDED_PROTO) {
             told.push((X_FORWARDED_PROTO, self.proto.clone()));
         }
@@ -85,28 +108,44 @@ impl ForwardedBy {
     }
 }
 
+impl ForwardedBy {
+    /// The addresses that proxies told of with the peer's, in both spellings: whichever an upstream
+    /// believes, it comes to the same.
+    fn behind(&self, headers: &HeaderMap) -> (HeaderValue, HeaderValue) {
+        let lines = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+        let told: Vec<&[u8]> =
+            lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).collect();
+        let elements = told.iter().map(|node| {
+            let address = std::str::from_utf8(node).ok().and_then(parse_node);
+            address.map_or("for=unknown".to_owned(), |address| format!("for={}", node_of(address)))
+        });
+        let elements = elements.map(String::into_bytes).chain([self.element.as_bytes().to_vec()]);
+        let elements = elements.collect::<Vec<_>>().join(&b", "[..]);
+        let addresses = [&told[..], &[self.address.as_bytes()]].concat().join(&b", "[..]);
+        // Header values joined by a header value are one.
+        (
+            HeaderValue::from_bytes(&addresses).unwrap_or_else(|_| self.address.clone()),
+            HeaderValue::from_bytes(&elements).unwrap_or_else(|_| self.element.clone()),
+        )
+    }
+}
+
+/// An address as RFC 7239, section 6 writes it.
+fn node_of(address: IpAddr) -> String {
+    if address.is_ipv6() { format!("\"[{address}]\"") } else { address.to_string() }
+}
+
 /// Removes every header by which a proxy tells of a request's origin, whatever its name, unless a
 /// trusted proxy says so.
 pub(crate) fn remove_claims(peer: IpAddr, trusted: &[IpNet], headers: &mut HeaderMap) {
-    let is_claim = |name: &HeaderName| match name.as_str() {
-        "forwarded" => true,
-        text => text.starts_with("x-forwarded-") || CLAIMS.contains(&text),
-    };
     // Hardly any client sends one.
-    while let Some(name) = headers.keys().find(|name| is_claim(name)) {
+    while let Some(name) = headers.keys().find(|name| is_claim(name.as_str())) {
         if is_trusted(peer.to_canonical(), trusted) {
             return;
         }
         let name = name.clone();
         headers.remove(name);
     }
-}
-
-fn longer_list(headers: &HeaderMap, name: &HeaderName, last: &HeaderValue) -> HeaderValue {
-    let mut lines: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
-    lines.push(last.as_bytes());
-    // Header values joined by a header value are one.
-    HeaderValue::from_bytes(&lines.join(&b", "[..])).unwrap_or_else(|_| last.clone())
 }
 
 #[cfg(test)]
@@ -161,6 +200,8 @@ mod tests {
         let said = [
             ("x-forwarded-for", "6.6.6.6"),
             ("x-real-ip", "6.6.6.6"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("x_client-ip", "6.6.6.6"),
             ("x-forwarded-prefix", "/x"),
             ("host", "a.example"),
         ];
@@ -178,6 +219,7 @@ mod tests {
         assert_eq!(told_of_stranger[X_FORWARDED_HOST], "a.example");
         let (left, told_of_proxy) = told("10.0.0.1", false);
         assert_eq!(told_of_proxy[X_FORWARDED_FOR], "6.6.6.6, 10.0.0.1");
-        assert_eq!((left.len(), &left["x-forwarded-prefix"]), (4, &"/x".parse::<HeaderValue>().unwrap()));
+        assert_eq!(told_of_proxy[FORWARDED], "for=6.6.6.6, for=10.0.0.1;proto=http");
+        assert_eq!((left.len(), &left["x-forwarded-prefix"]), (6, &"/x".parse::<HeaderValue>().unwrap()));
     }
 }

@@ -14,8 +14,8 @@ use portcullis_plugin::Request;
 use crate::generation::ListenerLimits;
 use crate::hops::strip_hop_by_hop;
 use crate::http1::screen::{same_authority, split_authority};
-use crate::path::normalise;
 use crate::reply::Fault;
+use portcullis_plugin::path::{is_query, normalise};
 
 /// What HTTP/2 counts per header beside name and value (RFC 9113, 6.5.2).
 const HEADER_OVERHEAD: usize = 32;
@@ -63,7 +63,14 @@ fn oversized(headers: &HeaderMap, version: Version, limits: &ListenerLimits) -> 
 }
 
 fn normalised(target: PathAndQuery) -> Result<PathAndQuery, Fault> {
+    if !target.query().is_none_or(is_query) {
+        return Err(Fault::Target);
+    }
     match normalise(target.path()).map_err(Fault::Path)? {
+        // Without a path, the slash stands in the library's answer alone (RFC 9110, 4.2.3).
+        Cow::Borrowed(path) if !target.as_str().starts_with('/') => {
+            with_path(path, &target).ok_or(Fault::Target)
+        }
         Cow::Borrowed(_) => Ok(target),
         Cow::Owned(path) => with_path(&path, &target).ok_or(Fault::Target),
     }
@@ -157,6 +164,9 @@ mod tests {
         let (request, fault) = head(get("http://A.Example/a//b/../c?x=%20"));
         assert_eq!((request.target().as_str(), request.host(), fault), ("/a/c?x=%20", "a.example", None));
         assert!(matches!(head(get("http://a/..%2fx")).1, Some(Fault::Path(_))));
+        let (request, fault) = head(get("http://a?x=1"));
+        assert_eq!((request.target().as_str(), fault), ("/?x=1", None));
+        assert_eq!(head(get("http://a/?\u{e9}")).1, Some(Fault::Target));
     }
 
     #[test]

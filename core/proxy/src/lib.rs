@@ -17,7 +17,6 @@ mod linger;
 mod live;
 mod logs;
 pub mod metrics;
-pub mod path;
 mod reply;
 pub mod routes;
 mod timer;

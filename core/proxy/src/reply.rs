@@ -6,7 +6,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, R
 use portcullis_plugin::{Content, Reply, RequestId};
 
 use crate::http1::screen::Refusal;
-use crate::path::PathError;
+use portcullis_plugin::path::PathError;
 
 /// On whose side a fault lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@
 //! the next host. If in the end only the method stood in the way somewhere, the answer is 405 with the methods that
 //! would have been accepted, otherwise 404.
 //!
-//! Paths are compared byte by byte in their [normal form](crate::path), case and trailing slash included; captures
+//! Paths are compared byte by byte in their [normal form](portcullis_plugin::path), case and trailing slash included; captures
 //! stay percent-encoded. A look-up allocates nothing, unless a template has more than four captures, an encoded query
 //! value meets a regex, or the answer is 405.
 

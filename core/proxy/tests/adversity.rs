@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::Stream;
+use http::HeaderValue;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::client::conn::http2::SendRequest;
@@ -33,6 +34,31 @@ fn a_client_can_not_name_away_what_plugins_set() {
     let gateway = Setup::to(origin()).plugin(identify).start();
     let answer = gateway.raw("GET /api/x HTTP/1.1\r\nHost: g\r\nConnection: close, x-user, host\r\n\r\n");
     assert!(answer.contains("x-user: yes\n") && answer.contains("host: g\n"), "{answer}");
+}
+
+#[test]
+fn an_upstream_hook_changes_nothing_by_being_there() {
+    let sent = |hook: bool| {
+        let mut setup = Setup::to(origin());
+        setup.rewrite_host = Some(HeaderValue::from_static("internal.example"));
+        if hook {
+            let needs = Needs::hooks([HookName::OnUpstream]);
+            setup = setup.plugin(Probe { needs, ..Probe::default() });
+        }
+        let gateway = setup.start();
+        let answer = gateway.raw(
+            "GET /api/x HTTP/1.1\r\nHost: front.example\r\nForwarded: for=1.1.1.1\r\nX_Forwarded_For: 1.1.1.1\r\n\
+             X-Forwarded-For: 1.1.1.1\r\nConnection: close\r\n\r\n",
+        );
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let mut lines: Vec<String> = body.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let lines = sent(false);
+    assert_eq!(lines, sent(true));
+    assert!(lines.contains(&"host: internal.example".to_owned()), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.contains("1.1.1.1")), "{lines:?}");
 }
 
 #[test]

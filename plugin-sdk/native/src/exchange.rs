@@ -616,8 +616,11 @@ mod tests {
         exchange.core().cursor = Cursor { plugin: 3, hook: HookName::OnRequest };
         let mut request = exchange.request_mut();
         request.headers.set(HeaderName::from_static("x-a"), HeaderValue::from_static("secret"));
-        request.set_path("/b").unwrap();
+        request.set_path("/x/../b").unwrap();
         assert!(request.set_path("b").is_err() && request.set_path("/b?y").is_err());
+        assert!(request.set_path("/b/..%2fc").is_err() && request.set_path("/../c").is_err());
+        assert!(request.set_query(Some("a b")).is_err() && request.set_query(Some("\u{e9}")).is_err());
+        assert!(request.set_method(Method::CONNECT).is_err());
         assert_eq!(exchange.request().target(), "/b?x=1");
         let parts = exchange.core();
         assert_eq!(parts.changes.len(), 2);
@@ -626,7 +629,7 @@ mod tests {
             Change { cursor: parts.cursor, part: Part::Request, kind: ChangeKind::Path }
         );
         for _ in 0..MAX_CHANGES {
-            exchange.request_mut().set_method(Method::POST);
+            exchange.request_mut().set_method(Method::POST).unwrap();
         }
         assert_eq!((exchange.core().changes.len(), exchange.core().changes_unlisted), (MAX_CHANGES, 2));
     }

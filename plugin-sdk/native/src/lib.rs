@@ -19,6 +19,7 @@ mod message;
 mod metrics;
 mod offload;
 mod outbound;
+pub mod path;
 mod plugin;
 mod principal;
 mod reply;
@@ -41,7 +42,7 @@ pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs,
 pub use log::{LogSink, LogSinks};
 pub use message::{HeadMut, Request, RequestMut, Response, ResponseMut};
 pub use metrics::{Counter, CounterReading, Counters, InstanceCounters, MAX_SERIES, Tally};
-pub use offload::{CpuPool, Job, Offload, Offloaded};
+pub use offload::{CpuPool, Job, Offload, Offloaded, Work};
 pub use outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 pub use plugin::{Build, BuildFailure, Plugin, PluginType, Registration};
 pub use principal::Principal;

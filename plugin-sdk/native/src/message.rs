@@ -8,6 +8,7 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 
 use crate::exchange::{ChangeKind, Journal};
+use crate::path::{PathError, is_query, normalise};
 
 /// Headers that a message may have at most once plugins are done with it; well below what the map
 /// can hold, well above what clients and servers accept.
@@ -222,32 +223,35 @@ pub struct RequestMut<'a> {
 }
 
 impl RequestMut<'_> {
-    /// Another method.
-    pub fn set_method(&mut self, method: Method) {
+    /// Another method; what the gateway does not forward for clients, it does not for plugins.
+    pub fn set_method(&mut self, method: Method) -> Result<(), &'static str> {
+        if matches!(method, Method::CONNECT | Method::TRACE) {
+            return Err("CONNECT and TRACE are not forwarded");
+        }
         self.headers.journal.note(|| ChangeKind::Method);
         *self.method = method;
+        Ok(())
     }
 
-    /// Another path, with the query as it was. The route stays as chosen. Refused unless it begins
-    /// with a slash and is a valid path (RFC 3986, 3.3).
+    /// Another path, with the query as it was. The route stays as chosen. The path is brought into
+    /// its [normal form](crate::path), and refused where a client's would be.
     pub fn set_path(&mut self, path: &str) -> Result<(), &'static str> {
         if path.contains(['?', '#']) {
             return Err("a path has neither query nor fragment");
         }
-        let query = self.target.query();
-        self.set_target(join(path, query), ChangeKind::Path)
+        let path = normalise(path).map_err(PathError::detail)?;
+        self.set_target(join(&path, self.target.query()), ChangeKind::Path)
     }
 
     /// Another query, without question mark; none to remove it.
     pub fn set_query(&mut self, query: Option<&str>) -> Result<(), &'static str> {
-        let target = join(self.target.path(), query);
-        self.set_target(target, ChangeKind::Query)
+        if !query.is_none_or(is_query) {
+            return Err("a query has neither blanks nor `#`, and other characters percent-encoded");
+        }
+        self.set_target(join(self.target.path(), query), ChangeKind::Query)
     }
 
     fn set_target(&mut self, target: Bytes, kind: ChangeKind) -> Result<(), &'static str> {
-        if !target.starts_with(b"/") {
-            return Err("a path begins with a slash");
-        }
         *self.target = PathAndQuery::from_maybe_shared(target).map_err(|_| "not a valid path and query")?;
         self.headers.journal.note(|| kind);
         Ok(())

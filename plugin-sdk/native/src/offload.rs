@@ -10,8 +10,17 @@ use std::task::{Context, Poll, Waker};
 
 use crate::hook::{ErrorKind, PluginError};
 
-/// One piece of work for a [`CpuPool`]; never panics.
-pub type Job = Box<dyn FnOnce() + Send>;
+/// One piece of work for a [`CpuPool`].
+pub trait Work: Send {
+    /// Does it; never panics.
+    fn run(self: Box<Self>);
+
+    /// Whether somebody still waits for it.
+    fn is_wanted(&self) -> bool;
+}
+
+/// Work, whatever its result is.
+pub type Job = Box<dyn Work>;
 
 /// Threads apart from the workers, with a bounded queue before them.
 pub trait CpuPool: Send + Sync {
@@ -38,7 +47,7 @@ impl Offload {
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Offloaded<T> {
         let place = Arc::new(Place(Mutex::new(State::Queued(Box::new(work), None))));
         let ticket = Ticket(place.clone());
-        if let Err(_refused) = self.0.submit(Box::new(move || ticket.0.run())) {
+        if let Err(_refused) = self.0.submit(Box::new(ticket)) {
             place.end(Err(PluginError::new(ErrorKind::Budget, "too much other work waits for a thread")));
         }
         Offloaded(place)
@@ -84,10 +93,10 @@ impl<T> Drop for Offloaded<T> {
 /// Where work, then its result, lies.
 struct Place<T>(Mutex<State<T>>);
 
-type Work<T> = Box<dyn FnOnce() -> T + Send>;
+type Task<T> = Box<dyn FnOnce() -> T + Send>;
 
 enum State<T> {
-    Queued(Work<T>, Option<Waker>),
+    Queued(Task<T>, Option<Waker>),
     Running(Option<Waker>),
     Done(Result<T, PluginError>),
     /// Nobody waits any more.
@@ -101,7 +110,7 @@ impl<T> Place<T> {
         self.end(result.map_err(|panic| PluginError::new(ErrorKind::Panic, said(&*panic))));
     }
 
-    fn begin(&self) -> Option<Work<T>> {
+    fn begin(&self) -> Option<Task<T>> {
         let mut state = self.state();
         match std::mem::replace(&mut *state, State::Over) {
             State::Queued(work, waker) => {
@@ -135,6 +144,16 @@ impl<T> Place<T> {
 
 /// A job's hold on its place: one that is dropped without having run ends the wait too.
 struct Ticket<T>(Arc<Place<T>>);
+
+impl<T: Send> Work for Ticket<T> {
+    fn run(self: Box<Self>) {
+        self.0.run();
+    }
+
+    fn is_wanted(&self) -> bool {
+        matches!(*self.0.state(), State::Queued(..))
+    }
+}
 
 impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
@@ -173,7 +192,7 @@ mod tests {
     impl Shelf {
         fn run(&self) {
             let jobs = std::mem::take(&mut *self.0.lock().unwrap());
-            jobs.into_iter().for_each(|job| job());
+            jobs.into_iter().for_each(|job| job.run());
         }
     }
 

@@ -112,7 +112,7 @@ impl PluginTester {
     /// Does the offloaded work that was kept; how many pieces it was.
     pub fn run_offloaded(&self) -> usize {
         let held = self.cpu.held.lock().map(|mut held| std::mem::take(&mut *held)).unwrap_or_default();
-        held.into_iter().map(|job| job()).count()
+        held.into_iter().map(|job| job.run()).count()
     }
 
     /// Builds an instance of `T`, by way of its registration; errors as a user would get them.
@@ -237,7 +237,7 @@ struct TestPool {
 impl CpuPool for TestPool {
     fn submit(&self, job: Job) -> Result<(), Job> {
         if !self.holds.load(Ordering::Relaxed) {
-            job();
+            job.run();
         } else if let Ok(mut held) = self.held.lock() {
             held.push(job);
         }

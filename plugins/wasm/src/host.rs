@@ -272,8 +272,7 @@ impl exchange::Host for Host {
     fn set_method(&mut self, of: Message, method: String) -> Result<Result<(), String>> {
         self.change(of, |mut request| {
             let method = Method::from_bytes(method.as_bytes());
-            request.set_method(method.map_err(|_| "not a method")?);
-            Ok(())
+            request.set_method(method.map_err(|_| "not a method")?).map_err(Into::into)
         })
     }
 

@@ -158,7 +158,7 @@ impl PluginType for Module {
         };
         judge(&guest, &config.config)?;
         if guest.uses == 1 {
-            begin_configured(&mut guest, &source.bytes, context);
+            begin_configured(&mut guest, &source.bytes);
         }
         remark(&guest, &hooks, &config.memory, &config.body_limit, context);
         Ok(Module { guest, needs })
@@ -219,8 +219,8 @@ fn judge(guest: &Guest, config: &Map<String, Value>) -> Result<(), BuildError> {
 }
 
 /// Lets fresh instances begin where `configure` ends, if that is possible.
-fn begin_configured(guest: &mut Guest, bytes: &[u8], context: &BuildContext<'_>) {
-    match load::configured(&guest.about, bytes, context.artifacts(), CONFIGURE_TICKS) {
+fn begin_configured(guest: &mut Guest, bytes: &[u8]) {
+    match load::configured(&guest.about, bytes, CONFIGURE_TICKS) {
         Ok(prepared) => guest.prepared = prepared,
         Err(reason) => {
             let plugin = &*guest.about.name;

@@ -83,13 +83,9 @@ pub(crate) fn load(
 }
 
 /// The core module in `bytes` in the state in which `configure` leaves it, on every lane. The error is
-/// for whoever wonders why not: what [`load`] gives does the same, each time anew.
-pub(crate) fn configured(
-    about: &Arc<About>,
-    bytes: &[u8],
-    store: Option<Arc<dyn ArtifactStore>>,
-    budget: u32,
-) -> wasmtime::Result<Vec<Prepared>> {
+/// for whoever wonders why not: what [`load`] gives does the same, each time anew. It is not kept on disk:
+/// its memory holds the configuration, and with that whatever came from the environment.
+pub(crate) fn configured(about: &Arc<About>, bytes: &[u8], budget: u32) -> wasmtime::Result<Vec<Prepared>> {
     ensure!(bytes.starts_with(CORE_MODULE), "not a core module");
     let lanes = &about.engines.lanes;
     // Beyond the pool, in which each place may be taken.
@@ -99,7 +95,7 @@ pub(crate) fn configured(
         Ok(componentise(&module)?)
     };
     let digest = sha256(&[sha256(bytes).as_bytes(), about.config.as_bytes()].concat());
-    let components = artifact::compile(&about.engines, &digest, store, component)?;
+    let components = artifact::compile(&about.engines, &digest, None, component)?;
     let prepared = lanes.iter().zip(components).map(|(lane, component)| {
         let mut prepared = prepare(lane, &component)?;
         prepared.exports.configure = None;

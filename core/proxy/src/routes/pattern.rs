@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
-use crate::path::normalise;
+use portcullis_plugin::path::normalise;
 
 /// A host that a route wants, in lower case, without port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@ use http::HeaderValue;
 use regex::Regex;
 
 use super::*;
-use crate::path::normalise;
+use portcullis_plugin::path::normalise;
 
 /// `"host path METHOD,METHOD name=value ?name=value"`; `-` for any host, `=` before an exact path, `^` before a prefix.
 fn route(text: &str) -> RouteMatch {

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::http1::{Broken, Http1, RequestHead};
 use super::{Endpoint, Upstream, pool};
-use crate::body::RequestBody;
+use crate::body::{RequestBody, UploadState};
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
 
@@ -127,7 +127,9 @@ impl Conn {
             Poll::Pending
         });
         match received.await {
-            Some(Ok(head)) => Ok(head.map(|()| UpstreamBody::new(self))),
+            Some(Ok(head)) => {
+                Ok(head.map(|()| UpstreamBody { conn: Some(self), upload, seen, waiting: false }))
+            }
             Some(Err(error)) => {
                 tracing::debug!(upstream = &*self.upstream.name, %error, reused, "attempt failed");
                 let unsent = match error {
@@ -173,6 +175,9 @@ impl Conn {
 pub(crate) struct UpstreamBody {
     /// None once the body has ended and the connection went back to the pool.
     conn: Option<Box<Conn>>,
+    /// What goes on of the request meanwhile, and how far it had come when last asked.
+    upload: Option<Arc<UploadState>>,
+    seen: u64,
     waiting: bool,
 }
 
@@ -197,10 +202,6 @@ impl From<UpstreamBodyError> for Fault {
 type FramePoll = Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>>;
 
 impl UpstreamBody {
-    fn new(conn: Box<Conn>) -> Self {
-        UpstreamBody { conn: Some(conn), waiting: false }
-    }
-
     /// Gives the connection back if the response has no body, or skips what is left of it.
     pub(crate) async fn release(mut self) {
         poll_fn(|cx| {
@@ -228,6 +229,11 @@ impl UpstreamBody {
                     conn.timer.start(conn.upstream.timeouts.body);
                 }
                 std::task::ready!(conn.timer.poll_expired(cx));
+                // The upstream may have nothing to say before it has the request.
+                while self.upload.as_ref().is_some_and(|upload| upload.goes_on(&mut self.seen)) {
+                    conn.timer.start(conn.upstream.timeouts.body);
+                    std::task::ready!(conn.timer.poll_expired(cx));
+                }
                 Broken::Closed
             }
         };

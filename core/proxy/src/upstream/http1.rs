@@ -10,6 +10,7 @@ mod response;
 mod tests;
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -18,6 +19,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::task::unconstrained;
 
 pub(crate) use self::request::RequestHead;
 use self::request::{Framing, write_head};
@@ -73,6 +75,8 @@ pub(super) struct Http1<S> {
     read_size: usize,
     upload: Upload,
     download: Download,
+    /// Bytes of interim responses (1xx) to the request.
+    interim: usize,
     is_head_request: bool,
     keep_alive: bool,
 }
@@ -108,6 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
             read_size: MIN_READ,
             upload: Upload::none(),
             download: Download::Body(Decoder::End),
+            interim: 0,
             is_head_request: false,
             keep_alive: true,
         }
@@ -122,6 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         (upload.body, upload.cut, upload.sent) = (body, false, 0);
         self.is_head_request = head.method == http::Method::HEAD;
         self.download = Download::Head;
+        self.interim = 0;
     }
 
     /// The request's body as it was given, if nothing of the request was written.
@@ -150,6 +156,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
                         return Poll::Ready(Err(Broken::Malformed("it switches protocols unasked")));
                     }
                     if head.status().is_informational() {
+                        // Nobody may be kept busy with them for ever.
+                        self.interim += end;
+                        if self.interim > MAX_HEAD {
+                            return Poll::Ready(Err(Broken::Malformed("too many interim responses")));
+                        }
                         continue;
                     }
                     self.download = Download::Body(decoder);
@@ -211,7 +222,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         // Whatever comes now, its end too, nobody asked for.
         let mut byte = [0; 1];
         let mut probe = ReadBuf::new(&mut byte);
-        Pin::new(&mut self.io).poll_read(cx, &mut probe).is_pending()
+        // A task that has done much would be told to wait without a look at the socket.
+        pin!(unconstrained(poll_fn(|cx| Pin::new(&mut self.io).poll_read(cx, &mut probe))))
+            .poll(cx)
+            .is_pending()
     }
 
     /// Gives up what an idle connection does not need.

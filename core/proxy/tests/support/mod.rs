@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use portcullis_plugin::{
     BodyFilter, Decision, End, Exchange, Hook, HookName, Needs, Plugin, PluginError, RouteMeta,
 };
@@ -45,6 +45,8 @@ pub struct Setup {
     pub limits: ListenerLimits,
     pub max_body: Option<u64>,
     pub budget: u64,
+    /// The host that the route names to the upstream.
+    pub rewrite_host: Option<HeaderValue>,
 }
 
 impl Setup {
@@ -69,6 +71,7 @@ impl Setup {
             limits,
             max_body: Some(1 << 20),
             budget: 1 << 20,
+            rewrite_host: None,
         }
     }
 
@@ -116,7 +119,7 @@ impl Setup {
         }]);
         let route = Route {
             meta: Arc::new(RouteMeta { name: "api".into(), captures: ["rest".into()].into() }),
-            rewrite: Rewrite::default(),
+            rewrite: Rewrite { host: self.rewrite_host.clone(), ..Rewrite::default() },
             action: Action::Upstream(Arc::new(upstream)),
             metrics: metrics.route("api"),
         };

@@ -60,10 +60,7 @@ fn request(api: &mut Api<'_>) {
     api.writable(|request: &mut Request, method: &str| {
         let method =
             Method::from_bytes(method.as_bytes()).map_err(|_| format!("`{method}` is not a method"))?;
-        request.change(|mut head| {
-            head.set_method(method);
-            Ok(())
-        })
+        request.change(|mut head| Ok(head.set_method(method)?))
     });
     api.property(
         "path: string",

@@ -68,12 +68,18 @@ pub(super) fn read_head(
             return Err(Broken::Malformed("a header can't be read"));
         };
         framing.note(&name, &value).map_err(Broken::Malformed)?;
-        if !is_hop_by_hop(&name, &value) {
+        if name != CONTENT_LENGTH && !is_hop_by_hop(&name, &value) {
             headers.append(name, value);
         }
     }
     for name in &framing.named {
         headers.remove(name);
+    }
+    // However it was said, it is sent on once, and not where it must not be (RFC 9110, 8.6).
+    if let Some(length) =
+        framing.length.filter(|_| !status.is_informational() && status != StatusCode::NO_CONTENT)
+    {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     let decoder = framing.decoder(status, is_http_11, is_head_request).map_err(Broken::Malformed)?;
     let keeps = if is_http_11 { !framing.close } else { framing.keep_alive && !framing.close };
@@ -242,7 +248,8 @@ fn chunk_size(inbox: &mut BytesMut) -> Result<Option<u64>, &'static str> {
         _ => return Err("the line of a chunk is too long"),
     };
     let line = inbox.split_to(end + 1);
-    let digits = line.strip_suffix(b"\r\n").ok_or("the line of a chunk does not end in CRLF")?;
+    let content = line.strip_suffix(b"\r\n").filter(|content| memchr(b'\r', content).is_none());
+    let digits = content.ok_or("the line of a chunk does not end in CRLF")?;
     let digits = memchr(b';', digits).map_or(digits, |at| digits.split_at(at).0).trim_ascii_end();
     if digits.is_empty() || digits.len() > 16 {
         return Err("the size of a chunk is not one");

@@ -92,6 +92,12 @@ pub fn normalise(raw_path: &str) -> Result<Cow<'_, str>, PathError> {
     rebuild(raw_path).map(Cow::Owned)
 }
 
+/// Whether a query can be sent as it is: printable ASCII without `#`. That is more than RFC 3986
+/// allows (section 3.4), because clients send brackets and quotes unencoded.
+pub fn is_query(query: &str) -> bool {
+    query.bytes().all(|byte| matches!(byte, b'!'..=b'~') && byte != b'#')
+}
+
 /// Whether the path needs no change. Refuses what is refused wherever it stands.
 fn is_normal(path: &[u8]) -> Result<bool, PathError> {
     let mut normal = true;
