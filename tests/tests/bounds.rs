@@ -87,6 +87,7 @@ const VERDICTS: &str = "core/proxy/src/http1/screen/tests/verdicts.rs";
 const BUILT_IN: &[(&str, Known)] = &[
     ("body.rs MINIMUM_RATE", Bites(LIMITS, "a_trickle_of_a_body_that_is_held_in_memory_is_a_408")),
     ("body.rs SLICE", Not("how much is handed over at once")),
+    ("client.rs BEGIN", Bites("core/proxy/tests/data_plane.rs", "silent_connections_do_not_hold_up_a_drain")),
     ("client.rs MAX_LOOK", Not("how often a clock is looked at")),
     ("client.rs MIN_BUFFER", Not("what hyper asks for")),
     ("client.rs MIN_LOOK", Not("how often a clock is looked at")),

@@ -1,10 +1,18 @@
 //! What no single value shows: names used twice, references to nothing, contradictions.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
 
 use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route, TlsPolicy, TlsVersion};
 use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::node::{Node, join};
+
+/// What fits into the map that headers are kept in, with room for those that plugins add.
+const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
+/// A head of less could hardly name its host; more is a body.
+const HEADER_BYTES: RangeInclusive<u64> = 512..=16 << 20;
+/// All streams together may hold a window each, and that is bounded (RFC 9113, 6.9.1).
+const STREAMS: RangeInclusive<u64> = 1..=8_000;
 
 /// Errors and warnings about a configuration. What could not be read is not missed: it has its error already.
 pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeError>) {
@@ -56,6 +64,20 @@ impl Check<'_> {
     }
 
     fn listener(&mut self, path: &str, listener: &Listener) {
+        let limits = &listener.limits;
+        for (key, value, range) in [
+            ("limits.header_count", u64::from(limits.header_count.get()), HEADER_COUNT),
+            ("http2.max_streams", u64::from(listener.http2.max_streams.get()), STREAMS),
+        ] {
+            if !range.contains(&value) {
+                let message = format!("`{value}` is not between {} and {}", range.start(), range.end());
+                self.error(&format!("{path}.{key}"), &message, None);
+            }
+        }
+        if !HEADER_BYTES.contains(&limits.header_bytes.0) {
+            let message = format!("`{}` is not between 512B and 16MiB", limits.header_bytes);
+            self.error(&format!("{path}.limits.header_bytes"), &message, None);
+        }
         let Some(tls) = &listener.tls else { return };
         let explicit = self.root.at(&format!("{path}.tls.min_version"));
         if explicit.is_some() && (tls.policy, tls.min_version) == (TlsPolicy::Modern, TlsVersion::V1_2) {

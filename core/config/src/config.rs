@@ -12,7 +12,7 @@ use crate::node::Node;
 use crate::schema;
 use crate::values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    SizeLimit, positive,
+    SizeLimit, positive, some_positive,
 };
 
 /// A whole configuration file.
@@ -36,7 +36,7 @@ pub struct Config {
     pub drain: Duration,
     /// Limits of the whole process.
     pub limits: Limits,
-    /// Networks whose `X-Forwarded-*` and `Forwarded` headers are believed. Default: none.
+    /// Networks whose `X-Forwarded-*` headers are believed; `Forwarded` is written, never read. Default: none.
     /// Example: `[10.0.0.0/8, "::1"]`.
     pub trusted_proxies: Vec<Network>,
     /// Where the gateway accepts connections; at least one.
@@ -259,7 +259,7 @@ pub struct RedirectStatus(u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http2 {
-    /// Requests that one connection may have open at a time. Default `100`.
+    /// Requests that one connection may have open at a time, at most 8000. Default `100`.
     pub max_streams: NonZeroU32,
 }
 
@@ -269,9 +269,9 @@ pub struct Http2 {
 pub struct ListenerLimits {
     /// Connections open at a time, over all workers. Default `10000`.
     pub connections: NonZeroU32,
-    /// Size of a request's head. Default `16KiB`.
+    /// Size of a request's head, 512B to 16MiB. Default `16KiB`.
     pub header_bytes: ByteSize,
-    /// Number of header lines in a request. Default `100`.
+    /// Number of header lines in a request, at most 10000. Default `100`.
     pub header_count: NonZeroU32,
     /// Time to send a request's head. Default `10s`.
     #[serde(deserialize_with = "positive")]
@@ -324,6 +324,7 @@ pub struct InstanceOptions {
     /// What happens to a request when the plugin itself fails. Default `deny`.
     pub on_error: OnError,
     /// Longest single wait of this plugin. Default: the plugin's own. Example: `5s`.
+    #[serde(deserialize_with = "some_positive")]
     pub timeout: Option<Duration>,
 }
 

@@ -1,5 +1,6 @@
 //! The tree of a configuration file into its types, section by section, so that one mistake hides no other.
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::{
@@ -9,7 +10,7 @@ use crate::config::{
 use crate::diagnostics::Span;
 use crate::error::{NodeError, is_misspelt, nearest};
 use crate::node::{Key, Node, Value, join};
-use crate::values::Address;
+use crate::values::{Address, Duration, positive};
 
 /// Keys of a plugin entry that are not its kind.
 const INSTANCE_OPTIONS: [&str; 3] = ["name", "on_error", "timeout"];
@@ -38,6 +39,10 @@ pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
     config
 }
 
+/// How long a plugin may wait.
+#[derive(Deserialize)]
+struct Wait(#[serde(deserialize_with = "positive")] Duration);
+
 /// Reads the file beside a policy.
 pub(crate) fn side_file(root: &Node, errors: &mut Vec<NodeError>) -> SideFile {
     let mut side = SideFile { options: InstanceOptions::default(), config: root.empty_table() };
@@ -45,7 +50,7 @@ pub(crate) fn side_file(root: &Node, errors: &mut Vec<NodeError>) -> SideFile {
     side.options = InstanceOptions {
         name: table.optional("name"),
         on_error: table.optional("on_error").unwrap_or_default(),
-        timeout: table.optional("timeout"),
+        timeout: table.optional("timeout").map(|Wait(wait)| wait),
     };
     if let Some(config) = table.with("config", |place| Some(place.node.clone())) {
         side.config = config;

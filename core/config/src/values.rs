@@ -501,6 +501,13 @@ pub(crate) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
     if duration.0.is_zero() { Err(de::Error::custom("must be longer than zero")) } else { Ok(duration) }
 }
 
+/// The same of a setting that may be left out.
+pub(crate) fn some_positive<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    positive(deserializer).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -172,7 +172,7 @@ async fn serve(plan: Plan, loaded: &Loaded, last_good: LastGood, sinks: Arc<Sink
     let admin_address = serve_admin(&config.admin, &admin, &mut tasks).await?;
 
     let options = Options {
-        config: plan.path.clone(),
+        config: std::path::absolute(&plan.path).unwrap_or_else(|_| plan.path.clone()),
         state_dir: Some(
             config.state_dir.as_deref().map_or_else(places::state_dir, |dir| loaded.resolve(dir)),
         ),

@@ -36,6 +36,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// How often an HTTP/2 connection looks at its clocks, at the least and at the most.
 const MIN_LOOK: Duration = Duration::from_millis(50);
 const MAX_LOOK: Duration = Duration::from_secs(5);
+/// How long a client that is connected may take to begin while the worker drains: what it has sent may
+/// still be on its way through the kernel.
+const BEGIN: Duration = Duration::from_millis(250);
 /// How long an HTTP/2 client may take to agree that a connection without streams ends.
 const PARTING: Duration = Duration::from_secs(2);
 /// hyper's smallest read buffer.
@@ -173,7 +176,8 @@ pub(crate) async fn accept(
         return plain(worker, stream, connection, bound, limits, control).await;
     };
     let handshake = timeout(limits.header_timeout, TlsAcceptor::from(tls).accept(stream));
-    match handshake.await {
+    let Some(accepted) = unless_draining(control, handshake).await else { return };
+    match accepted {
         Ok(Ok(stream)) => {
             let session = stream.get_ref().1;
             connection.tls = Some(tls::session(session));
@@ -204,7 +208,8 @@ async fn plain(
     limits: ListenerLimits,
     control: &Control,
 ) {
-    let Ok(Some(begin)) = timeout(limits.header_timeout, sniff(&mut stream)).await else { return };
+    let sniffed = timeout(limits.header_timeout, sniff(&mut stream));
+    let Some(Ok(Some(begin))) = unless_draining(control, sniffed).await else { return };
     let stream = Linger::new(stream, limits.write_timeout);
     if &*begin == HTTP2_PREFACE {
         http2_connection(worker, Prefixed { prefix: begin, io: stream }, connection, bound, limits, control)
@@ -212,6 +217,26 @@ async fn plain(
     } else {
         http1_connection(worker, stream, begin, connection, bound, limits, control).await;
     }
+}
+
+/// Waits for a client to begin; while the worker drains, not much longer.
+async fn unless_draining<F: Future>(control: &Control, begin: F) -> Option<F::Output> {
+    let mut begin = pin!(begin);
+    let mut clock = LazyTimer::new();
+    let mut draining = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(begun) = begin.as_mut().poll(cx) {
+            return Poll::Ready(Some(begun));
+        }
+        if !control.is_draining(cx) {
+            return Poll::Pending;
+        }
+        if !std::mem::replace(&mut draining, true) {
+            clock.start(BEGIN);
+        }
+        clock.poll_expired(cx).map(|()| None)
+    })
+    .await
 }
 
 /// Reads until the bytes are, or can't be, HTTP/2's preface; none if the client went away first.

@@ -74,6 +74,7 @@ pub(crate) async fn serve(
         None => understand(head, &generation.listeners[listener].limits),
     };
     let mut live = Live::new(serving, generation, listener, request);
+    identify_client(&mut live);
     let answer = match fault {
         Some(fault) => Answer::Fault(fault),
         None => answer(&mut live, body).await,
@@ -83,7 +84,6 @@ pub(crate) async fn serve(
 
 /// From the request's head to what the client is to get.
 async fn answer(live: &mut Live, body: Incoming) -> Answer {
-    identify_client(live);
     let routed = route(live);
     if let Some(answer) = forward(live, HookName::OnRequest).await {
         return answer;

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -420,6 +420,19 @@ fn a_drain_lets_the_running_request_end_and_closes_idle_connections() {
     assert!(client.join().unwrap().ends_with("def"));
     let mut rest = Vec::new();
     idle.read_to_end(&mut rest).unwrap();
+}
+
+#[test]
+fn silent_connections_do_not_hold_up_a_drain() {
+    let mut gateway = Setup::to(origin()).start();
+    let silent = gateway.connect();
+    while gateway.metrics.connections_open.value() == 0 {
+        std::thread::yield_now();
+    }
+    let begin = Instant::now();
+    assert_eq!(gateway.drain(), 0);
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    drop(silent);
 }
 
 #[test]
