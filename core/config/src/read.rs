@@ -3,8 +3,8 @@
 use serde::de::DeserializeOwned;
 
 use crate::config::{
-    Action, Admin, ChainEntry, Config, InstanceOptions, Listener, Match, PluginEntry,
-    RedirectHttps, Respond, Rewrite, Route, SideFile,
+    Action, Admin, ChainEntry, Config, InstanceOptions, Listener, Match, PluginEntry, RedirectHttps, Respond,
+    Rewrite, Route, SideFile,
 };
 use crate::diagnostics::Span;
 use crate::error::{NodeError, is_misspelt, nearest};

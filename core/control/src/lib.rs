@@ -7,6 +7,7 @@
 mod artifacts;
 mod build;
 mod control;
+mod health;
 mod host;
 mod inputs;
 mod offload;
@@ -23,5 +24,6 @@ pub use control::{CheckSummary, Control, Options, check};
 pub use registry::Registry;
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
-    AddressStatus, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status, UpstreamStatus,
+    AddressStatus, EndpointStatus, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status,
+    UpstreamStatus,
 };

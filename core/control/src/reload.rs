@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::build::{Built, Failed, build};
+use crate::health::Checks;
 use crate::host::Services;
 use crate::inputs::Inputs;
 use crate::status::{LastError, ReloadCounts, Status, now};
@@ -74,6 +75,7 @@ pub(crate) struct Reloader {
     services: Arc<Services>,
     plane: Arc<DataPlane>,
     running: Arc<Built>,
+    checks: Checks,
     /// What the process began with: some settings are fixed then.
     fixed: Config,
     refused: Option<Refused>,
@@ -102,8 +104,10 @@ impl Reloader {
         log_applied(&status, None, &[]);
         let fixed = running.loaded.config.clone();
         let (status, _) = watch::channel(Arc::new(status));
+        let (mut checks, watch) = (Checks::default(), Watch::new());
+        checks.follow(&running.upstreams);
         let mut reloader =
-            Reloader { config, services, plane, running, fixed, refused: None, status, watch: Watch::new() };
+            Reloader { config, services, plane, running, checks, fixed, refused: None, status, watch };
         reloader.watch_inputs();
         Ok(reloader)
     }
@@ -178,6 +182,7 @@ impl Reloader {
         }
         let number = built.generation.number;
         let old = std::mem::replace(&mut self.running, built);
+        self.checks.follow(&self.running.upstreams);
         // Plugins that nobody needs any more end here; how is no concern of the next reload.
         drop(tokio::task::spawn_blocking(move || drop(old)));
         self.refused = None;

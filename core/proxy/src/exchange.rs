@@ -346,7 +346,12 @@ async fn attempt(
     }
 }
 
-fn answered(live: &mut Live, upstream: &Upstream, start: Instant, response: Response<UpstreamBody>) -> Answer {
+fn answered(
+    live: &mut Live,
+    upstream: &Upstream,
+    start: Instant,
+    response: Response<UpstreamBody>,
+) -> Answer {
     let duration = start.elapsed();
     live.upstream_duration = Some(duration);
     upstream.metrics.duration.observe(duration);

@@ -173,7 +173,9 @@ impl Upstream {
                 let hash = match by {
                     HashBy::Client => Some(hash_of_address(exchange.client())),
                     HashBy::Principal => exchange.principal().map(|caller| hash_of(caller.id.as_bytes())),
-                    HashBy::Header(name) => request.headers().get(name).map(|value| hash_of(value.as_bytes())),
+                    HashBy::Header(name) => {
+                        request.headers().get(name).map(|value| hash_of(value.as_bytes()))
+                    }
                     HashBy::Cookie(name) => request.cookie(name).map(|value| hash_of(value.as_bytes())),
                 };
                 hash.map_or(Wish::Any, Wish::Hash)
@@ -228,7 +230,13 @@ impl Upstream {
     }
 
     /// Chooses where there is something to say against an endpoint, or more to think of than turns.
-    fn choose_with_care(&self, position: u64, second: Option<u64>, wish: Wish, avoid: Option<u32>) -> Chosen<'_> {
+    fn choose_with_care(
+        &self,
+        position: u64,
+        second: Option<u64>,
+        wish: Wish,
+        avoid: Option<u32>,
+    ) -> Chosen<'_> {
         let now = now();
         // A probe that somebody else takes is closed from then on, so this ends.
         for _ in 0..=self.endpoints.len() {

@@ -70,7 +70,8 @@ impl Retries {
 
     /// How long an attempt may take that begins now, when the first began at `start`.
     pub(crate) fn limit(&self, start: Instant) -> Option<TryLimit> {
-        let per_try = self.per_try.map(|length| TryLimit { length, failure: AttemptFailure::ResponseTimeout });
+        let per_try =
+            self.per_try.map(|length| TryLimit { length, failure: AttemptFailure::ResponseTimeout });
         let left = self.total.map(|total| TryLimit {
             length: total.saturating_sub(start.elapsed()),
             failure: AttemptFailure::OutOfTime,
