@@ -434,3 +434,80 @@ impl Visitor<'_> for RetryOnVisitor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The first upstream, or the first error with its line.
+    fn read(text: &str) -> Result<Upstream, String> {
+        match crate::parse(Path::new("x.yaml"), text, &|_| None) {
+            Ok(loaded) => Ok(loaded.config.upstreams[0].clone()),
+            Err(errors) => {
+                let error = &errors.0[0];
+                Err(format!("{}: {}", error.span.unwrap_or_default().line, error.message))
+            }
+        }
+    }
+
+    /// The settings of the one upstream.
+    fn configuration(settings: &str) -> String {
+        let endpoints = if settings.starts_with("endpoints") { "" } else { "endpoints: [http://a:1], " };
+        format!(
+            "listeners: [{{ bind: 0.0.0.0:80 }}]\nupstreams: {{ api: {{ {endpoints}{settings} }} }}\nroutes: [{{ upstream: api }}]\n"
+        )
+    }
+
+    #[test]
+    fn an_upstream_says_how_it_balances_and_what_happens_when_it_fails() {
+        let read = |settings: &str| read(&configuration(settings)).unwrap();
+        assert_eq!(read("balance: least_request").balance, Balance::LeastRequest);
+        assert_eq!(read("balance: { hash: { by: client } }").balance, Balance::Hash(HashBy::Client));
+        let by = read("balance: { hash: { by: { cookie: s } } }").balance;
+        assert_eq!(by, Balance::Hash(HashBy::Cookie("s".to_owned())));
+        assert!(matches!(read("balance: { sticky: { cookie: s } }").balance, Balance::Sticky(_)));
+        assert_eq!(read("retries: 3").retries.attempts, 3);
+        let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;
+        assert_eq!((retries.attempts, retries.on), (1, vec![RetryOn::Connect, RetryOn::Status(503)]));
+        assert_eq!((retries.budget.share, retries.budget.min), (Percent(5), 10));
+        assert_eq!(read("eject: off").eject.max_ejected, Percent(0));
+        assert_eq!(read("health: { path: /healthz }").health.unwrap().unhealthy.get(), 3);
+    }
+
+    #[test]
+    fn mistakes_in_an_upstream_are_told_where_they_are() {
+        let wrong = |settings: &str| read(&configuration(settings)).unwrap_err();
+        for (settings, expected) in [
+            (
+                "balance: fastest",
+                "2: upstreams.api.balance: expected `round_robin`, `least_request`, `random`",
+            ),
+            (
+                "balance: { hash: { by: ip } }",
+                "2: upstreams.api.balance.hash.by: expected `client`, `principal`",
+            ),
+            (
+                "balance: { sticky: { cookie: \"a b\" } }",
+                "2: upstreams.api.balance.sticky.cookie: expected a cookie name",
+            ),
+            (
+                "retries: { on: [200] }",
+                "2: upstreams.api.retries.on[0]: expected `connect`, `timeout`, `broken`",
+            ),
+            ("retries: { budget: { share: 20 } }", "2: upstreams.api.retries.budget.share: "),
+            ("retries: { atempts: 2 }", "2: unknown key `atempts` in `upstreams.api.retries`"),
+            ("eject: { max_ejected: 101% }", "2: upstreams.api.eject.max_ejected: expected a share"),
+            ("eject: { time: 0s }", "2: upstreams.api.eject.time: must be longer than zero"),
+            ("health: { interval: 0s }", "2: upstreams.api.health.interval: must be longer than zero"),
+            ("max_requests: 0", "2: upstreams.api.max_requests: expected a whole number, 1 or more"),
+        ] {
+            assert!(wrong(settings).starts_with(expected), "{settings}: {}", wrong(settings));
+        }
+        assert_eq!(
+            wrong("endpoints: [http://a:1, http://b:1, http://a:1]"),
+            "2: upstreams.api.endpoints[2]: this endpoint stands here twice"
+        );
+    }
+}

@@ -67,17 +67,32 @@ struct Check {
     health: Health,
 }
 
+/// What the checks so far amount to.
+struct Opinion {
+    healthy: bool,
+    /// Results in a row that say otherwise.
+    otherwise: u32,
+}
+
+impl Opinion {
+    /// Takes a result in; true if it changes the opinion.
+    fn learn(&mut self, good: bool, health: &Health) -> bool {
+        self.otherwise = if good == self.healthy { 0 } else { self.otherwise + 1 };
+        let needed = if self.healthy { health.unhealthy } else { health.healthy };
+        let changes = self.otherwise >= needed.get();
+        if changes {
+            *self = Opinion { healthy: good, otherwise: 0 };
+        }
+        changes
+    }
+}
+
 impl Check {
     async fn run(self) {
-        let mut healthy = self.endpoint.passes_checks();
-        // Results in a row that say otherwise.
-        let mut otherwise = 0;
+        let mut opinion = Opinion { healthy: self.endpoint.passes_checks(), otherwise: 0 };
         loop {
             let result = self.once().await;
-            otherwise = if result.is_ok() == healthy { 0 } else { otherwise + 1 };
-            let needed = if healthy { self.health.unhealthy } else { self.health.healthy };
-            if otherwise >= needed.get() {
-                (healthy, otherwise) = (!healthy, 0);
+            if opinion.learn(result.is_ok(), &self.health) {
                 self.tell(&result);
             }
             sleep(jittered(self.health.interval.0)).await;
@@ -150,6 +165,16 @@ fn jittered(interval: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_opinion_changes_after_so_many_results_in_a_row() {
+        let three = std::num::NonZeroU32::new(3).unwrap();
+        let health = Health { unhealthy: three, ..Health::default() };
+        let mut opinion = Opinion { healthy: true, otherwise: 0 };
+        let mut learn = |good| opinion.learn(good, &health);
+        assert_eq!([false, false, true, false, false, false].map(&mut learn), [false, false, false, false, false, true]);
+        assert_eq!([true, false, true, true, true].map(&mut learn), [false, false, false, true, false]);
+    }
 
     #[test]
     fn only_a_status_line_is_one() {

@@ -82,6 +82,28 @@ fn idle_endpoints_under_least_request_share_alike() {
     assert_near(&shares(&upstream, 3000), &[1000, 1000, 1000]);
 }
 
+#[test]
+fn what_is_hashed_is_taken_from_the_request() {
+    use portcullis_plugin::{ExchangeBuilder, Principal};
+    let exchange = |tenant: &str, cookie: &str, caller: &str| {
+        let principal = Principal { id: caller.into(), ..Principal::default() };
+        let builder = ExchangeBuilder::get("/").peer("10.0.0.9:1234").principal(principal);
+        builder.header("x-tenant", tenant).header("cookie", cookie).build()
+    };
+    let (one, other) = (exchange("a", "s=1", "ann"), exchange("b", "s=2", "bob"));
+    let header = || HashBy::Header(HeaderName::from_static("x-tenant"));
+    for by in [header(), HashBy::Cookie("s".into()), HashBy::Principal] {
+        let upstream = upstream(Balance::Hash(by), &[(1, 0)]);
+        assert!(matches!(upstream.wish(&one), Wish::Hash(_)));
+        assert_ne!(upstream.wish(&one), upstream.wish(&other));
+        assert_eq!(upstream.wish(&one), upstream.wish(&exchange("a", "x=0; s=1", "ann")));
+        assert_eq!(upstream.wish(&ExchangeBuilder::get("/").build()), Wish::Any);
+    }
+    let by_client = upstream(Balance::Hash(HashBy::Client), &[(1, 0)]);
+    assert_eq!(by_client.wish(&one), by_client.wish(&other));
+    assert_ne!(by_client.wish(&one), by_client.wish(&ExchangeBuilder::get("/").peer("10.0.0.8:1").build()));
+}
+
 fn homes(upstream: &Upstream) -> BTreeMap<u64, usize> {
     (0..1000_u64).map(|key| (key, upstream.choose(Wish::Hash(mixed(key)), None).index)).collect()
 }
