@@ -37,8 +37,9 @@ const ACCESS_LOG: &str = "access.log";
 
 /// A configuration with its files, not started yet.
 pub struct Setup {
-    dir: TempDir,
+    dir: Arc<TempDir>,
     config: String,
+    arguments: Vec<String>,
     variables: BTreeMap<String, String>,
     stdout: Option<PipeWriter>,
 }
@@ -46,7 +47,8 @@ pub struct Setup {
 /// A gateway that runs, and ends with this value. Its output is shown if the test fails.
 pub struct Gateway {
     child: Child,
-    dir: TempDir,
+    dir: Arc<TempDir>,
+    variables: BTreeMap<String, String>,
     out: Lines,
     err: Lines,
     admin: SocketAddr,
@@ -104,8 +106,19 @@ fn command() -> Command {
 impl Setup {
     /// A configuration; what it does not say is filled in.
     pub fn new(config: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Setup { dir, config: config.to_owned(), variables: BTreeMap::new(), stdout: None }
+        Setup::within(Arc::new(tempfile::tempdir().unwrap()), config.to_owned(), BTreeMap::new())
+    }
+
+    fn within(dir: Arc<TempDir>, config: String, variables: BTreeMap<String, String>) -> Self {
+        let arguments = ["run", "gateway.yaml"].map(str::to_owned).into();
+        Setup { dir, config, arguments, variables, stdout: None }
+    }
+
+    /// The same with these arguments instead of `run gateway.yaml`.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        self
     }
 
     /// The same with a file beside the configuration.
@@ -163,7 +176,7 @@ impl Setup {
     /// Starts it, and waits until it is ready or has ended.
     pub fn try_start(self) -> Result<Gateway, Ended> {
         write(&self.dir.path().join("gateway.yaml"), complete(&self.config).as_bytes());
-        Gateway::start(self.dir, &self.variables, self.stdout)
+        Gateway::start(self)
     }
 }
 
@@ -188,15 +201,12 @@ fn write(path: &Path, content: &[u8]) {
 }
 
 impl Gateway {
-    fn start(
-        dir: TempDir,
-        variables: &BTreeMap<String, String>,
-        stdout: Option<PipeWriter>,
-    ) -> Result<Self, Ended> {
+    fn start(setup: Setup) -> Result<Self, Ended> {
+        let Setup { dir, arguments, variables, stdout, .. } = setup;
         let mut child = command()
-            .args(["run", "gateway.yaml"])
+            .args(arguments)
             .current_dir(dir.path())
-            .envs(variables)
+            .envs(&variables)
             .stdin(Stdio::null())
             .stdout(stdout.map_or_else(Stdio::piped, Stdio::from))
             .stderr(Stdio::piped())
@@ -204,7 +214,7 @@ impl Gateway {
             .unwrap();
         let (out, err) = (Lines::of(child.stdout.take()), Lines::of(child.stderr.take()));
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut gateway = Gateway { child, dir, out, err, admin: unknown, main: unknown };
+        let mut gateway = Gateway { child, dir, variables, out, err, admin: unknown, main: unknown };
         let ready = wait_for("the gateway to be ready", || {
             if let Some(status) = gateway.child.try_wait().unwrap() {
                 return Some(Err(status));
@@ -383,6 +393,17 @@ impl Gateway {
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Ends it. Its files are as they are then, for another start.
+    #[track_caller]
+    pub fn stop(self) -> Setup {
+        let (dir, variables) = (self.dir.clone(), self.variables.clone());
+        self.signal("TERM");
+        let ended = self.wait();
+        assert!(ended.status.success(), "{ended:?}");
+        let config = fs::read_to_string(dir.path().join("gateway.yaml")).unwrap();
+        Setup::within(dir, config, variables)
     }
 
     /// Waits for its end.

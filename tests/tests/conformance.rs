@@ -208,6 +208,8 @@ routes:
         let options = Options {
             config: dir.path().join("gateway.yaml"),
             state_dir: None,
+            last_good: None,
+            fall_back: false,
             variables: BTreeMap::new(),
             log_sinks: Arc::new(Sinks(lines.clone())),
         };

@@ -198,8 +198,8 @@ fn whole_bodies_share_a_budget() {
     let held = vec![b'h'; 50_000];
     holder.write(b"POST /held HTTP/1.1\r\nhost: g\r\ncontent-length: 50001\r\n\r\n").unwrap();
     holder.write(&held).unwrap();
+    until("the bytes to be held", || gateway.metric("portcullis_whole_bodies_bytes", &[]) == 50_000.0);
     let post = |path: &str, length| gateway.ask(&request("POST", path).body(vec![b'b'; length]));
-    until("the budget to be used up", || post("/more", 20_000).status == 503);
     let refused = post("/refused", 20_000);
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     assert_eq!(told(&gateway, "/refused"), (json!(503), json!("body.budget")));

@@ -4,11 +4,10 @@
 //! key that only this installation has, together with its name; what does not verify counts as
 //! absent. A directory that others could write to is not used at all.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -17,18 +16,13 @@ use aws_lc_rs::rand;
 use portcullis_plugin::ArtifactStore;
 
 use crate::inputs::Digest;
+use crate::private::{self, belongs, write_new};
 
 /// Bytes of all artifacts together: some hundred compiled modules.
 const CAPACITY: u64 = 512 << 20;
 
-/// The user that could do everything anyway.
-const ROOT: u32 = 0;
-
 const TAG_LEN: usize = 32;
 const KEY_LEN: usize = 32;
-
-/// Write permission for group or others.
-const OTHERS_WRITE: u32 = 0o022;
 
 /// Any permission for group or others.
 const OTHERS_ANY: u32 = 0o077;
@@ -48,17 +42,9 @@ impl Artifacts {
     }
 
     fn with_capacity(state_dir: &Path, capacity: u64) -> Result<Self, String> {
-        let dir = state_dir.join("artifacts");
-        for dir in [state_dir, &dir] {
-            private_dir(dir)?;
-        }
-        let cannot = |path: &Path, error| format!("cannot use `{}`: {error}", path.display());
-        let me = owner_of_new_files(&dir).map_err(|error| cannot(&dir, error))?;
-        for dir in [state_dir, &dir] {
-            belongs(dir, &[me, ROOT]).map_err(|error| cannot(dir, error))?;
-        }
+        let (dir, me) = private::subdirectory(state_dir, "artifacts")?;
         let path = state_dir.join("artifact.key");
-        let key = key(&path, me).map_err(|error| cannot(&path, error))?;
+        let key = key(&path, me).map_err(|error| private::cannot_use(&path, &error))?;
         Ok(Artifacts { dir, key, capacity })
     }
 
@@ -132,37 +118,6 @@ impl ArtifactStore for Artifacts {
     }
 }
 
-/// Makes sure of a directory that nobody else can write to.
-fn private_dir(dir: &Path) -> Result<(), String> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| format!("cannot create `{}`: {error}", dir.display()))?;
-    let metadata = dir.metadata().map_err(|error| format!("cannot look at `{}`: {error}", dir.display()))?;
-    if metadata.mode() & OTHERS_WRITE != 0 {
-        return Err(format!("others can write to `{}`; `chmod go-w` it", dir.display()));
-    }
-    Ok(())
-}
-
-/// The user that this process writes files as.
-fn owner_of_new_files(dir: &Path) -> io::Result<u32> {
-    let probe = dir.join(format!("{}.probe", std::process::id()));
-    write_new(&probe, &[])?;
-    let owner = probe.symlink_metadata()?.uid();
-    fs::remove_file(&probe)?;
-    Ok(owner)
-}
-
-/// Whoever owns a file can give themselves any permission on it.
-fn belongs(path: &Path, owners: &[u32]) -> io::Result<()> {
-    if owners.contains(&path.symlink_metadata()?.uid()) {
-        return Ok(());
-    }
-    Err(io::Error::other("it belongs to another user; remove it, a new one is made"))
-}
-
 /// The installation's key, made at its first start.
 fn key(path: &Path, me: u32) -> io::Result<Key> {
     if !path.exists() {
@@ -180,24 +135,6 @@ fn key(path: &Path, me: u32) -> io::Result<Key> {
         return Err(io::Error::other("it is not a key; remove it, a new one is made"));
     }
     Ok(Key::new(HMAC_SHA256, &secret))
-}
-
-/// Writes a file that only its owner can read, so that it appears whole or not at all.
-fn write_new(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_extension(format!("{}-{number}.tmp", std::process::id()));
-    let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        for part in parts {
-            file.write_all(part)?;
-        }
-        fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! A build collects every error it can find instead of stopping at the first, and takes over from
 //! the running generation whatever is made of the same inputs: plugin instances, upstreams, TLS.
+//! Its policy inputs may be ones that were accepted earlier, where those on disk are broken.
 
 mod listeners;
 mod plan;
@@ -12,13 +13,13 @@ mod upstreams;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use portcullis_config::{Diagnostic, Diagnostics, Loaded};
+use portcullis_config::{Config, Diagnostic, Diagnostics, Loaded};
 use portcullis_proxy::generation::Generation;
 use portcullis_proxy::routes::RouteTable;
 use portcullis_proxy::upstream::Upstream;
 
 use crate::host::Services;
-use crate::inputs::{Files, Inputs, absolute};
+use crate::inputs::{Accepted, Files, Inputs, absolute};
 use crate::policies;
 
 pub(crate) use listeners::BuiltTls;
@@ -35,6 +36,8 @@ pub(crate) struct Built {
     pub(crate) tls: Vec<BuiltTls>,
     pub(crate) policies: Option<PathBuf>,
     pub(crate) inputs: Inputs,
+    /// The policy inputs among them, with their contents.
+    pub(crate) accepted: Arc<Accepted>,
     pub(crate) warnings: Diagnostics,
 }
 
@@ -43,18 +46,30 @@ pub(crate) struct Failed {
     pub(crate) findings: Diagnostics,
     /// What was read nevertheless; a change to any of it is worth another attempt.
     pub(crate) inputs: Inputs,
+    /// The configuration, if nothing is wrong with it by itself.
+    pub(crate) config: Option<Box<Config>>,
 }
 
-/// Builds the generation after `running` from the configuration at `path`.
-pub(crate) fn build(path: &Path, services: &Services, running: Option<&Built>) -> Result<Built, Failed> {
-    let mut files = Files::default();
-    let built = load(path, services, &mut files)
-        .and_then(|(loaded, errors)| Builder::new(&loaded, errors, services, running, &mut files).build());
+/// Builds the generation after `running` from the configuration at `path`, which like all policy
+/// inputs is read from `accepted` if that is given.
+pub(crate) fn build(
+    path: &Path,
+    services: &Services,
+    running: Option<&Built>,
+    accepted: Option<Arc<Accepted>>,
+) -> Result<Built, Failed> {
+    let mut files = Files::new(accepted);
+    let mut config = None;
+    let built = load(path, services, &mut files).and_then(|(loaded, errors)| {
+        config = errors.is_empty().then(|| Box::new(loaded.config.clone()));
+        Builder::new(&loaded, errors, services, running, &mut files).build()
+    });
+    let inputs = files.inputs().clone();
     match built {
-        Ok(built) => Ok(Built { inputs: files.inputs().clone(), ..built }),
+        Ok(built) => Ok(Built { inputs, accepted: files.accepted(), ..built }),
         Err(mut findings) => {
             findings.sort();
-            Err(Failed { findings, inputs: files.inputs().clone() })
+            Err(Failed { findings, inputs, config })
         }
     }
 }
@@ -63,7 +78,7 @@ pub(crate) fn build(path: &Path, services: &Services, running: Option<&Built>) -
 fn load(path: &Path, services: &Services, files: &mut Files) -> Result<(Loaded, Diagnostics), Diagnostics> {
     let refused = |message: String| Diagnostics::from(Diagnostic::error(path, message));
     let file = absolute(Path::new(""), path);
-    let content = files.read(&file).map_err(refused)?;
+    let content = files.read_policy(&file).map_err(refused)?;
     let source = content.at(&file);
     let text = source.text().map_err(refused)?;
     let (mut loaded, errors) = portcullis_config::parse_partly(path, text, &*services.env)?;
@@ -134,6 +149,7 @@ impl<'b> Builder<'b> {
             tls,
             policies: dir,
             inputs: Inputs::default(),
+            accepted: Arc::default(),
             warnings: self.findings,
         })
     }

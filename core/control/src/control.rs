@@ -18,9 +18,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::artifacts::Artifacts;
 use crate::build::build;
 use crate::host::{Env, Services};
+use crate::last_good::LastGood;
 use crate::offload::Pool;
 use crate::registry::Registry;
-use crate::reload::{ReloadOutcome, Reloader, Request, Trigger};
+use crate::reload::{ReloadOutcome, Reloader, Request, Sources, Trigger};
 use crate::state::StateStore;
 use crate::status::Status;
 
@@ -33,6 +34,10 @@ pub struct Options {
     pub config: PathBuf,
     /// Where what survives a restart is kept; none keeps nothing.
     pub state_dir: Option<PathBuf>,
+    /// Where the policy inputs of each generation are kept for a later start; none keeps none.
+    pub last_good: Option<LastGood>,
+    /// Whether a start with broken inputs serves the last good ones.
+    pub fall_back: bool,
     /// Variables for `${NAME}` and `env:NAME`, before those of the environment.
     pub variables: BTreeMap<String, String>,
     /// Where log lines of plugins go.
@@ -57,12 +62,16 @@ impl Control {
         plane: Arc<DataPlane>,
         metrics: Arc<Metrics>,
     ) -> Result<Control, Diagnostics> {
-        let config = options.config.clone();
+        let sources = Sources {
+            config: options.config.clone(),
+            last_good: options.last_good.clone(),
+            fall_back: options.fall_back,
+        };
         let (requests, queue) = mpsc::channel(QUEUE);
         let (started, start) = oneshot::channel();
         let work = move || {
             let services = Arc::new(services(options, registry, metrics));
-            run(services, config, plane, queue, started);
+            run(services, sources, plane, queue, started);
         };
         let failed = |path: &Path, error: &dyn std::fmt::Display| {
             Diagnostics::from(Diagnostic::error(path, format!("the control plane cannot start: {error}")))
@@ -108,7 +117,7 @@ type Started = oneshot::Sender<Result<watch::Receiver<Arc<Status>>, Diagnostics>
 /// The life of the control thread.
 fn run(
     services: Arc<Services>,
-    config: PathBuf,
+    sources: Sources,
     plane: Arc<DataPlane>,
     requests: mpsc::Receiver<Request>,
     started: Started,
@@ -116,13 +125,14 @@ fn run(
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            let error = Diagnostic::error(&config, format!("the control plane cannot start: {error}"));
+            let error =
+                Diagnostic::error(&sources.config, format!("the control plane cannot start: {error}"));
             // Whoever started this may be gone.
             return drop(started.send(Err(error.into())));
         }
     };
     runtime.block_on(async move {
-        match Reloader::start(config, services, plane).await {
+        match Reloader::start(sources, services, plane).await {
             Ok(reloader) => {
                 let _ = started.send(Ok(reloader.status()));
                 reloader.run(requests).await;
@@ -145,9 +155,9 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
         state: StateStore::default(),
         artifacts,
         sinks: options.log_sinks,
-        metrics,
         // Sized by each configuration that is applied.
-        budget: Budget::new(0),
+        budget: metrics.whole_bodies.clone(),
+        metrics,
         cpu: Arc::new(Pool::new()),
         env: env(options.variables),
     }
@@ -191,7 +201,7 @@ pub fn check(
         cpu: Arc::new(Pool::new()),
         env: env(variables),
     };
-    let built = build(config, &services, None).map_err(|failed| failed.findings)?;
+    let built = build(config, &services, None, None).map_err(|failed| failed.findings)?;
     Ok(CheckSummary {
         listeners: built.generation.listeners.len(),
         routes: built.generation.routes.len(),

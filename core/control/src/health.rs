@@ -172,7 +172,10 @@ mod tests {
         let health = Health { unhealthy: three, ..Health::default() };
         let mut opinion = Opinion { healthy: true, otherwise: 0 };
         let mut learn = |good| opinion.learn(good, &health);
-        assert_eq!([false, false, true, false, false, false].map(&mut learn), [false, false, false, false, false, true]);
+        assert_eq!(
+            [false, false, true, false, false, false].map(&mut learn),
+            [false, false, false, false, false, true]
+        );
         assert_eq!([true, false, true, true, true].map(&mut learn), [false, false, false, true, false]);
     }
 

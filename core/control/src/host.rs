@@ -12,7 +12,7 @@ use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::upstream::{Upstream, UpstreamClient};
 
-use crate::inputs::{Content, Files, absolute};
+use crate::inputs::{Content, Files, Role, absolute};
 use crate::registry::Registry;
 use crate::state::StateStore;
 
@@ -63,9 +63,12 @@ impl<'h> Host<'h> {
         self.taken
     }
 
-    fn read(&mut self, path: &str) -> Result<(PathBuf, Content), String> {
+    fn read(&mut self, role: Role, path: &str) -> Result<(PathBuf, Content), String> {
         let path = absolute(self.dir, Path::new(path));
-        let result = self.files.read(&path);
+        let result = match role {
+            Role::Policy => self.files.read_policy(&path),
+            Role::Data => self.files.read_data(&path),
+        };
         if !self.taken.files.contains(&path) {
             self.taken.files.push(path.clone());
         }
@@ -75,11 +78,15 @@ impl<'h> Host<'h> {
 
 impl BuildHost for Host<'_> {
     fn file(&mut self, path: &str) -> Result<SourceFile, String> {
-        let (path, content) = self.read(path)?;
+        let (path, content) = self.read(Role::Policy, path)?;
         if content.world_writable && self.services.registry.is_code(&path) {
             return Err(world_writable(&path));
         }
         Ok(content.at(&path))
+    }
+
+    fn data_file(&mut self, path: &str) -> Result<SourceFile, String> {
+        self.read(Role::Data, path).map(|(path, content)| content.at(&path))
     }
 
     fn secret(&mut self, secret: &SecretRef) -> Result<Secret, String> {
@@ -90,7 +97,7 @@ impl BuildHost for Host<'_> {
                 Some(value) => Ok(Secret::new(value.into_bytes())),
             },
             SecretRef::File(path) => {
-                let (path, content) = self.read(path)?;
+                let (path, content) = self.read(Role::Data, path)?;
                 let secret = content.bytes.strip_suffix(b"\n").unwrap_or(&content.bytes);
                 let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
                 if secret.is_empty() {

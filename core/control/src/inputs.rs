@@ -1,7 +1,8 @@
 //! What a generation was built from, by content.
 //!
 //! Everything a build reads goes through [`Files`], which reads a file once and notes what it was.
-//! The notes, [`Inputs`], answer later whether anything on disk differs.
+//! The notes, [`Inputs`], answer later whether anything on disk differs. A build may take its policy
+//! inputs from an [`Accepted`] set instead of the disk; its data inputs are those on disk always.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
 use bytes::Bytes;
 use portcullis_plugin::SourceFile;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of a file at most: far more than any module or list needs, far less than memory.
 const LARGEST: u64 = 64 << 20;
@@ -29,6 +31,13 @@ impl Digest {
     /// The hash of some bytes.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         Self::from(digest(&SHA256, bytes))
+    }
+
+    /// The hash of several parts as if they were one.
+    pub(crate) fn of_all<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut context = Context::new(&SHA256);
+        parts.into_iter().for_each(|part| context.update(part));
+        Self::from(context.finish())
     }
 
     /// The hash of several parts, each with its length, so that no two lists of parts look alike.
@@ -72,9 +81,26 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// What an input is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It says what the gateway does: configuration, scripts, modules, schemas. All of these apply
+    /// together or not at all, and are kept once they were accepted.
+    Policy,
+    /// It is what the gateway does that with: certificates, keys, secrets, lists. It applies also
+    /// while policy inputs are broken, and is never kept: it may be secret.
+    Data,
+}
+
 /// What was found at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) struct Found {
+    role: Role,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
     /// A file. Whether everybody may write it counts too: that decides whether it is used.
     File { content: Digest, world_writable: bool },
     /// A directory whose entries matter.
@@ -106,10 +132,24 @@ impl Inputs {
         self.changed(&self.now())
     }
 
+    /// Those of one role.
+    pub(crate) fn of(&self, role: Role) -> Inputs {
+        let these = self.0.iter().filter(|(_, found)| found.role == role);
+        Inputs(these.map(|(path, found)| (path.clone(), *found)).collect())
+    }
+
+    /// These, and of `others` those at further paths.
+    pub(crate) fn or(mut self, others: &Inputs) -> Inputs {
+        for (path, found) in &others.0 {
+            self.0.entry(path.clone()).or_insert(*found);
+        }
+        self
+    }
+
     /// Every path, and whether it was read as a directory.
     pub(crate) fn paths(&self) -> impl Iterator<Item = (&Path, bool)> {
         self.0.iter().map(|(path, found)| {
-            (path.as_path(), matches!(found, Found::Directory { .. } | Found::NoDirectory))
+            (path.as_path(), matches!(found.what, What::Directory { .. } | What::NoDirectory))
         })
     }
 
@@ -119,69 +159,118 @@ impl Inputs {
         let described: Vec<_> = described.collect();
         Digest::of_parts(described.iter().map(|part| part.as_bytes()))
     }
+
+    /// What serves as data anywhere is data.
+    fn note(&mut self, path: &Path, found: Found) {
+        let noted = self.0.entry(path.to_owned()).or_insert(found);
+        if noted.role == Role::Policy {
+            *noted = found;
+        }
+    }
 }
 
 impl Found {
-    fn read<E>(result: &Result<Content, E>) -> Found {
-        result.as_ref().map_or(Found::NoFile, |content| Found::File {
+    fn again(&self, path: &Path) -> Found {
+        let what = match self.what {
+            What::Directory { .. } | What::NoDirectory => What::listed(&list(path)),
+            What::File { .. } | What::NoFile => What::read(&read(path)),
+        };
+        Found { role: self.role, what }
+    }
+}
+
+impl What {
+    fn read<E>(result: &Result<Content, E>) -> What {
+        result.as_ref().map_or(What::NoFile, |content| What::File {
             content: content.digest,
             world_writable: content.world_writable,
         })
     }
 
-    fn listed<E>(result: &Result<Listing, E>) -> Found {
-        result.as_ref().map_or(Found::NoDirectory, |listing| Found::Directory {
+    fn listed<E>(result: &Result<Listing, E>) -> What {
+        result.as_ref().map_or(What::NoDirectory, |listing| What::Directory {
             names: Digest::of_parts(listing.names.iter().map(|name| name.as_bytes())),
             world_writable: listing.world_writable,
         })
-    }
-
-    fn again(&self, path: &Path) -> Found {
-        match self {
-            Found::Directory { .. } | Found::NoDirectory => Found::listed(&list(path)),
-            Found::File { .. } | Found::NoFile => Found::read(&read(path)),
-        }
     }
 }
 
 /// Reads files for one build: each once, so that all of a build sees the same content.
 #[derive(Default)]
 pub(crate) struct Files {
+    /// What policy inputs are read from, in place of the disk.
+    accepted: Option<Arc<Accepted>>,
     contents: BTreeMap<PathBuf, Result<Content, String>>,
+    listings: BTreeMap<PathBuf, Listing>,
     inputs: Inputs,
 }
 
+/// The policy inputs of a build that succeeded.
+#[derive(Default, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub(crate) files: BTreeMap<PathBuf, Content>,
+    pub(crate) directories: BTreeMap<PathBuf, Listing>,
+}
+
 /// A file's content and what counts about its permissions.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Content {
     pub(crate) bytes: Bytes,
     digest: Digest,
     pub(crate) world_writable: bool,
 }
 
-/// A directory's entries that matter, sorted, and what counts about its permissions.
+/// A directory's entries that matter, sorted, and what counts about its permissions. The name of a
+/// directory ends in `/`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Listing {
     pub(crate) names: Vec<String>,
     pub(crate) world_writable: bool,
 }
 
 impl Files {
-    /// Reads a file.
-    pub(crate) fn read(&mut self, path: &Path) -> Result<Content, String> {
-        if let Some(known) = self.contents.get(path) {
-            return known.clone();
-        }
-        let result = read(path).map_err(|error| cannot("read", path, &error));
-        self.inputs.0.insert(path.to_owned(), Found::read(&result));
-        self.contents.insert(path.to_owned(), result.clone());
+    /// Files of which the policy inputs are those of a set, or those on disk.
+    pub(crate) fn new(accepted: Option<Arc<Accepted>>) -> Self {
+        Files { accepted, ..Files::default() }
+    }
+
+    /// Reads a policy input.
+    pub(crate) fn read_policy(&mut self, path: &Path) -> Result<Content, String> {
+        let result = match &self.accepted {
+            Some(accepted) => accepted.file(path),
+            None => self.read_disk(path),
+        };
+        self.inputs.note(path, Found { role: Role::Policy, what: What::read(&result) });
         result
     }
 
-    /// Lists a directory, without hidden and temporary files.
-    pub(crate) fn list(&mut self, path: &Path) -> Result<Listing, String> {
-        let result = list(path).map_err(|error| cannot("list", path, &error));
-        self.inputs.0.insert(path.to_owned(), Found::listed(&result));
+    /// Reads a data input.
+    pub(crate) fn read_data(&mut self, path: &Path) -> Result<Content, String> {
+        let result = self.read_disk(path);
+        self.inputs.note(path, Found { role: Role::Data, what: What::read(&result) });
         result
+    }
+
+    /// Lists a directory of policy inputs, without hidden and temporary files.
+    pub(crate) fn list(&mut self, path: &Path) -> Result<Listing, String> {
+        let result = match &self.accepted {
+            Some(accepted) => accepted.directory(path),
+            None => list(path).map_err(|error| cannot("list", path, &error)),
+        };
+        self.inputs.note(path, Found { role: Role::Policy, what: What::listed(&result) });
+        if let Ok(listing) = &result {
+            self.listings.insert(path.to_owned(), listing.clone());
+        }
+        result
+    }
+
+    /// Whether what is found at a path is what was found earlier, which is read like then.
+    pub(crate) fn again(&mut self, path: &Path, earlier: &Found) -> bool {
+        let result = match earlier.role {
+            Role::Policy => self.read_policy(path),
+            Role::Data => self.read_data(path),
+        };
+        What::read(&result) == earlier.what
     }
 
     /// What was found at one path, if it was looked at.
@@ -193,9 +282,59 @@ impl Files {
     pub(crate) fn inputs(&self) -> &Inputs {
         &self.inputs
     }
+
+    /// The policy inputs that were read.
+    pub(crate) fn accepted(&self) -> Arc<Accepted> {
+        if let Some(accepted) = &self.accepted {
+            return accepted.clone();
+        }
+        let is_policy = |path: &Path| self.found(path).is_some_and(|found| found.role == Role::Policy);
+        let files = self.contents.iter().filter(|(path, _)| is_policy(path));
+        let files = files.filter_map(|(path, result)| Some((path.clone(), result.clone().ok()?)));
+        Arc::new(Accepted { files: files.collect(), directories: self.listings.clone() })
+    }
+
+    fn read_disk(&mut self, path: &Path) -> Result<Content, String> {
+        if let Some(known) = self.contents.get(path) {
+            return known.clone();
+        }
+        let result = read(path).map_err(|error| cannot("read", path, &error));
+        self.contents.insert(path.to_owned(), result.clone());
+        result
+    }
+}
+
+impl Accepted {
+    fn file(&self, path: &Path) -> Result<Content, String> {
+        self.files.get(path).cloned().ok_or_else(|| absent(path))
+    }
+
+    fn directory(&self, path: &Path) -> Result<Listing, String> {
+        self.directories.get(path).cloned().ok_or_else(|| absent(path))
+    }
+
+    /// One hash of it all.
+    pub(crate) fn digest(&self) -> Digest {
+        let files =
+            self.files.iter().map(|(path, file)| format!("{path:?} {} {}", file.digest, file.world_writable));
+        let directories = self.directories.iter().map(|(path, listing)| format!("{path:?} {listing:?}"));
+        let described: Vec<_> = files.chain(directories).collect();
+        Digest::of_parts(described.iter().map(|part| part.as_bytes()))
+    }
+}
+
+/// Why a build from an accepted set goes no further: it asks for what the set's own build did not
+/// read, because a variable in a path has another value now.
+fn absent(path: &Path) -> String {
+    format!("`{}` is not among the last good inputs", path.display())
 }
 
 impl Content {
+    /// The content of a file that is not read from its place.
+    pub(crate) fn new(bytes: Bytes, world_writable: bool) -> Self {
+        Content { digest: Digest::of(&bytes), bytes, world_writable }
+    }
+
     /// The content with its path, as plugins get it.
     pub(crate) fn at(&self, path: &Path) -> SourceFile {
         SourceFile { path: path.to_owned(), bytes: self.bytes.clone() }
@@ -239,8 +378,7 @@ fn read(path: &Path) -> io::Result<Content> {
         return Err(io::Error::other("it is not a file"));
     }
     let bytes = read_bounded(file, metadata.len())?;
-    let world_writable = metadata.mode() & WORLD_WRITABLE != 0;
-    Ok(Content { digest: Digest::of(&bytes), bytes: bytes.into(), world_writable })
+    Ok(Content::new(bytes.into(), metadata.mode() & WORLD_WRITABLE != 0))
 }
 
 fn read_bounded(file: File, expected: u64) -> io::Result<Vec<u8>> {
@@ -257,9 +395,10 @@ fn list(path: &Path) -> io::Result<Listing> {
     let world_writable = path.metadata()?.mode() & WORLD_WRITABLE != 0;
     let mut names = Vec::new();
     for entry in path.read_dir()? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
         if !is_temporary(&name) {
-            names.push(name);
+            names.push(if entry.path().is_dir() { name + "/" } else { name });
         }
     }
     names.sort();
@@ -290,7 +429,7 @@ mod tests {
         }
         let mut files = Files::default();
         for name in ["same", "edited", "gone", "new"] {
-            let _ = files.read(&path(name));
+            let _ = files.read_policy(&path(name));
         }
         assert!(files.inputs().drift().is_empty());
         fs::write(path("edited"), "else").unwrap();
@@ -306,9 +445,9 @@ mod tests {
         let path = dir.path().join("a");
         fs::write(&path, "one").unwrap();
         let mut files = Files::default();
-        assert_eq!(&files.read(&path).unwrap().bytes[..], b"one");
+        assert_eq!(&files.read_policy(&path).unwrap().bytes[..], b"one");
         fs::write(&path, "two").unwrap();
-        assert_eq!(&files.read(&path).unwrap().bytes[..], b"one");
+        assert_eq!(&files.read_policy(&path).unwrap().bytes[..], b"one");
         assert_eq!(files.inputs().drift(), [path]);
     }
 
@@ -318,7 +457,7 @@ mod tests {
         let path = dir.path().join("a");
         fs::write(&path, "").unwrap();
         let mut files = Files::default();
-        assert!(!files.read(&path).unwrap().world_writable);
+        assert!(!files.read_policy(&path).unwrap().world_writable);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
         assert_eq!(files.inputs().drift(), [path]);
     }
@@ -351,11 +490,11 @@ mod tests {
     fn only_files_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let mut files = Files::default();
-        assert!(files.read(dir.path()).err().unwrap().contains("cannot read"));
-        assert!(files.read(Path::new("/dev/zero")).err().unwrap().ends_with("it is not a file"));
+        assert!(files.read_policy(dir.path()).err().unwrap().contains("cannot read"));
+        assert!(files.read_policy(Path::new("/dev/zero")).err().unwrap().ends_with("it is not a file"));
         let large = dir.path().join("large");
         File::create(&large).unwrap().set_len(LARGEST + 1).unwrap();
-        assert!(files.read(&large).err().unwrap().ends_with("it is larger than 64 MiB"));
+        assert!(files.read_policy(&large).err().unwrap().ends_with("it is larger than 64 MiB"));
     }
 
     #[test]
@@ -375,5 +514,44 @@ mod tests {
         let parts = |parts: &[&str]| Digest::of_parts(parts.iter().map(|part| part.as_bytes()));
         assert_ne!(parts(&["ab", "c"]), parts(&["a", "bc"]));
         assert_eq!(parts(&["a"]).to_string().len(), 64);
+    }
+
+    #[test]
+    fn an_accepted_set_stands_in_for_policy_inputs_and_never_for_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["policy", "data"] {
+            fs::write(path(name), "old").unwrap();
+        }
+        let mut files = Files::default();
+        files.read_policy(&path("policy")).ok().unwrap();
+        files.read_data(&path("data")).ok().unwrap();
+        for name in ["policy", "data", "further"] {
+            fs::write(path(name), "new").unwrap();
+        }
+        let mut files = Files::new(Some(files.accepted()));
+        assert_eq!(&files.read_policy(&path("policy")).ok().unwrap().bytes[..], b"old");
+        assert_eq!(&files.read_data(&path("data")).ok().unwrap().bytes[..], b"new");
+        assert!(
+            files.read_policy(&path("further")).err().unwrap().ends_with("not among the last good inputs")
+        );
+        assert!(files.read_policy(&path("data")).is_err());
+        assert_eq!(files.inputs().of(Role::Policy).drift(), [path("further"), path("policy")]);
+        assert!(files.inputs().of(Role::Data).drift().is_empty());
+    }
+
+    #[test]
+    fn what_serves_as_data_anywhere_is_not_among_what_is_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        fs::write(&key, "secret").unwrap();
+        for data_first in [true, false] {
+            let mut files = Files::default();
+            for turn in [data_first, !data_first] {
+                let read = if turn { files.read_data(&key) } else { files.read_policy(&key) };
+                read.ok().unwrap();
+            }
+            assert!(files.accepted().files.is_empty());
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`Control`] watches everything that a generation was built from. On a change it builds a whole
 //! new generation off the data plane and swaps it in at once; on any error the old one stays, and
-//! [`Status`] says why until a reload succeeds. [`check`] does the same without running anything.
+//! [`Status`] says why until a reload succeeds. What was accepted is kept ([`LastGood`]) for a start
+//! that finds broken inputs. [`check`] does the same without running anything.
 
 mod artifacts;
 mod build;
@@ -10,8 +11,10 @@ mod control;
 mod health;
 mod host;
 mod inputs;
+mod last_good;
 mod offload;
 mod policies;
+mod private;
 mod registry;
 mod reload;
 mod state;
@@ -21,9 +24,10 @@ mod testing;
 mod watch;
 
 pub use control::{CheckSummary, Control, Options, check};
+pub use last_good::LastGood;
 pub use registry::Registry;
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
     AddressStatus, EndpointStatus, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status,
-    UpstreamStatus,
+    UpstreamStatus, utc,
 };

@@ -68,7 +68,7 @@ impl Directory<'_> {
         let registration = self.services.registry.runner(ending)?;
         let path = self.dir.join(file);
         // Looked at here too, so that a kind that reads it in another way makes no difference.
-        let read = self.files.read(&path).and_then(|content| match content.world_writable {
+        let read = self.files.read_policy(&path).and_then(|content| match content.world_writable {
             true => Err(world_writable(&path)),
             false => Ok(()),
         });
@@ -104,7 +104,7 @@ impl Directory<'_> {
 
     fn side_file(&mut self, path: &Path) -> Result<(Option<Source>, Node), Diagnostics> {
         let refused = |message: String| Diagnostics::from(Diagnostic::error(path, message));
-        let content = self.files.read(path).map_err(refused)?;
+        let content = self.files.read_policy(path).map_err(refused)?;
         if content.world_writable {
             return Err(refused(world_writable(path)));
         }
@@ -143,7 +143,7 @@ impl Directory<'_> {
             let (stem, ending) = split(file);
             let path = self.dir.join(file);
             let registry = &self.services.registry;
-            if registry.runner(ending).is_some() || path.is_dir() {
+            if registry.runner(ending).is_some() || file.ends_with('/') {
                 continue;
             }
             let has_policy = || self.names.iter().any(|other| other != file && runs(registry, other, stem));

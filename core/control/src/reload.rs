@@ -1,5 +1,7 @@
 //! The control thread: takes reasons to reload one after the other, and keeps the old generation
 //! unless the new one is whole.
+//!
+//! While policy inputs are broken, data inputs still apply: over the policy inputs that run.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,8 +18,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::build::{Built, Failed, build};
 use crate::health::Checks;
 use crate::host::Services;
-use crate::inputs::Inputs;
-use crate::status::{LastError, ReloadCounts, Status, now};
+use crate::inputs::{Accepted, Digest, Inputs, Role};
+use crate::last_good::LastGood;
+use crate::status::{LastError, ReloadCounts, Status, now, utc};
 use crate::watch::Watch;
 
 /// Builds in a row while files keep changing under them. After that the build stands as it is: what
@@ -31,6 +34,8 @@ const SWEEP: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
+    /// The start of the process, which found broken inputs and serves the last good ones.
+    Start,
     /// SIGHUP.
     Signal,
     /// The admin interface.
@@ -56,6 +61,7 @@ pub enum ReloadOutcome {
 impl fmt::Display for Trigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Trigger::Start => "start",
             Trigger::Signal => "signal",
             Trigger::Admin => "admin",
             Trigger::Watch => "watch",
@@ -69,13 +75,25 @@ pub(crate) struct Request {
     pub(crate) done: oneshot::Sender<ReloadOutcome>,
 }
 
+/// What generations are built from.
+pub(crate) struct Sources {
+    /// The configuration.
+    pub(crate) config: PathBuf,
+    /// Where accepted inputs are kept.
+    pub(crate) last_good: Option<LastGood>,
+    /// Whether a start with broken inputs serves those.
+    pub(crate) fall_back: bool,
+}
+
 /// Everything the control thread works with.
 pub(crate) struct Reloader {
-    config: PathBuf,
+    sources: Sources,
     services: Arc<Services>,
     plane: Arc<DataPlane>,
     running: Arc<Built>,
     checks: Checks,
+    /// The policy inputs that are kept on disk.
+    kept: Option<Digest>,
     /// What the process began with: some settings are fixed then.
     fixed: Config,
     refused: Option<Refused>,
@@ -92,22 +110,26 @@ struct Refused {
 impl Reloader {
     /// Puts the first generation into effect.
     pub(crate) async fn start(
-        config: PathBuf,
+        sources: Sources,
         services: Arc<Services>,
         plane: Arc<DataPlane>,
     ) -> Result<Self, Diagnostics> {
         let begun = Instant::now();
-        let built = build_settled(&config, &services, None).await.map_err(|failed| failed.findings)?;
-        let running = Arc::new(built);
-        apply(&plane, &services, &running).await?;
-        let status = Status { build_ms: millis(begun), ..Status::new(&config, &running, &plane.addresses()) };
+        let First { built, fixed, last_good, refused } = first(&sources, &services, &plane).await?;
+        let mut status = Status::new(&sources.config, &built, &plane.addresses());
+        status.build_ms = millis(begun);
+        status.last_good = last_good;
+        status.last_error = refused.as_ref().map(|refused| refused.error(Trigger::Start));
         log_applied(&status, None, &[]);
-        let fixed = running.loaded.config.clone();
         let (status, _) = watch::channel(Arc::new(status));
-        let (mut checks, watch) = (Checks::default(), Watch::new());
+        let (running, watch) = (Arc::new(built), Watch::new());
+        let mut checks = Checks::default();
         checks.follow(&running.upstreams);
         let mut reloader =
-            Reloader { config, services, plane, running, checks, fixed, refused: None, status, watch };
+            Reloader { sources, services, plane, running, checks, kept: None, fixed, refused, status, watch };
+        if last_good.is_none() {
+            reloader.keep().await;
+        }
         reloader.watch_inputs();
         Ok(reloader)
     }
@@ -164,6 +186,7 @@ impl Reloader {
         }
         self.publish(|status| {
             status.last_error = None;
+            status.last_good = None;
             // A look that nobody asked for and that found nothing is no reload.
             status.reloads.unchanged += u64::from(undone || trigger != Trigger::Watch);
         });
@@ -172,49 +195,98 @@ impl Reloader {
 
     async fn attempt(&mut self, trigger: Trigger, changed: &[PathBuf]) -> ReloadOutcome {
         let begun = Instant::now();
-        let built = build_settled(&self.config, &self.services, Some(self.running.clone())).await;
-        let built = match built {
-            Ok(built) => Arc::new(self.with_remarks(built)),
-            Err(failed) => return self.refuse(trigger, failed, begun),
+        let built = match self.take_effect(None).await {
+            Ok(built) => built,
+            Err(failed) => return self.refuse(trigger, failed, begun).await,
         };
-        if let Err(findings) = apply(&self.plane, &self.services, &built).await {
-            return self.refuse(trigger, Failed { findings, inputs: built.inputs.clone() }, begun);
-        }
         let number = built.generation.number;
-        let old = std::mem::replace(&mut self.running, built);
-        self.checks.follow(&self.running.upstreams);
-        // Plugins that nobody needs any more end here; how is no concern of the next reload.
-        drop(tokio::task::spawn_blocking(move || drop(old)));
+        self.replace(built);
         self.refused = None;
-        let fresh = Status::new(&self.config, &self.running, &self.plane.addresses());
-        self.publish(|status| {
-            *status = Status {
-                started: status.started,
-                build_ms: millis(begun),
-                reloads: ReloadCounts { applied: status.reloads.applied + 1, ..status.reloads },
-                ..fresh
-            };
+        self.publish_generation(begun, |status| {
+            status.last_error = None;
+            status.last_good = None;
         });
         log_applied(&self.status.borrow(), Some(trigger), changed);
+        self.keep().await;
         ReloadOutcome::Applied { number }
     }
 
-    fn refuse(&mut self, trigger: Trigger, failed: Failed, begun: Instant) -> ReloadOutcome {
-        let Failed { findings, inputs } = failed;
+    async fn refuse(&mut self, trigger: Trigger, failed: Failed, begun: Instant) -> ReloadOutcome {
         tracing::error!(
             target: "portcullis::reload",
             %trigger,
             generation = self.running.generation.number,
             ms = millis(begun),
-            "reload refused, the old generation stays\n{}",
-            findings.render(false)
+            "reload refused, what ran before stays\n{}",
+            failed.findings.render(false)
         );
-        self.publish(|status| {
-            status.last_error = Some(LastError { at: now(), trigger, diagnostics: findings.clone() });
+        let mut refused = Refused { inputs: failed.inputs, findings: failed.findings };
+        let renewed = self.renew(&mut refused).await;
+        refused.inputs = refused.inputs.or(&self.running.inputs.of(Role::Data));
+        let findings = refused.findings.clone();
+        let note = |status: &mut Status| {
+            status.last_error = Some(refused.error(trigger));
             status.reloads.refused += 1;
-        });
-        self.refused = Some(Refused { inputs, findings: findings.clone() });
+        };
+        if renewed.is_empty() {
+            self.publish(note);
+        } else {
+            self.publish_generation(begun, note);
+            log_applied(&self.status.borrow(), Some(trigger), &renewed);
+        }
+        self.refused = Some(refused);
         ReloadOutcome::Refused(findings)
+    }
+
+    /// Puts data inputs that changed into effect over the policy inputs that run, because those on
+    /// disk were refused; answers with their paths. What is wrong with them is added to the refusal.
+    async fn renew(&mut self, refused: &mut Refused) -> Vec<PathBuf> {
+        let (policy, data) = (self.drift_of(Role::Policy).await, self.drift_of(Role::Data).await);
+        // With the same policy inputs, what was refused would be refused again.
+        if policy.is_empty() || data.is_empty() {
+            return Vec::new();
+        }
+        match self.take_effect(Some(self.running.accepted.clone())).await {
+            Ok(built) => {
+                self.replace(built);
+                data
+            }
+            Err(failed) => {
+                refused.add(failed);
+                Vec::new()
+            }
+        }
+    }
+
+    async fn take_effect(&self, accepted: Option<Arc<Accepted>>) -> Result<Built, Failed> {
+        let Reloader { sources, services, plane, running, .. } = self;
+        let built = take_effect(&sources.config, services, plane, Some(running.clone()), accepted).await?;
+        Ok(self.with_remarks(built))
+    }
+
+    fn replace(&mut self, built: Built) {
+        let old = std::mem::replace(&mut self.running, Arc::new(built));
+        self.checks.follow(&self.running.upstreams);
+        // Plugins that nobody needs any more end here; how is no concern of the next reload.
+        drop(tokio::task::spawn_blocking(move || drop(old)));
+    }
+
+    /// Keeps the policy inputs that run for a later start, if they are not those that are kept.
+    async fn keep(&mut self) {
+        let Some(last_good) = self.sources.last_good.clone() else { return };
+        let accepted = self.running.accepted.clone();
+        let digest = accepted.digest();
+        if self.kept == Some(digest) {
+            return;
+        }
+        match blocking(move || last_good.save(&accepted)).await {
+            Ok(()) => self.kept = Some(digest),
+            Err(reason) => tracing::error!(
+                target: "portcullis::reload",
+                reason,
+                "the inputs that run are not kept for a start with `--last-good`"
+            ),
+        }
     }
 
     /// Adds warnings about changed settings that cannot take effect any more.
@@ -241,14 +313,120 @@ impl Reloader {
         blocking(move || running.inputs.drift()).await
     }
 
+    async fn drift_of(&self, role: Role) -> Vec<PathBuf> {
+        let running = self.running.clone();
+        blocking(move || running.inputs.of(role).drift()).await
+    }
+
     /// Watches what runs is made of, and what a refused attempt saw.
     fn watch_inputs(&mut self) {
         let refused = self.refused.iter().flat_map(|refused| refused.inputs.paths());
         self.watch.watch(self.running.inputs.paths().chain(refused));
     }
 
+    /// Publishes what runs now, after a reload that began then.
+    fn publish_generation(&self, begun: Instant, change: impl FnOnce(&mut Status)) {
+        let fresh = Status::new(&self.sources.config, &self.running, &self.plane.addresses());
+        self.publish(|status| {
+            *status = Status {
+                started: status.started,
+                build_ms: millis(begun),
+                last_good: status.last_good,
+                last_error: status.last_error.take(),
+                reloads: ReloadCounts { applied: status.reloads.applied + 1, ..status.reloads },
+                ..fresh
+            };
+            change(status);
+        });
+    }
+
     fn publish(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(|status| change(Arc::make_mut(status)));
+    }
+}
+
+impl Refused {
+    fn error(&self, trigger: Trigger) -> LastError {
+        LastError { at: now(), trigger, diagnostics: self.findings.clone() }
+    }
+
+    /// Adds what is wrong with another attempt.
+    fn add(&mut self, failed: Failed) {
+        let further = failed.findings.0.into_iter().filter(|finding| !self.findings.0.contains(finding));
+        let further: Vec<_> = further.collect();
+        self.findings.0.extend(further);
+        self.inputs = std::mem::take(&mut self.inputs).or(&failed.inputs.of(Role::Data));
+    }
+}
+
+/// The first generation.
+struct First {
+    built: Built,
+    /// The configuration that the process goes by.
+    fixed: Config,
+    /// When its policy inputs were accepted, if they are not those on disk.
+    last_good: Option<u64>,
+    refused: Option<Refused>,
+}
+
+/// Puts the first generation into effect: what is on disk, or else what was good last.
+async fn first(sources: &Sources, services: &Arc<Services>, plane: &DataPlane) -> Result<First, Diagnostics> {
+    let Failed { findings, inputs, config } =
+        match take_effect(&sources.config, services, plane, None, None).await {
+            Ok(built) => {
+                let fixed = built.loaded.config.clone();
+                return Ok(First { built, fixed, last_good: None, refused: None });
+            }
+            Err(failed) => failed,
+        };
+    let mut refused = Refused { findings, inputs };
+    let Some(last_good) = sources.last_good.clone().filter(|_| sources.fall_back) else {
+        return Err(refused.findings);
+    };
+    let kept = match blocking(move || last_good.load()).await {
+        Ok(kept) => kept,
+        Err(reason) => {
+            refused.findings.push(Diagnostic::error(&sources.config, reason));
+            return Err(refused.findings);
+        }
+    };
+    match take_effect(&sources.config, services, plane, None, Some(kept.accepted)).await {
+        Ok(built) => {
+            tracing::error!(
+                target: "portcullis::reload",
+                "serving the last good inputs of {}, because what is on disk is broken\n{}",
+                utc(kept.at),
+                refused.findings.render(false)
+            );
+            refused.inputs = refused.inputs.or(&built.inputs.of(Role::Data));
+            let fixed = config.map_or_else(|| built.loaded.config.clone(), |config| *config);
+            Ok(First { built, fixed, last_good: Some(kept.at), refused: Some(refused) })
+        }
+        Err(failed) => {
+            let message = format!("the last good inputs of {} cannot be served either", utc(kept.at));
+            refused.findings.push(Diagnostic::error(&sources.config, message));
+            refused.add(failed);
+            Err(refused.findings)
+        }
+    }
+}
+
+/// Builds from what is on disk, or with policy inputs that were accepted before, and swaps; after an
+/// error nothing has changed.
+async fn take_effect(
+    config: &Path,
+    services: &Arc<Services>,
+    plane: &DataPlane,
+    running: Option<Arc<Built>>,
+    accepted: Option<Arc<Accepted>>,
+) -> Result<Built, Failed> {
+    let built = build_settled(config, services, running, accepted).await?;
+    match apply(plane, services, &built).await {
+        Ok(()) => Ok(built),
+        Err(findings) => {
+            let config = Some(Box::new(built.loaded.config));
+            Err(Failed { findings, inputs: built.inputs, config })
+        }
     }
 }
 
@@ -257,24 +435,31 @@ async fn build_settled(
     config: &Path,
     services: &Arc<Services>,
     running: Option<Arc<Built>>,
+    accepted: Option<Arc<Accepted>>,
 ) -> Result<Built, Failed> {
     let (config, services) = (config.to_owned(), services.clone());
     blocking(move || {
         let seen = running.as_ref().map_or_else(Inputs::default, |running| running.inputs.now());
-        let work = || settle(|| build(&config, &services, running.as_deref()));
-        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let attempt = || build(&config, &services, running.as_deref(), accepted.clone());
+        let settled = |inputs: &Inputs| match accepted {
+            Some(_) => inputs.of(Role::Data).drift().is_empty(),
+            None => inputs.drift().is_empty(),
+        };
+        catch_unwind(AssertUnwindSafe(|| settle(attempt, settled))).unwrap_or_else(|_| {
             let error = Diagnostic::error(&config, "the build panicked; the log has the details");
-            Err(Failed { findings: error.into(), inputs: seen })
+            Err(Failed { findings: error.into(), inputs: seen, config: None })
         })
     })
     .await
 }
 
-fn settle(attempt: impl Fn() -> Result<Built, Failed>) -> Result<Built, Failed> {
+fn settle(
+    attempt: impl Fn() -> Result<Built, Failed>,
+    settled: impl Fn(&Inputs) -> bool,
+) -> Result<Built, Failed> {
     let mut built = attempt();
     for _ in 1..ATTEMPTS {
-        let inputs = built.as_ref().map_or_else(|failed| &failed.inputs, |built| &built.inputs);
-        if inputs.drift().is_empty() {
+        if settled(built.as_ref().map_or_else(|failed| &failed.inputs, |built| &built.inputs)) {
             break;
         }
         built = attempt();
@@ -354,7 +539,9 @@ mod tests {
             Site::new("plugins: [{ stamp: { list: list.txt, write: later } }]\nroutes: [{ respond: {} }]\n");
         site.write("list.txt", "first");
         let services = services();
-        let built = settle(|| build(&site.config(), &services, None)).ok().unwrap();
+        let built =
+            settle(|| build(&site.config(), &services, None, None), |inputs| inputs.drift().is_empty());
+        let built = built.ok().unwrap();
         assert!(built.inputs.drift().is_empty());
         assert_eq!(builds(&services, "stamp", ""), 2);
     }

@@ -41,6 +41,9 @@ pub struct Status {
     pub upstreams: Vec<UpstreamStatus>,
     /// What is odd about what runs, though it works.
     pub warnings: Diagnostics,
+    /// When the policy inputs that run were accepted, if this process has found only broken ones on disk so
+    /// far and serves the last good ones instead.
+    pub last_good: Option<u64>,
     /// Why what is on disk does not run; none if the last reload succeeded.
     pub last_error: Option<LastError>,
     /// Files whose content on disk is not what runs. Filled in by
@@ -167,6 +170,7 @@ impl Status {
             plugins: built.plugins.iter().map(plugin).collect(),
             upstreams: upstreams.collect(),
             warnings: built.warnings.clone(),
+            last_good: None,
             last_error: None,
             drift: Vec::new(),
             reloads: ReloadCounts::default(),
@@ -189,7 +193,56 @@ fn plugin(built: &BuiltPlugin) -> PluginStatus {
     }
 }
 
+/// A time in seconds since 1970, as RFC 3339 writes it.
+pub fn utc(seconds: u64) -> String {
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Year, month and day of the Gregorian calendar, so many days after the first of 1970.
+fn date(mut days: u64) -> (u64, usize, u64) {
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    // 400 years have one number of days.
+    let mut year = 1970 + days / 146_097 * 400;
+    days %= 146_097;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    (year, month, days + 1)
+}
+
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_told_by_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_827_696, "2000-02-29T12:34:56Z"),
+            (1_767_225_599, "2025-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (13_569_465_600, "2400-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(seconds), expected);
+        }
+        let _ = utc(u64::MAX);
+    }
 }

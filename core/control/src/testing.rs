@@ -71,7 +71,7 @@ impl PluginType for Stamp {
             context.log_sink("log", log)?;
         }
         if let Some(list) = &config.list {
-            let file = context.file("list", list)?;
+            let file = context.data_file("list", list)?;
             if let Some(text) = &config.write {
                 std::fs::write(file.path, text).unwrap();
             }
@@ -247,7 +247,7 @@ impl Site {
     }
 
     pub(crate) fn build(&self, services: &Services, running: Option<&Built>) -> Result<Built, String> {
-        build(&self.config(), services, running).map_err(|failed| self.rendered(&failed))
+        build(&self.config(), services, running, None).map_err(|failed| self.rendered(&failed))
     }
 
     /// What a failed build says, with the site's directory left out.

@@ -16,7 +16,7 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN};
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode};
-use portcullis_control::{Control, ReloadOutcome, Status, Trigger};
+use portcullis_control::{Control, ReloadOutcome, Status, Trigger, utc};
 use portcullis_proxy::metrics::Metrics;
 use serde_json::{Value, json};
 
@@ -105,8 +105,14 @@ impl Admin {
             None => (StatusCode::SERVICE_UNAVAILABLE, "starting: there is no generation yet\n".to_owned()),
             Some(status) => (StatusCode::OK, format!("ready: generation {}\n", status.generation)),
         };
-        if let Some(refused) = status.and_then(|status| status.last_error.as_ref()) {
-            line.push_str("the last reload was refused, the generation before it runs on:\n\n");
+        if let Some((status, refused)) = status.and_then(|status| Some((status, status.last_error.as_ref()?)))
+        {
+            line.push_str(&match status.last_good {
+                Some(at) => {
+                    format!("serving the last good inputs of {}, because of what is on disk:\n\n", utc(at))
+                }
+                None => "the last reload was refused, the policy before it runs on:\n\n".to_owned(),
+            });
             line.push_str(&refused.diagnostics.render(false));
         }
         text(code, line)

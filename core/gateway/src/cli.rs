@@ -61,7 +61,11 @@ Signals:
                    a second one ends at once
 
 Every file that shapes behaviour is watched: a change applies by itself, as a whole, between two
-requests. A file with an error changes nothing but the log and what `portcullis status` says.
+requests. A file with an error changes nothing but the log and what `portcullis status` says. A
+certificate, key, secret or list applies also while a script or the configuration has an error.
+
+What applied last is kept in the state directory, apart from certificates, keys, secrets and lists.
+`--last-good` serves it when a start finds an error, until the files are mended.
 
 The execution log goes to standard error. $PORTCULLIS_LOG sets its level: `debug`, or
 `warn,portcullis::reload=trace`.")]
@@ -128,6 +132,10 @@ pub(crate) struct RunOptions {
     /// Start a demo upstream on loopback, at the port ${PORTCULLIS_DEMO_PORT} of the configuration.
     #[arg(long)]
     pub(crate) demo: bool,
+
+    /// Where the files have an error at the start, serve what applied last instead of ending.
+    #[arg(long)]
+    pub(crate) last_good: bool,
 }
 
 #[derive(Debug, Args)]
@@ -186,8 +194,10 @@ pub(crate) enum Failure {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let default =
-        || Command::Run(RunOptions { config: ConfigOption { file: cli.config, option: None }, demo: false });
+    let default = || {
+        let config = ConfigOption { file: cli.config, option: None };
+        Command::Run(RunOptions { config, ..RunOptions::default() })
+    };
     answer(cli.command.unwrap_or_else(default)).unwrap_or_else(|failure| failure.report())
 }
 

@@ -1,8 +1,11 @@
-//! Where files are that nobody named: the configuration, and the state directory.
+//! Where files are that nobody named: the configuration, the state directory, and what was good last.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+
+use portcullis_config::Loaded;
+use portcullis_control::LastGood;
 
 use crate::process;
 
@@ -66,12 +69,24 @@ pub(crate) fn state_dir() -> PathBuf {
         .unwrap_or_else(|| env::temp_dir().join(format!("portcullis-{}", process::user_id())))
 }
 
+/// Where the last good inputs of a configuration are kept; `loaded` is what can be read of it. A
+/// directory from the service manager comes before the configuration's own, because it can be found
+/// also when the configuration can't be read.
+pub(crate) fn last_good(config: &Path, loaded: Option<&Loaded>) -> LastGood {
+    let named = loaded.and_then(|loaded| Some(loaded.resolve(loaded.config.state_dir.as_deref()?)));
+    let dir = managed_state_dir(|name| env::var_os(name)).or(named).unwrap_or_else(state_dir);
+    LastGood::new(&dir, config)
+}
+
+/// The service manager may give several, separated by colons.
+fn managed_state_dir(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let first = variable("STATE_DIRECTORY").and_then(|all| env::split_paths(&all).next());
+    first.filter(|path| path.is_absolute())
+}
+
 fn choose_state_dir(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    // The service manager may give several, separated by colons.
-    let managed = variable("STATE_DIRECTORY").and_then(|all| env::split_paths(&all).next());
-    managed
-        .filter(|path| path.is_absolute())
+    managed_state_dir(&variable)
         .or_else(|| absolute("XDG_STATE_HOME").map(|home| home.join("portcullis")))
         .or_else(|| absolute("HOME").map(|home| home.join(".local/state/portcullis")))
 }

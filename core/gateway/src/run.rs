@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_config::{Admin as AdminConfig, Config, Diagnostics, Loaded};
-use portcullis_control::{Control, Options, Status, Trigger};
+use portcullis_config::{Admin as AdminConfig, Config, Diagnostic, Diagnostics, Loaded};
+use portcullis_control::{Control, LastGood, Options, Status, Trigger, utc};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
 use tokio::net::TcpListener;
@@ -49,6 +49,8 @@ struct Plan {
     tour: bool,
     /// Whether the files end with the process.
     unpacked: bool,
+    /// Whether the last good files are served where these have errors.
+    fall_back: bool,
 }
 
 /// `portcullis run`
@@ -60,7 +62,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
         plan.variables.insert(demo::VARIABLE.to_owned(), port.to_string());
     }
     process::install_crypto();
-    let loaded = plan.load().map_err(|errors| Failure::Files(plan.all_errors(errors)))?;
+    let (loaded, last_good) = plan.load().map_err(Failure::Files)?;
     let sinks = Arc::new(Sinks::new(&loaded.dir));
     telemetry::start(loaded.config.log, &sinks).map_err(Failure::Usage)?;
     process::log_panics();
@@ -72,7 +74,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Run(format!("the control plane can't start: {error}")))?;
-    let ended = runtime.block_on(serve(plan, &loaded, sinks.clone()));
+    let ended = runtime.block_on(serve(plan, &loaded, last_good, sinks.clone()));
     sinks.flush(FLUSH);
     drop(pid_file);
     drop(unpacked);
@@ -88,7 +90,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
 fn plan(options: &RunOptions) -> Result<(Plan, Option<Unpacked>), Failure> {
     let (path, unpacked) = match places::configuration(options.config.named()) {
         Configuration::File(path) => {
-            return Ok((Plan { path, variables: BTreeMap::new(), tour: false, unpacked: false }, None));
+            let variables = BTreeMap::new();
+            let fall_back = options.last_good;
+            return Ok((Plan { path, variables, tour: false, unpacked: false, fall_back }, None));
         }
         Configuration::Quickstart(path) => (path, None),
         Configuration::Embedded => {
@@ -97,16 +101,54 @@ fn plan(options: &RunOptions) -> Result<(Plan, Option<Unpacked>), Failure> {
             (unpacked.config(), Some(unpacked))
         }
     };
-    let plan = Plan { path, variables: quickstart::ports(), tour: true, unpacked: unpacked.is_some() };
+    let plan = Plan {
+        path,
+        variables: quickstart::ports(),
+        tour: true,
+        unpacked: unpacked.is_some(),
+        fall_back: options.last_good,
+    };
     Ok((plan, unpacked))
 }
 
 impl Plan {
-    /// What the process itself needs to know of the configuration; the control plane reads it again.
-    fn load(&self) -> Result<Loaded, Diagnostics> {
-        let variable = |name: &str| self.variables.get(name).cloned().or_else(|| std::env::var(name).ok());
+    /// What the process itself needs to know of the configuration, and where the last good one is kept,
+    /// which is taken where this one has errors. The control plane reads both again.
+    fn load(&self) -> Result<(Loaded, LastGood), Diagnostics> {
+        let (readable, errors) = match self.read() {
+            Ok((loaded, errors)) if errors.is_empty() => {
+                let last_good = places::last_good(&self.path, Some(&loaded));
+                return Ok((loaded, last_good));
+            }
+            Ok((loaded, errors)) => (Some(loaded), errors),
+            Err(errors) => (None, errors),
+        };
+        if !self.fall_back {
+            return Err(self.all_errors(errors));
+        }
+        let last_good = places::last_good(&self.path, readable.as_ref());
+        let parsed = last_good
+            .config()
+            .map_err(|reason| Diagnostic::error(&self.path, reason).into())
+            .and_then(|text| portcullis_config::parse(&self.path, &text, &|name| self.variable(name)));
+        match parsed {
+            Ok(loaded) => Ok((loaded, last_good)),
+            Err(further) => {
+                let mut errors = self.all_errors(errors);
+                errors.0.extend(further.0);
+                Err(errors)
+            }
+        }
+    }
+
+    /// What can be read of the configuration, and its errors.
+    fn read(&self) -> Result<(Loaded, Diagnostics), Diagnostics> {
         let text = portcullis_config::read_text(&self.path)?;
-        portcullis_config::parse(&self.path, &text, &variable)
+        portcullis_config::parse_partly(&self.path, &text, &|name| self.variable(name))
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        self.variables.get(name).cloned().or_else(|| std::env::var(name).ok())
     }
 
     /// What is wrong with the configuration and everything it names, when something in the file itself is.
@@ -117,7 +159,7 @@ impl Plan {
 }
 
 /// From the first bind to the last request.
-async fn serve(plan: Plan, loaded: &Loaded, sinks: Arc<Sinks>) -> Result<End, Failure> {
+async fn serve(plan: Plan, loaded: &Loaded, last_good: LastGood, sinks: Arc<Sinks>) -> Result<End, Failure> {
     let config = &loaded.config;
     let mut signals = Signals::new().map_err(|error| Failure::Run(format!("no signals: {error}")))?;
     let workers = workers(config);
@@ -134,6 +176,9 @@ async fn serve(plan: Plan, loaded: &Loaded, sinks: Arc<Sinks>) -> Result<End, Fa
         state_dir: Some(
             config.state_dir.as_deref().map_or_else(places::state_dir, |dir| loaded.resolve(dir)),
         ),
+        // What ends with the process is no use to another.
+        last_good: (!plan.unpacked).then_some(last_good),
+        fall_back: plan.fall_back,
         variables: plan.variables,
         log_sinks: sinks.clone(),
     };
@@ -219,7 +264,11 @@ fn workers(config: &Config) -> usize {
 
 /// One line for the service manager.
 fn summary(status: &Status) -> String {
-    let refused = if status.last_error.is_some() { "; the last reload was refused" } else { "" };
+    let refused = match (status.last_good, &status.last_error) {
+        (Some(at), _) => format!("; serving the last good inputs of {}", utc(at)),
+        (None, Some(_)) => "; the last reload was refused".to_owned(),
+        (None, None) => String::new(),
+    };
     format!(
         "generation {}, {} routes, {} plugins{refused}",
         status.generation,

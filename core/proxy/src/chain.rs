@@ -52,7 +52,7 @@ pub struct Chain {
 
 /// What a hook's run along a chain came to.
 #[derive(Debug)]
-pub(crate) enum Flow {
+pub enum Flow {
     /// Every plugin agreed.
     Continue,
     /// One answered.
@@ -110,7 +110,7 @@ impl Chain {
 
     /// Runs a hook in the order of the configuration. The second value is how many plugins were
     /// entered: those up to and including the one that answered, or all.
-    pub(crate) async fn forward(&self, hook: HookName, exchange: &mut Exchange) -> (Flow, u16) {
+    pub async fn forward(&self, hook: HookName, exchange: &mut Exchange) -> (Flow, u16) {
         for at in &self.hooks[hook as usize] {
             match self.call(*at, hook, exchange).await {
                 Flow::Continue => {}

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally};
 
+use crate::body::Budget;
+
 thread_local! {
     static ROW: Cell<usize> = const { Cell::new(0) };
 }
@@ -211,6 +213,8 @@ pub struct Metrics {
     pub exchanges_open: Counter,
     /// Exchanges whose `on_log` could not run because the queue was full.
     pub logs_dropped: Counter,
+    /// Whole bodies held in memory now; each configuration sets the limit.
+    pub whole_bodies: Arc<Budget>,
     routes: Named<Box<str>, RouteMetrics>,
     plugins: Named<(Box<str>, &'static str), PluginMetrics>,
     upstreams: Named<Box<str>, UpstreamMetrics>,
@@ -229,6 +233,7 @@ impl Metrics {
             handshake_failures: counter(),
             exchanges_open: counter(),
             logs_dropped: counter(),
+            whole_bodies: Budget::new(0),
             routes: Mutex::default(),
             plugins: Mutex::default(),
             upstreams: Mutex::default(),

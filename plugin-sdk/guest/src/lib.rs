@@ -66,6 +66,9 @@ pub trait Policy: Sized + 'static {
 
     /// Makes an instance; an error refuses the load of the policy. With the path of a key in front,
     /// `rules[2].name: what is wrong`, it is shown at that place of the gateway's configuration.
+    ///
+    /// Fresh instances begin with a copy of what this made at load, unless it looks at the clock; so it
+    /// may be as slow as it likes (parse, sort, compile patterns) at no cost per exchange.
     fn new(config: Self::Config) -> Result<Self>;
 
     /// A client connected; nothing has been read. There is no exchange yet. Default: accept.

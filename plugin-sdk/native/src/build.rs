@@ -22,6 +22,11 @@ pub trait BuildHost {
     /// Reads a file, relative to the configuration's directory, and puts it under watch.
     fn file(&mut self, path: &str) -> Result<SourceFile, String>;
 
+    /// Reads a file of data, such as a list; see [`BuildContext::data_file`].
+    fn data_file(&mut self, path: &str) -> Result<SourceFile, String> {
+        self.file(path)
+    }
+
     /// Reads a secret; a file is put under watch.
     fn secret(&mut self, secret: &SecretRef) -> Result<Secret, String>;
 
@@ -174,9 +179,16 @@ impl<'a> BuildContext<'a> {
     }
 
     /// Reads a file, relative to the configuration's directory, and puts it under watch; `at` is the
-    /// path of the setting that names it.
+    /// path of the setting that names it. It is part of the policy, like the configuration itself:
+    /// its content is kept once it was accepted, so that a later start can fall back on it.
     pub fn file(&mut self, at: &str, path: &str) -> Result<SourceFile, BuildError> {
         self.host.file(path).map_err(|message| BuildError::at(at, message))
+    }
+
+    /// Reads a file of data, such as a list or a database: like [`file`](Self::file), but a change of
+    /// it applies also while the policy on disk is broken, and nothing of it is kept.
+    pub fn data_file(&mut self, at: &str, path: &str) -> Result<SourceFile, BuildError> {
+        self.host.data_file(path).map_err(|message| BuildError::at(at, message))
     }
 
     /// Reads a secret; `at` is the path of the setting that names it.

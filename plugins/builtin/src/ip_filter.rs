@@ -202,7 +202,7 @@ impl Ranges {
     ) -> Result<(), BuildError> {
         for (index, path) in files.iter().enumerate() {
             let at = format!("{list}[{index}]");
-            let file = context.file(&at, path)?;
+            let file = context.data_file(&at, path)?;
             let text = file.text().map_err(|message| BuildError::at(&at, message))?;
             for (number, line) in text.lines().enumerate() {
                 let range = line.split('#').next().unwrap_or_default().trim();

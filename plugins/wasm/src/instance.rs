@@ -90,11 +90,7 @@ type Answer<T> = (Result<T, String>,);
 
 impl Guest {
     /// Runs one hook for one exchange.
-    pub(crate) async fn run(
-        self: &Arc<Self>,
-        hook: HookName,
-        exchange: &mut Exchange,
-    ) -> Result<Decision, PluginError> {
+    pub(crate) async fn run(&self, hook: HookName, exchange: &mut Exchange) -> Result<Decision, PluginError> {
         let live = match exchange.take_slot(self.slot) {
             Some(Stage::Resident(live)) => Some(live),
             Some(Stage::Lost) => {
@@ -130,7 +126,7 @@ impl Guest {
 
     /// Judges a connection. Holds the worker, so it has to be quick: `budget` ticks.
     pub(crate) async fn admit(
-        self: &Arc<Self>,
+        &self,
         connection: types::Connection,
         budget: u32,
     ) -> Result<types::Admission, PluginError> {
@@ -151,7 +147,7 @@ impl Guest {
     }
 
     /// Lets a new instance judge the configuration, within `budget` ticks; it is thrown away.
-    pub(crate) async fn configure(self: &Arc<Self>, budget: u32) -> Result<Result<(), String>, PluginError> {
+    pub(crate) async fn configure(&self, budget: u32) -> Result<Result<(), String>, PluginError> {
         let Some(mut live) = self.new_place() else {
             return Err(PluginError::failed("no room for one more instance"));
         };
@@ -305,7 +301,7 @@ impl Guest {
 /// host, the future dropped midway) without the instance, which is gone.
 struct Loan<'a> {
     home: &'a mut Exchange,
-    guest: &'a Arc<Guest>,
+    guest: &'a Guest,
     live: Option<Live>,
 }
 

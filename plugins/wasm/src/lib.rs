@@ -11,7 +11,8 @@
 //! A module is a component, or a core module with a component type in it, of the WIT package
 //! `portcullis:policy`. It runs in a sandbox: a fresh instance per exchange by default, memory and
 //! CPU bounded, and no power that the host functions do not give. How it is loaded is told in
-//! `load.rs`, how it is called in `instance.rs`, what it can reach in `host.rs`.
+//! `load.rs`, with what an instance begins in `snapshot.rs`, how it is called in `instance.rs`, what it
+//! can reach in `host.rs`.
 
 mod artifact;
 mod bindings;
@@ -20,15 +21,16 @@ mod host;
 mod instance;
 mod load;
 mod scaffold;
+mod snapshot;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, ErrorKind, Exchange, Hook, HookFuture,
-    HookName, Needs, Plugin, PluginError, PluginType, Size, Span, block_on,
+    HookName, Needs, Plugin, PluginError, PluginType, Size, Span, block_on, thread_time,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -46,7 +48,7 @@ const CONFIGURE_TICKS: u32 = 1000;
 /// Whole ticks that a guest may hold the worker for at `on_connection`, which cannot wait.
 const CONNECTION_TICKS: u32 = 1;
 
-/// Start of an instance from which on a fresh one per exchange is worth a remark.
+/// CPU for the start of an instance from which on a fresh one per exchange is worth a remark.
 const SLOW_START: Duration = Duration::from_millis(1);
 
 /// What a guest may hand over in one call beyond a body: headers, JSON, log lines.
@@ -114,7 +116,7 @@ fn body_limit() -> Size {
 
 /// A loaded module.
 pub struct Module {
-    guest: Arc<Guest>,
+    guest: Guest,
     needs: Needs,
 }
 
@@ -135,7 +137,7 @@ impl PluginType for Module {
         let prepared = load::load(engines, &source.bytes, context.artifacts())?;
         let hooks: Vec<_> = prepared.first().map(|first| first.exports.hooks().collect()).unwrap_or_default();
         let needs = needs(&hooks, config.body_limit);
-        let guest = Arc::new(Guest {
+        let mut guest = Guest {
             about: Arc::new(About {
                 name: context.name().clone(),
                 config: Value::Object(config.config.clone()).to_string(),
@@ -153,8 +155,11 @@ impl PluginType for Module {
             slot: context.slot(),
             idle: Idle::default(),
             counts: Counts::new(context),
-        });
+        };
         judge(&guest, &config.config)?;
+        if guest.uses == 1 {
+            begin_configured(&mut guest, &source.bytes, context);
+        }
         remark(&guest, &hooks, &config.memory, &config.body_limit, context);
         Ok(Module { guest, needs })
     }
@@ -202,7 +207,7 @@ fn needs(hooks: &[HookName], body_limit: Size) -> Needs {
 }
 
 /// Lets the guest judge its configuration.
-fn judge(guest: &Arc<Guest>, config: &Map<String, Value>) -> Result<(), BuildError> {
+fn judge(guest: &Guest, config: &Map<String, Value>) -> Result<(), BuildError> {
     match block_on(guest.configure(CONFIGURE_TICKS)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(message)) => Err(refusal(&message, config)),
@@ -210,6 +215,17 @@ fn judge(guest: &Arc<Guest>, config: &Map<String, Value>) -> Result<(), BuildErr
             Err(BuildError::at("memory", error.message()).help("grant it more, or make it need less"))
         }
         Err(error) => Err(BuildError::at("file", error.message())),
+    }
+}
+
+/// Lets fresh instances begin where `configure` ends, if that is possible.
+fn begin_configured(guest: &mut Guest, bytes: &[u8], context: &BuildContext<'_>) {
+    match load::configured(&guest.about, bytes, context.artifacts(), CONFIGURE_TICKS) {
+        Ok(prepared) => guest.prepared = prepared,
+        Err(reason) => {
+            let plugin = &*guest.about.name;
+            tracing::debug!(plugin, %reason, "every instance of this module reads its configuration anew");
+        }
     }
 }
 
@@ -235,13 +251,7 @@ fn holds(config: &Map<String, Value>, path: &str) -> bool {
     found.flatten().is_some()
 }
 
-fn remark(
-    guest: &Arc<Guest>,
-    hooks: &[HookName],
-    memory: &Size,
-    body: &Size,
-    context: &mut BuildContext<'_>,
-) {
+fn remark(guest: &Guest, hooks: &[HookName], memory: &Size, body: &Size, context: &mut BuildContext<'_>) {
     let bodies = [HookName::OnRequestBody, HookName::OnResponseBody].iter().any(|hook| hooks.contains(hook));
     if bodies && body >= memory {
         context.warn("body_limit", format!("a body of {body} does not fit into {memory} of memory"));
@@ -250,9 +260,9 @@ fn remark(
         return;
     }
     // The second start, since the first one pays for what is done once.
-    let start = Instant::now();
+    let start = thread_time();
     let started = block_on(guest.configure(CONFIGURE_TICKS));
-    let took = start.elapsed();
+    let took = thread_time().saturating_sub(start);
     if started.is_ok() && took > SLOW_START {
         let took = took.as_micros() as f64 / 1000.0;
         let message =

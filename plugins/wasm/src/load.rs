@@ -5,18 +5,22 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
-use portcullis_plugin::{ArtifactStore, BuildError, HookName};
-use wasmtime::Engine;
+use portcullis_plugin::{ArtifactStore, BuildError, HookName, block_on};
 use wasmtime::component::{Component, ComponentExportIndex, HasSelf, InstancePre, Linker};
+use wasmtime::{Engine, Error, ensure};
 use wit_component::ComponentEncoder;
 
 use crate::artifact;
 use crate::bindings::Imports;
 use crate::engine::{Engines, Lane};
-use crate::host::Host;
+use crate::host::{About, Host};
+use crate::snapshot::snapshot;
 
 /// The version of the WIT package that this gateway offers and calls.
 const VERSION: &str = "0.1.0";
+
+/// How a file begins that is a core module.
+const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
 /// What a core module's component type is stored under.
 const COMPONENT_TYPE: &[u8] = b"component-type";
@@ -34,6 +38,7 @@ pub(crate) struct Prepared {
 /// What a component exports.
 pub(crate) struct Exports {
     hooks: [Option<ComponentExportIndex>; HookName::ALL.len()],
+    /// None also if instances begin configured.
     pub(crate) configure: Option<ComponentExportIndex>,
 }
 
@@ -77,6 +82,32 @@ pub(crate) fn load(
     engines.lanes.iter().zip(components).map(|(lane, component)| prepare(lane, &component)).collect()
 }
 
+/// The core module in `bytes` in the state in which `configure` leaves it, on every lane. The error is
+/// for whoever wonders why not: what [`load`] gives does the same, each time anew.
+pub(crate) fn configured(
+    about: &Arc<About>,
+    bytes: &[u8],
+    store: Option<Arc<dyn ArtifactStore>>,
+    budget: u32,
+) -> wasmtime::Result<Vec<Prepared>> {
+    ensure!(bytes.starts_with(CORE_MODULE), "not a core module");
+    let lanes = &about.engines.lanes;
+    // Beyond the pool, in which each place may be taken.
+    let spare = lanes.last().ok_or_else(|| Error::msg("no lane"))?;
+    let component = || {
+        let module = block_on(snapshot(&spare.engine, bytes, about, budget))?;
+        Ok(componentise(&module)?)
+    };
+    let digest = sha256(&[sha256(bytes).as_bytes(), about.config.as_bytes()].concat());
+    let components = artifact::compile(&about.engines, &digest, store, component)?;
+    let prepared = lanes.iter().zip(components).map(|(lane, component)| {
+        let mut prepared = prepare(lane, &component)?;
+        prepared.exports.configure = None;
+        Ok(prepared)
+    });
+    Ok(prepared.collect::<Result<_, BuildError>>()?)
+}
+
 fn prepare(lane: &Arc<Lane>, component: &Component) -> Result<Prepared, BuildError> {
     check_imports(&lane.engine, component)?;
     let exports = Exports::of(component);
@@ -98,7 +129,7 @@ fn invalid(reason: &str) -> BuildError {
 pub(crate) fn componentise(bytes: &[u8]) -> Result<Vec<u8>, BuildError> {
     match bytes {
         [b'\0', b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => Ok(bytes.to_vec()),
-        [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => wrap(bytes),
+        _ if bytes.starts_with(CORE_MODULE) => wrap(bytes),
         [b'\0', b'a', b's', b'm', ..] => {
             Err(BuildError::at("file", "WebAssembly of a version that is neither a module nor a component"))
         }

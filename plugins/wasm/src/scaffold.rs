@@ -46,6 +46,8 @@ strip = "debuginfo"
 [workspace]
 "#;
 
+const BUILD_SCRIPT: &str = include_str!("../../../plugin-sdk/guest/examples/block-path/build.rs");
+
 const POLICY: &str = r#"//! Refuses requests for a path and for what lies below it.
 
 use portcullis_guest::*;
@@ -132,6 +134,7 @@ pub fn scaffold(name: &str) -> Vec<(String, String)> {
     };
     let own = [
         ("Cargo.toml", MANIFEST),
+        ("build.rs", BUILD_SCRIPT),
         ("src/lib.rs", POLICY),
         ("build.sh", BUILD),
         ("README.md", README),
@@ -150,6 +153,7 @@ mod tests {
         let files = scaffold("my-policy");
         let file = |path: &str| &files.iter().find(|(known, _)| known == path).unwrap().1;
         assert!(file("Cargo.toml").contains("name = \"my-policy\""));
+        assert!(file("build.rs").contains("stack-size"));
         assert!(file("build.sh").contains("release/my_policy.wasm\" my-policy.wasm"));
         assert!(file("src/lib.rs").contains("\"my_policy.prefix\""));
         let unfilled = |text: &str| ["NAME", "SNAKE", "VERSION"].iter().any(|word| text.contains(word));

@@ -105,7 +105,7 @@ impl Builder<'_> {
     }
 
     fn pem(&mut self, path: &str, file: &Path) -> Option<Bytes> {
-        let content = self.files.read(&absolute(&self.dir, file));
+        let content = self.files.read_data(&absolute(&self.dir, file));
         content.map(|content| content.bytes).map_err(|message| self.error(path, message)).ok()
     }
 

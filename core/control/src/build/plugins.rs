@@ -85,11 +85,7 @@ impl Builder<'_> {
             }
         };
         running.taken.upstreams.iter().all(same_upstream)
-            && running.files.iter().all(|(path, found)| {
-                // The outcome is noted; what it was decides.
-                let _ = self.files.read(path);
-                self.files.found(path) == Some(*found)
-            })
+            && running.files.iter().all(|(path, found)| self.files.again(path, found))
     }
 
     fn built(&self, planned: &Planned, (needs, plugin): Made, recipe: Digest, taken: Taken) -> BuiltPlugin {

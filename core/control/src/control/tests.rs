@@ -63,6 +63,8 @@ fn options(site: &Site) -> Options {
     Options {
         config: site.config(),
         state_dir: None,
+        last_good: None,
+        fall_back: false,
         variables: BTreeMap::new(),
         log_sinks: Arc::new(NoSinks),
     }
@@ -115,6 +117,96 @@ async fn one_broken_script_among_many_keeps_the_old_generation() {
     let status = gateway.until(|status| status.last_error.is_none() && status.drift.is_empty()).await;
     assert_eq!((gateway.body().as_str(), status.generation), ("new", 2));
     assert!(gateway.control.status().await.drift.is_empty());
+}
+
+const LISTED: &str =
+    "plugins: [{ stamp: { list: list.txt } }, { script: { file: a.script } }]\nroutes: [{ respond: {} }]\n";
+
+#[tokio::test]
+async fn a_list_applies_over_the_script_that_runs_while_the_one_on_disk_is_broken() {
+    let site = Site::new(LISTED);
+    site.write("list.txt", "first");
+    site.write("a.script", "hello");
+    let mut gateway = Gateway::start(site).await;
+    let version = |status: &Status, name: &str| {
+        status.plugins.iter().find(|plugin| &*plugin.name == name).unwrap().version.clone()
+    };
+    let before = gateway.control.status().await;
+    gateway.site.write("a.script", "!");
+    let status = gateway.until(|status| status.last_error.is_some()).await;
+    assert_eq!(status.generation, 1, "no data input changed");
+    gateway.site.write("list.txt", "second");
+    let status = gateway.until(|status| status.generation == 2).await;
+    assert!(status.last_error.is_some() && status.reloads.applied == 1 && status.reloads.refused == 2);
+    assert_ne!(version(&before, "stamp"), version(&status, "stamp"));
+    assert_eq!(version(&before, "script"), version(&status, "script"));
+    assert_eq!(gateway.body(), "hello");
+    assert_eq!(gateway.control.status().await.drift, [gateway.site.path("a.script")]);
+    // The same inputs are not worth another attempt, nor another generation.
+    let asked = gateway.control.reload(Trigger::Watch).await;
+    assert!(matches!(asked, ReloadOutcome::Refused(_)));
+    let status = gateway.control.status().await;
+    assert_eq!((status.generation, status.reloads.refused), (2, 2));
+}
+
+#[tokio::test]
+async fn a_list_that_is_gone_beside_a_broken_script_is_told_and_changes_nothing() {
+    let site = Site::new(LISTED);
+    site.write("list.txt", "first");
+    site.write("a.script", "hello");
+    let mut gateway = Gateway::start(site).await;
+    gateway.site.write("portcullis.yaml", "listeners: [");
+    gateway.until(|status| status.last_error.is_some()).await;
+    gateway.site.remove("list.txt");
+    let both = |status: &Arc<Status>| {
+        let findings = status.last_error.as_ref().map(|error| error.diagnostics.render(false));
+        findings.is_some_and(|text| {
+            text.contains("list.txt` does not exist") && text.contains("portcullis.yaml:1:")
+        })
+    };
+    assert_eq!(gateway.until(both).await.generation, 1);
+    assert_eq!(gateway.body(), "hello");
+}
+
+#[tokio::test]
+async fn a_start_falls_back_on_what_was_good_last() {
+    let site = Site::new(LISTED);
+    site.write("list.txt", "first");
+    site.write("a.script", "hello");
+    let start = async |site: &Site, fall_back| {
+        let last_good = Some(LastGood::new(&site.path("state"), &site.config()));
+        let options = Options { last_good, fall_back, ..options(site) };
+        let metrics = Arc::new(Metrics::new(1));
+        let plane = Arc::new(DataPlane::new(1, metrics.clone()).unwrap());
+        Control::start(options, Registry::new(&[KINDS]), plane, metrics).await
+    };
+    drop(start(&site, true).await.ok().unwrap());
+    site.write("a.script", "!");
+    site.configure(&format!("workers: 3\n{LISTED}"));
+    assert!(start(&site, false).await.is_err());
+    let control = start(&site, true).await.ok().unwrap();
+    let status = control.status().await;
+    assert!(status.last_good.is_some());
+    assert_eq!(status.last_error.unwrap().trigger, Trigger::Start);
+    assert_eq!(status.drift, [site.path("a.script"), site.config()]);
+    // The process goes by the configuration on disk, so its settings are no change.
+    site.write("a.script", "mended");
+    assert!(matches!(
+        control.reload(Trigger::Admin).await,
+        ReloadOutcome::Applied { number: 2 } | ReloadOutcome::Unchanged
+    ));
+    let status = control.status().await;
+    assert!(status.last_good.is_none() && status.last_error.is_none() && status.drift.is_empty());
+    assert!(status.warnings.is_empty(), "{}", status.warnings.render(false));
+    // What data has to be there is not kept.
+    site.write("a.script", "!");
+    site.remove("list.txt");
+    let errors = start(&site, true).await.err().unwrap().render(false);
+    assert!(
+        errors.contains("cannot be served either") && errors.contains("list.txt` does not exist"),
+        "{errors}"
+    );
+    assert_eq!(errors.matches("list.txt` does not exist").count(), 1, "{errors}");
 }
 
 #[tokio::test]

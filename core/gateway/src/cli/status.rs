@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,12 +11,13 @@ use http_body_util::Empty;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use portcullis_config::Admin;
+use portcullis_config::{Admin, Config, Diagnostic};
+use portcullis_control::utc;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::{ConfigOption, Failure, check};
-use crate::{say, server};
+use crate::{places, say, server};
 
 /// An answer has this long; the interface answers from memory, apart from looking at the files on disk.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,10 +48,27 @@ pub(super) fn status(
 fn configured(config: &ConfigOption) -> Result<SocketAddr, Failure> {
     let file = check::file(config)?;
     let path = file.path();
-    match portcullis_config::load(&path).map_err(Failure::Files)?.config.admin {
+    match running(&path)?.admin {
         Admin::On(options) => Ok(options.bind.0),
         Admin::Off => Err(Failure::Usage(format!("`{}` turns the admin interface off", path.display()))),
     }
+}
+
+/// The configuration by which a gateway runs, whose file may have errors by now.
+fn running(path: &Path) -> Result<Config, Failure> {
+    let env = |name: &str| std::env::var(name).ok();
+    let text = portcullis_config::read_text(path).map_err(Failure::Files)?;
+    let mut errors = match portcullis_config::parse_partly(path, &text, &env) {
+        Ok((loaded, _)) => return Ok(loaded.config),
+        Err(errors) => errors,
+    };
+    let kept = places::last_good(path, None).config().ok();
+    if let Some(loaded) = kept.and_then(|text| portcullis_config::parse(path, &text, &env).ok()) {
+        return Ok(loaded.config);
+    }
+    let unknown = Diagnostic::error(path, "it does not say where the admin interface is");
+    errors.push(unknown.with_help("say it: `--admin ADDRESS`"));
+    Err(Failure::Files(errors))
 }
 
 /// An address to connect to where one to listen on is given.
@@ -101,6 +120,10 @@ fn summary(status: &Value, now: u64) -> String {
         &format!("version {}, started {}", text(status, "gateway_version"), ago(status, "started", now)),
     );
     page.line("config", &text(status, "config"));
+    let last_good = status.get("last_good").and_then(Value::as_u64);
+    if let Some(at) = last_good {
+        page.line("serving", &format!("the last good inputs of {}, not what is on disk", utc(at)));
+    }
     for listener in list(status, "listeners") {
         let addresses: Vec<_> = list(listener, "addresses").map(|address| text(address, "actual")).collect();
         let tls = if listener.get("tls") == Some(&Value::Bool(true)) { ", TLS" } else { "" };
@@ -129,8 +152,13 @@ fn summary(status: &Value, now: u64) -> String {
     }
     if let Some(error) = status.get("last_error").filter(|error| !error.is_null()) {
         let (age, text) = (ago(error, "at", now), text(error, "text"));
-        page.text
-            .push_str(&format!("\nthe reload {age} was refused, generation {number} runs on:\n\n{text}"));
+        let what =
+            if error.get("trigger").is_some_and(|trigger| trigger == "start") { "start" } else { "reload" };
+        let instead = match last_good {
+            Some(_) => "the last good inputs are served".to_owned(),
+            None => format!("generation {number} runs on"),
+        };
+        page.text.push_str(&format!("\nthe {what} {age} was refused, {instead}:\n\n{text}"));
     }
     page.text
 }

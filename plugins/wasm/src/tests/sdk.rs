@@ -7,9 +7,13 @@ use super::*;
 
 /// Builds an instance of a guest, if it is there.
 fn guest(name: &str, more: Value) -> Option<Result<TestedPlugin, BuildError>> {
+    Some(build(bytes(name)?, more))
+}
+
+fn bytes(name: &str) -> Option<Vec<u8>> {
     let path = format!("{}/../../target/guests/{name}.wasm", env!("CARGO_MANIFEST_DIR"));
     match std::fs::read(&path) {
-        Ok(module) => Some(build(module, more)),
+        Ok(module) => Some(module),
         Err(error) if std::env::var_os("PORTCULLIS_REQUIRE_GUESTS").is_some() => panic!("{path}: {error}"),
         Err(_) => {
             println!("left out: there is no {name}.wasm; run tests/guests/build");
@@ -47,6 +51,21 @@ fn the_example_that_stamps_stamps() {
     assert!(policy.on_request(&mut exchange).is_ok() && policy.on_response(&mut exchange).is_ok());
     let took = exchange.response().unwrap().header(&http::HeaderName::from_static("x-took")).unwrap();
     assert!(took.ends_with(" ms"), "{took}");
+}
+
+#[test]
+fn a_policy_made_with_the_sdk_fits_what_stays_in_memory() {
+    for name in ["block_path", "stamp_response"] {
+        let Some(module) = bytes(name) else { return };
+        let memory =
+            wasmparser::Parser::new(0).parse_all(&module).find_map(|payload| match payload.unwrap() {
+                wasmparser::Payload::MemorySection(memories) => memories.into_iter().next(),
+                _ => None,
+            });
+        // The first allocation takes a page of 64 KiB more.
+        let pages = memory.unwrap().unwrap().initial + 1;
+        assert!(pages << 16 <= crate::engine::KEPT_MEMORY as u64, "{name} begins with {pages} pages");
+    }
 }
 
 #[test]
