@@ -497,7 +497,7 @@ mod tests {
                 "2: upstreams.api.retries.on[0]: expected `connect`, `timeout`, `broken`",
             ),
             ("retries: { budget: { share: 20 } }", "2: upstreams.api.retries.budget.share: "),
-            ("retries: { atempts: 2 }", "2: unknown key `atempts` in `upstreams.api.retries`"),
+            ("retries: { atempts: 2 }", "2: unknown key `atempts` in `retries`"),
             ("eject: { max_ejected: 101% }", "2: upstreams.api.eject.max_ejected: expected a share"),
             ("eject: { time: 0s }", "2: upstreams.api.eject.time: must be longer than zero"),
             ("health: { interval: 0s }", "2: upstreams.api.health.interval: must be longer than zero"),
