@@ -24,6 +24,10 @@ use Known::{Bites, Not};
 
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
+const RESILIENCE: &str = "tests/tests/resilience.rs";
+const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
+const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
+const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
 
@@ -48,7 +52,33 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("listeners.limits.write_timeout", Bites(LIMITS, "a_client_that_takes_nothing_is_given_up")),
     ("listeners.redirect_https.port", Not("a port")),
     ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
-    ("upstreams.endpoints.weight", Not("a share")),
+    (
+        "upstreams.eject.failures",
+        Bites(RESILIENCE, "failures_in_a_row_eject_an_endpoint_and_a_reload_does_not_bring_it_back"),
+    ),
+    ("upstreams.eject.max_ejected", Bites(BALANCE, "no_more_than_a_share_of_the_endpoints_is_ejected")),
+    ("upstreams.eject.max_time", Bites(ENDPOINT, "ejections_in_a_row_grow_up_to_the_longest")),
+    ("upstreams.eject.time", Bites(RESILIENCE, "an_ejected_endpoint_is_tried_again_after_its_time")),
+    (
+        "upstreams.endpoints.priority",
+        Bites(RESILIENCE, "an_endpoint_of_the_next_priority_waits_until_it_is_needed"),
+    ),
+    ("upstreams.endpoints.weight", Bites("core/config/src/forms.rs", "endpoints_are_http_addresses")),
+    ("upstreams.health.healthy", Bites(HEALTH, "an_opinion_changes_after_so_many_results_in_a_row")),
+    ("upstreams.health.interval", Bites(RESILIENCE, "checks_come_at_their_interval")),
+    ("upstreams.health.timeout", Bites(RESILIENCE, "a_check_has_its_time")),
+    ("upstreams.health.unhealthy", Bites(HEALTH, "an_opinion_changes_after_so_many_results_in_a_row")),
+    ("upstreams.max_requests", Bites(RESILIENCE, "no_more_requests_are_under_way_than_allowed")),
+    ("upstreams.min_healthy", Bites(RESILIENCE, "an_endpoint_of_the_next_priority_waits_until_it_is_needed")),
+    ("upstreams.retries.attempts", Bites(RESILIENCE, "as_many_attempts_are_made_as_is_said")),
+    ("upstreams.retries.budget.min", Bites(RESILIENCE, "retries_have_a_budget")),
+    (
+        "upstreams.retries.budget.share",
+        Bites("core/proxy/src/upstream/retry.rs", "retries_are_a_share_of_what_is_under_way_or_the_minimum"),
+    ),
+    ("upstreams.retries.per_try_timeout", Bites(RESILIENCE, "an_attempt_and_all_attempts_have_their_time")),
+    ("upstreams.retries.timeout", Bites(RESILIENCE, "an_attempt_and_all_attempts_have_their_time")),
+    ("upstreams.slow_start", Bites(ENDPOINT, "a_share_grows_from_a_tenth_to_the_whole")),
     ("upstreams.max_idle", Bites(UPSTREAMS, "no_more_idle_connections_are_kept_than_allowed")),
     ("upstreams.retries", Bites(UPSTREAMS, "what_may_be_repeated_is_repeated_so_often")),
     ("upstreams.timeouts.body", Bites(UPSTREAMS, "a_response_that_stops_breaks_off")),
@@ -118,6 +148,16 @@ const BUILT_IN: &[(&str, Known)] = &[
         "logs.rs MAX_WAITING",
         Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),
     ),
+    (
+        "upstream/balance.rs BOUND_QUARTERS",
+        Bites(BALANCE, "a_hash_goes_past_an_endpoint_that_is_much_busier_than_the_average"),
+    ),
+    ("upstream/endpoint.rs EJECTED", Not("a bit")),
+    ("upstream/endpoint.rs FIRST_SHARE", Bites(ENDPOINT, "a_share_grows_from_a_tenth_to_the_whole")),
+    ("upstream/endpoint.rs PROBE_PAUSE", Bites(ENDPOINT, "one_request_at_a_time_tries_whether_it_is_back")),
+    ("upstream/endpoint.rs SLOW", Not("a bit")),
+    ("upstream/endpoint.rs UNHEALTHY", Not("a bit")),
+    ("upstream/endpoint.rs WHOLE_SHARE", Not("a unit")),
     ("upstream/http1.rs MAX_HEAD", Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502")),
     ("upstream/http1.rs MIN_READ", Not("a buffer, which grows")),
     ("upstream/http1.rs MAX_READ", Not("a buffer; what is not read waits in the socket")),
@@ -216,7 +256,7 @@ fn collect(schema: &Value, node: &Value, path: &str, above: &mut Vec<String>, fo
 
 fn is_limit(node: &Value) -> bool {
     let is_number = |name: &Value| name == "integer" || name == "number";
-    let has_unit = |pattern: &str| pattern.contains("ms|") || pattern.contains("KiB");
+    let has_unit = |pattern: &str| ["ms|", "KiB", "%"].iter().any(|unit| pattern.contains(unit));
     // A status code is bounded by its meaning.
     let is_status = node["minimum"].as_u64() >= Some(100) || node["enum"].is_array();
     let number =

@@ -140,7 +140,7 @@ fn the_status_tells_what_runs() {
         (&json!(1), &json!(1), &Value::Null)
     );
     assert_eq!(status["listeners"][0]["addresses"][0]["actual"], gateway.address().to_string());
-    assert_eq!(status["upstreams"][0]["endpoints"][0], origin.address().to_string());
+    assert_eq!(status["upstreams"][0]["endpoints"][0]["address"], origin.address().to_string());
     let plugins: Vec<_> = status["plugins"]
         .as_array()
         .unwrap()

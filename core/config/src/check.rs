@@ -21,6 +21,7 @@ pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeEr
     check.listeners(config);
     check.chains(config);
     check.routes(config);
+    check.endpoints(config);
     check.unused_upstreams(config);
     (check.errors, check.warnings)
 }
@@ -202,6 +203,20 @@ impl Check<'_> {
         if !unread && !known.clone().any(|known| known == name) {
             let help = suggestion(name, known, "known upstreams");
             self.error(path, &format!("there is no upstream `{name}`"), help.as_deref());
+        }
+    }
+
+    /// What is known of an endpoint belongs to its address, so there is one of each; more turns are a weight.
+    fn endpoints(&mut self, config: &Config) {
+        for upstream in &config.upstreams {
+            let mut seen = HashSet::new();
+            for (index, endpoint) in upstream.endpoints.iter().enumerate() {
+                if !seen.insert((&endpoint.host, endpoint.port)) {
+                    let path = format!("{}.endpoints[{index}]", join("upstreams", &upstream.name));
+                    let help = "for a larger share: `{ url: ..., weight: 2 }`";
+                    self.error(&path, "this endpoint stands here twice", Some(help));
+                }
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::diagnostics::Span;
 use crate::node::Node;
 use crate::schema;
+use crate::upstreams::Upstream;
 use crate::values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
     SizeLimit, positive, some_positive,
@@ -348,71 +349,6 @@ pub struct SideFile {
     pub config: Node,
 }
 
-/// A group of endpoints that serve the same.
-#[derive(Clone, Debug, PartialEq, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Upstream {
-    /// Its key in `upstreams`.
-    #[schemars(skip)]
-    pub name: String,
-    /// Where it is served; at least one.
-    #[schemars(length(min = 1))]
-    pub endpoints: Vec<Endpoint>,
-    /// Timeouts.
-    #[schemars(default)]
-    pub timeouts: Timeouts,
-    /// Idle connections kept by each worker to each endpoint. Default `64`.
-    #[schemars(default = "default_max_idle")]
-    pub max_idle: u32,
-    /// Further attempts after a failed one, where repeating is safe. Default `1`.
-    #[schemars(default = "default_retries")]
-    pub retries: u8,
-    /// The `Host` header that is sent: `preserve` the client's, the `endpoint`'s, or this name. Default `preserve`.
-    #[schemars(with = "String", default)]
-    pub host: HostHeader,
-}
-
-/// One server of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Host name or IP address, without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Share of the requests, relative to the other endpoints. Default `1`.
-    pub weight: NonZeroU32,
-}
-
-/// Timeouts of an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Timeouts {
-    /// To open a connection. Default `2s`.
-    #[serde(deserialize_with = "positive")]
-    pub connect: Duration,
-    /// From the end of the request to the response's headers. Default `30s`.
-    #[serde(deserialize_with = "positive")]
-    pub response: Duration,
-    /// An unused connection is closed after this. Default `60s`.
-    #[serde(deserialize_with = "positive")]
-    pub idle: Duration,
-    /// The longest pause between two pieces of a body. Default `60s`.
-    #[serde(deserialize_with = "positive")]
-    pub body: Duration,
-}
-
-/// The `Host` header sent to an upstream.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum HostHeader {
-    /// The client's.
-    #[default]
-    Preserve,
-    /// The endpoint's.
-    Endpoint,
-    /// This one.
-    Name(String),
-}
-
 /// Which requests, what runs on them, and where they go: to exactly one of `upstream`, `redirect`, `respond`.
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -649,28 +585,14 @@ impl Default for ListenerLimits {
     }
 }
 
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self { connect: seconds(2), response: seconds(30), idle: seconds(60), body: seconds(60) }
-    }
-}
-
 fn default_alpn() -> Vec<Alpn> {
     vec![Alpn::H2, Alpn::Http1]
 }
 
-pub(crate) fn default_max_idle() -> u32 {
-    64
-}
-
-pub(crate) fn default_retries() -> u8 {
-    1
-}
-
-fn seconds(seconds: u64) -> Duration {
+pub(crate) fn seconds(seconds: u64) -> Duration {
     Duration(std::time::Duration::from_secs(seconds))
 }
 
-fn at_least_one(number: u32) -> NonZeroU32 {
+pub(crate) fn at_least_one(number: u32) -> NonZeroU32 {
     NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN)
 }

@@ -7,8 +7,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::config::{Endpoint, HostHeader, Predicate};
+use crate::config::Predicate;
 use crate::node::shortened;
+use crate::upstreams::{Endpoint, HostHeader};
 use crate::values::{Pattern, is_host_name};
 
 impl<'de> Deserialize<'de> for Predicate {
@@ -74,26 +75,43 @@ struct EndpointUrl(String, u16);
 #[serde(deny_unknown_fields)]
 struct EndpointTable {
     url: EndpointUrl,
+    #[serde(default = "one", deserialize_with = "weight")]
+    weight: NonZeroU32,
     #[serde(default)]
-    weight: Option<NonZeroU32>,
+    priority: u8,
+}
+
+/// Every endpoint is as often in the order of turns as its weight says.
+const LARGEST_WEIGHT: u32 = 1000;
+
+fn one() -> NonZeroU32 {
+    NonZeroU32::MIN
+}
+
+fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NonZeroU32, D::Error> {
+    let weight = NonZeroU32::deserialize(deserializer)?;
+    if weight.get() > LARGEST_WEIGHT {
+        return Err(de::Error::custom(format!("a weight is {LARGEST_WEIGHT} at most")));
+    }
+    Ok(weight)
 }
 
 impl<'de> Visitor<'de> for EndpointVisitor {
     type Value = Endpoint;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an address such as `http://10.0.0.1:8080`, or `{ url: ..., weight: 2 }`")
+        f.write_str("an address such as `http://10.0.0.1:8080`, or `{ url: ..., weight: 2, priority: 1 }`")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Endpoint, E> {
         let (host, port) = endpoint_url(text).map_err(E::custom)?;
-        Ok(Endpoint { host, port, weight: NonZeroU32::MIN })
+        Ok(Endpoint { host, port, weight: one(), priority: 0 })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
-        let EndpointTable { url: EndpointUrl(host, port), weight } =
+        let EndpointTable { url: EndpointUrl(host, port), weight, priority } =
             EndpointTable::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(Endpoint { host, port, weight: weight.unwrap_or(NonZeroU32::MIN) })
+        Ok(Endpoint { host, port, weight, priority })
     }
 }
 
@@ -215,6 +233,11 @@ mod tests {
         }
         assert!(
             endpoint("{ url: \"http://a\", weight: 0 }").unwrap_err().contains("a whole number, 1 or more")
+        );
+        assert_eq!(endpoint("{ url: \"http://a\", weight: 1000 }").unwrap().2, 1000);
+        assert_eq!(
+            endpoint("{ url: \"http://a\", weight: 1001 }").unwrap_err(),
+            "x.weight: a weight is 1000 at most"
         );
     }
 

@@ -17,14 +17,15 @@ mod node;
 mod read;
 mod reader;
 mod schema;
+mod upstreams;
 mod values;
 mod yaml;
 
 pub use config::{
-    Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Endpoint,
-    HostHeader, Http2, InstanceOptions, Limits, Listener, ListenerLimits, Log, LogFormat, LogLevel, Match,
-    OnError, PluginEntry, Policies, Predicate, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite,
-    Route, SideFile, Status, Timeouts, Tls, TlsPolicy, TlsVersion, Upstream,
+    Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
+    InstanceOptions, Limits, Listener, ListenerLimits, Log, LogFormat, LogLevel, Match, OnError, PluginEntry,
+    Policies, Predicate, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite, Route, SideFile, Status,
+    Tls, TlsPolicy, TlsVersion,
 };
 pub use de::NodeDeserializer;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
@@ -33,7 +34,11 @@ pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, 
 pub use node::{Key, Node, Scalar, Value};
 pub use reader::Reader;
 pub use schema::schema;
+pub use upstreams::{
+    Balance, Eject, Endpoint, HashBy, Health, HostHeader, Retries, RetryBudget, RetryOn, Sticky, Timeouts,
+    Upstream,
+};
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    SizeLimit,
+    Percent, SizeLimit,
 };

@@ -4,13 +4,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::{
-    Action, Admin, ChainEntry, Config, Endpoint, HostHeader, InstanceOptions, Listener, Match, PluginEntry,
-    RedirectHttps, Respond, Rewrite, Route, SideFile, Timeouts, Upstream, default_max_idle, default_retries,
+    Action, Admin, ChainEntry, Config, InstanceOptions, Listener, Match, PluginEntry, RedirectHttps, Respond,
+    Rewrite, Route, SideFile,
 };
 use crate::diagnostics::Span;
 use crate::error::{NodeError, is_misspelt, nearest};
 use crate::node::{Key, Node, Value, join};
-use crate::values::{Address, Duration, positive};
+use crate::upstreams::{Eject, Endpoint, Retries, Upstream};
+use crate::values::{Address, Duration, Percent, positive};
 
 /// Keys of a plugin entry that are not its kind.
 const INSTANCE_OPTIONS: [&str; 3] = ["name", "on_error", "timeout"];
@@ -105,23 +106,38 @@ fn upstreams(place: Place<'_, '_>) -> Option<Vec<Upstream>> {
 }
 
 fn upstream(name: &str, place: Place<'_, '_>) -> Option<Upstream> {
-    let mut upstream = Upstream {
-        name: name.to_owned(),
-        endpoints: Vec::new(),
-        timeouts: Timeouts::default(),
-        max_idle: default_max_idle(),
-        retries: default_retries(),
-        host: HostHeader::default(),
-    };
+    let mut upstream = Upstream::named(name);
     // One with errors is there all the same: nobody who names it is wrong.
     let Some(mut table) = place.table() else { return Some(upstream) };
     upstream.endpoints = table.required("endpoints", endpoints).unwrap_or_default();
+    upstream.balance = table.optional("balance").unwrap_or_default();
+    upstream.min_healthy = table.optional("min_healthy").unwrap_or(upstream.min_healthy);
+    upstream.slow_start = table.optional("slow_start");
+    upstream.eject = table.with("eject", eject).unwrap_or_default();
+    upstream.health = table.optional("health");
+    upstream.max_requests = table.optional("max_requests");
     upstream.timeouts = table.optional("timeouts").unwrap_or_default();
     upstream.max_idle = table.optional("max_idle").unwrap_or(upstream.max_idle);
-    upstream.retries = table.optional("retries").unwrap_or(upstream.retries);
+    upstream.retries = table.with("retries", retries).unwrap_or_default();
     upstream.host = table.optional("host").unwrap_or_default();
     table.close();
     Some(upstream)
+}
+
+fn eject(place: Place<'_, '_>) -> Option<Eject> {
+    match place.node.text() {
+        Some("off" | "false") => Some(Eject { max_ejected: Percent(0), ..Eject::default() }),
+        Some("on" | "true") => Some(Eject::default()),
+        _ => place.read(),
+    }
+}
+
+/// A number, or a table of everything.
+fn retries(place: Place<'_, '_>) -> Option<Retries> {
+    if place.node.entries().is_some() {
+        return place.read();
+    }
+    place.read().map(|attempts| Retries { attempts, ..Retries::default() })
 }
 
 fn endpoints(place: Place<'_, '_>) -> Option<Vec<Endpoint>> {

@@ -6,9 +6,10 @@ use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
 use crate::config::{
-    AdminOptions, Config, Endpoint, InstanceOptions, Predicate, RedirectHttps, RedirectStatus, Status,
+    AdminOptions, Config, InstanceOptions, Predicate, RedirectHttps, RedirectStatus, Status,
 };
-use crate::values::{Address, Pattern};
+use crate::upstreams::{Balance, Eject, Endpoint, HashBy, Retries, RetryOn, Sticky};
+use crate::values::{Address, HeaderName, Pattern};
 
 const CHAIN_ENTRY: &str = "#/$defs/ChainEntry";
 
@@ -107,6 +108,79 @@ pub(crate) fn redirect_https(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [{ "type": "boolean" }, table], "default": false })
 }
 
+pub(crate) fn eject(generator: &mut SchemaGenerator) -> Schema {
+    let table = generator.subschema_for::<Eject>();
+    json_schema!({ "anyOf": [{ "enum": ["on", "off", true, false] }, table] })
+}
+
+pub(crate) fn retries(generator: &mut SchemaGenerator) -> Schema {
+    let table = generator.subschema_for::<Retries>();
+    json_schema!({ "anyOf": [{ "type": "integer", "minimum": 0, "maximum": 255 }, table], "default": 1 })
+}
+
+impl JsonSchema for Balance {
+    fn schema_name() -> Cow<'static, str> {
+        "Balance".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let by = generator.subschema_for::<HashBy>();
+        let sticky = generator.subschema_for::<Sticky>();
+        json_schema!({
+            "anyOf": [
+                { "enum": ["round_robin", "least_request", "random"] },
+                only("hash", only("by", by.to_value())),
+                only("sticky", sticky.to_value()),
+            ],
+            "default": "round_robin",
+        })
+    }
+}
+
+impl JsonSchema for HashBy {
+    fn schema_name() -> Cow<'static, str> {
+        "HashBy".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let header = generator.subschema_for::<HeaderName>();
+        json_schema!({
+            "description": "What of a request is hashed. Requests without it are spread by lot.",
+            "anyOf": [
+                { "enum": ["client", "principal"] },
+                only("header", header.to_value()),
+                only("cookie", json!({ "type": "string" })),
+            ],
+        })
+    }
+}
+
+impl JsonSchema for RetryOn {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "RetryOn".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "enum": ["connect", "timeout", "broken"] },
+                { "type": "integer", "minimum": 400, "maximum": 599 },
+            ],
+        })
+    }
+}
+
+/// A table of this one key.
+fn only(key: &str, value: Value) -> Value {
+    json!({
+        "type": "object", "properties": { key: value }, "required": [key], "additionalProperties": false,
+    })
+}
+
 impl JsonSchema for Endpoint {
     fn schema_name() -> Cow<'static, str> {
         "Endpoint".into()
@@ -118,13 +192,17 @@ impl JsonSchema for Endpoint {
             "description": "Its address. Example: `http://127.0.0.1:9000`.",
         });
         let weight = json!({
-            "type": "integer", "minimum": 1, "default": 1,
+            "type": "integer", "minimum": 1, "maximum": 1000, "default": 1,
             "description": "Share of the requests, relative to the other endpoints.",
         });
+        let priority = json!({
+            "type": "integer", "minimum": 0, "maximum": 255, "default": 0,
+            "description": "0 serves first, the next when too few of the former are healthy (`min_healthy`).",
+        });
         json_schema!({
-            "description": "One server of an upstream: an address, or a table with a weight.",
+            "description": "One server of an upstream: an address, or a table with weight and priority.",
             "anyOf": [url, {
-                "type": "object", "properties": { "url": url, "weight": weight },
+                "type": "object", "properties": { "url": url, "weight": weight, "priority": priority },
                 "required": ["url"], "additionalProperties": false,
             }],
         })
@@ -138,17 +216,12 @@ impl JsonSchema for Predicate {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let pattern = generator.subschema_for::<Pattern>();
-        let form = |key: &str, value: Value| {
-            json!({
-                "type": "object", "properties": { key: value }, "required": [key], "additionalProperties": false,
-            })
-        };
         json_schema!({
             "description": "A value, whether it is there at all, or a regular expression.",
             "anyOf": [
                 { "type": "string" },
-                form("present", json!({ "type": "boolean" })),
-                form("regex", pattern.to_value()),
+                only("present", json!({ "type": "boolean" })),
+                only("regex", pattern.to_value()),
             ],
         })
     }

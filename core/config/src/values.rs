@@ -30,6 +30,10 @@ pub enum SizeLimit {
     Unlimited,
 }
 
+/// A share: `20%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub u8);
+
 /// A network `10.0.0.0/8`, or one address `::1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network(pub IpNet);
@@ -132,6 +136,18 @@ impl Text for SizeLimit {
             "unlimited" => Ok(Self::Unlimited),
             text if split_unit(text).is_none() => Err(expected::<Self>(text)),
             text => <ByteSize as Text>::parse(text).map(Self::Bytes),
+        }
+    }
+}
+
+impl Text for Percent {
+    const EXPECTED: &'static str = "a share from `0%` to `100%`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match split_unit(text) {
+            Some((share @ 0..=100, "%")) => Ok(Self(share as u8)),
+            Some((share @ 0..=100, "")) => Err(format!("`{share}` lacks a unit: write `{share}%`")),
+            _ => Err(expected::<Self>(text)),
         }
     }
 }
@@ -383,6 +399,12 @@ impl fmt::Display for SizeLimit {
     }
 }
 
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -485,6 +507,7 @@ text_types! {
     Duration Some("^[0-9]+(ms|s|m|h|d)$");
     ByteSize Some("^[0-9]+(B|[kK]B|MB|GB|KiB|MiB|GiB)$");
     SizeLimit Some("^([0-9]+(B|[kK]B|MB|GB|KiB|MiB|GiB)|unlimited)$");
+    Percent Some("^(100|[0-9]{1,2})%$");
     Network None;
     Address None;
     HostPattern None;

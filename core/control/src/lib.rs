@@ -8,6 +8,7 @@
 mod artifacts;
 mod build;
 mod control;
+mod health;
 mod host;
 mod inputs;
 mod last_good;
@@ -27,5 +28,6 @@ pub use last_good::LastGood;
 pub use registry::Registry;
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
-    AddressStatus, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status, UpstreamStatus, utc,
+    AddressStatus, EndpointStatus, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status,
+    UpstreamStatus, utc,
 };

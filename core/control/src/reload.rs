@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::build::{Built, Failed, build};
+use crate::health::Checks;
 use crate::host::Services;
 use crate::inputs::{Accepted, Digest, Inputs, Role};
 use crate::last_good::LastGood;
@@ -90,6 +91,7 @@ pub(crate) struct Reloader {
     services: Arc<Services>,
     plane: Arc<DataPlane>,
     running: Arc<Built>,
+    checks: Checks,
     /// The policy inputs that are kept on disk.
     kept: Option<Digest>,
     /// What the process began with: some settings are fixed then.
@@ -121,8 +123,10 @@ impl Reloader {
         log_applied(&status, None, &[]);
         let (status, _) = watch::channel(Arc::new(status));
         let (running, watch) = (Arc::new(built), Watch::new());
+        let mut checks = Checks::default();
+        checks.follow(&running.upstreams);
         let mut reloader =
-            Reloader { sources, services, plane, running, kept: None, fixed, refused, status, watch };
+            Reloader { sources, services, plane, running, checks, kept: None, fixed, refused, status, watch };
         if last_good.is_none() {
             reloader.keep().await;
         }
@@ -262,6 +266,7 @@ impl Reloader {
 
     fn replace(&mut self, built: Built) {
         let old = std::mem::replace(&mut self.running, Arc::new(built));
+        self.checks.follow(&self.running.upstreams);
         // Plugins that nobody needs any more end here; how is no concern of the next reload.
         drop(tokio::task::spawn_blocking(move || drop(old)));
     }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use portcullis_config::Diagnostics;
+use portcullis_proxy::upstream::Endpoint;
 use serde::Serialize;
+use serde::ser::{SerializeStruct, Serializer};
 
 use crate::build::{Built, BuiltPlugin, Scope};
 use crate::inputs::Inputs;
@@ -93,8 +95,24 @@ pub struct PluginStatus {
 pub struct UpstreamStatus {
     /// Its name.
     pub name: Arc<str>,
-    /// Its endpoints, `host:port`.
-    pub endpoints: Vec<Arc<str>>,
+    /// Its endpoints, in the order of the configuration.
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// An endpoint; how it is is read when it is asked for.
+#[derive(Debug, Clone)]
+pub struct EndpointStatus(pub Arc<Endpoint>);
+
+impl Serialize for EndpointStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let EndpointStatus(endpoint) = self;
+        let mut fields = serializer.serialize_struct("EndpointStatus", 4)?;
+        fields.serialize_field("address", &*endpoint.authority)?;
+        fields.serialize_field("state", endpoint.state().as_str())?;
+        fields.serialize_field("in_flight", &endpoint.in_flight())?;
+        fields.serialize_field("ejections", &endpoint.ejections())?;
+        fields.end()
+    }
 }
 
 /// A reload that was refused.
@@ -137,7 +155,7 @@ impl Status {
         });
         let upstreams = built.upstreams.iter().map(|built| UpstreamStatus {
             name: built.upstream.name.clone(),
-            endpoints: built.upstream.endpoints.iter().map(|endpoint| endpoint.authority.clone()).collect(),
+            endpoints: built.upstream.endpoints.iter().cloned().map(EndpointStatus).collect(),
         });
         Status {
             generation: generation.number,

@@ -141,6 +141,7 @@ impl Admin {
                 ("unchanged", status.reloads.unchanged),
             ],
             refused: status.last_error.is_some(),
+            upstreams: status.upstreams.clone(),
         });
         Facts {
             uptime_seconds: self.started.elapsed().as_secs_f64(),

@@ -272,11 +272,16 @@ async fn attempt(
     body: RequestBody,
 ) -> Answer {
     let start = Instant::now();
+    let retries = &upstream.retries;
+    let wish = upstream.wish(live.exchange());
     let (mut number, mut stale, mut avoid) = (1, 0, None);
     let mut body = Some(body);
+    // The retry that is under way, if this attempt is one.
+    let mut retrying = None;
     loop {
-        let endpoint = upstream.next(avoid).clone();
-        let told = told(live, upstream, &endpoint, host);
+        let chosen = upstream.choose(wish, avoid);
+        let endpoint = chosen.endpoint;
+        let told = told(live, upstream, endpoint, host);
         let parts = live.parts();
         let (name, address) = (upstream.name.clone(), endpoint.authority.clone());
         parts.attempt = Some(Attempt { number, upstream: name, endpoint: address });
@@ -291,50 +296,75 @@ async fn attempt(
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
             let head = head(&outgoing, &[]);
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
-            (send(upstream, &endpoint, head, sending).await, head.method.is_idempotent())
+            let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
+            (sent, head.method.is_idempotent())
         } else {
             let head = head(live.request(), &told);
-            (send(upstream, &endpoint, head, sending).await, head.method.is_idempotent())
+            let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
+            (sent, head.method.is_idempotent())
         };
         let again = repeated.filter(|_| is_idempotent);
-        let error = match sent {
-            Ok(response) => {
-                let duration = start.elapsed();
-                live.upstream_duration = Some(duration);
-                upstream.metrics.duration.observe(duration);
-                return Answer::Upstream(response);
+        let (AttemptError { kind, unsent, reused }, response) = match sent {
+            Ok(mut response) => {
+                upstream.answered(chosen, response.status());
+                let is_secure = live.exchange().scheme() == "https";
+                upstream.stick(wish, chosen.index, is_secure, response.headers_mut());
+                if !retries.on_status.contains(&response.status()) {
+                    return answered(live, upstream, start, response);
+                }
+                (AttemptError::of(&response), Some(response))
             }
-            Err(error) => error,
+            Err(error) => {
+                if let Some(answer) = failed_upload(live) {
+                    return answer;
+                }
+                (error, None)
+            }
         };
-        if let Some(answer) = failed_upload(live) {
-            return answer;
-        }
-        let AttemptError { kind, unsent, reused } = error;
-        if matches!(kind, AttemptFailure::ResponseTimeout | AttemptFailure::Failed) {
-            upstream.metrics.failures.increment();
-        }
         body = unsent.or(again);
-        if body.is_none() {
-            return fault_of(kind).into();
-        }
-        if reused && kind == AttemptFailure::Failed && stale < MAX_STALE {
+        if body.is_some() && reused && kind == AttemptFailure::Failed && stale < MAX_STALE {
             stale += 1;
-        } else if number > upstream.retries {
-            return fault_of(kind).into();
-        } else {
-            number += 1;
-            avoid = Some(endpoint.id);
-            upstream.metrics.retries.increment();
+            upstream.metrics.failures.increment();
+            continue;
         }
+        upstream.failed(chosen, kind);
+        let is_worth_it = body.is_some() && number <= retries.attempts && retries.follow(kind);
+        let has_time = retries.total.is_none_or(|total| start.elapsed() < total);
+        drop(retrying.take());
+        retrying = if is_worth_it && has_time { upstream.retry() } else { None };
+        if retrying.is_none() {
+            return match response {
+                Some(response) => answered(live, upstream, start, response),
+                None => fault_of(kind).into(),
+            };
+        }
+        if let Some(response) = response {
+            response.into_body().release().await;
+        }
+        number += 1;
+        avoid = Some(endpoint.id);
     }
+}
+
+fn answered(
+    live: &mut Live,
+    upstream: &Upstream,
+    start: Instant,
+    response: Response<UpstreamBody>,
+) -> Answer {
+    let duration = start.elapsed();
+    live.upstream_duration = Some(duration);
+    upstream.metrics.duration.observe(duration);
+    Answer::Upstream(response)
 }
 
 fn fault_of(kind: AttemptFailure) -> Fault {
     match kind {
         AttemptFailure::Unreachable => Fault::Unreachable,
         AttemptFailure::ConnectTimeout => Fault::ConnectTimeout,
-        AttemptFailure::ResponseTimeout => Fault::ResponseTimeout,
-        AttemptFailure::Failed => Fault::UpstreamFailed,
+        AttemptFailure::ResponseTimeout | AttemptFailure::OutOfTime => Fault::ResponseTimeout,
+        AttemptFailure::Failed | AttemptFailure::Status(_) => Fault::UpstreamFailed,
+        AttemptFailure::Overloaded => Fault::Overloaded,
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -181,6 +181,18 @@ pub struct UpstreamMetrics {
     pub failures: Counter,
     /// Attempts after the first.
     pub retries: Counter,
+    /// Attempts that were not made because too many retries were under way.
+    pub retries_refused: Counter,
+    /// Requests refused because too many were under way.
+    pub overloads: Counter,
+    /// Requests under way, to the end of their responses.
+    pub in_flight: Counter,
+    /// Retries under way, to the heads of their responses.
+    pub(crate) retrying: Counter,
+    /// Requests under way where they are limited: one number for all workers, so that the limit is exact.
+    pub(crate) limited: AtomicU32,
+    /// Held while an endpoint is ejected, which is a matter of how many others are.
+    pub(crate) ejecting: Mutex<()>,
     /// From the attempt to the response's head.
     pub duration: Histogram,
 }
@@ -259,8 +271,19 @@ impl Metrics {
             connect_failures: Counter::new(rows),
             failures: Counter::new(rows),
             retries: Counter::new(rows),
+            retries_refused: Counter::new(rows),
+            overloads: Counter::new(rows),
+            in_flight: Counter::new(rows),
+            retrying: Counter::new(rows),
+            limited: AtomicU32::new(0),
+            ejecting: Mutex::default(),
             duration: Histogram::new(rows),
         })
+    }
+
+    /// A counter that belongs to nobody yet.
+    pub(crate) fn counter(&self) -> Counter {
+        Counter::new(self.rows)
     }
 
     /// All routes seen so far, by name.

@@ -57,6 +57,8 @@ pub(crate) enum Fault {
     ResponseTimeout,
     /// The upstream's connection failed, or what came was not HTTP.
     UpstreamFailed,
+    /// The upstream has as many requests as it may have.
+    Overloaded,
 }
 
 impl Fault {
@@ -93,6 +95,7 @@ impl Fault {
             Fault::ConnectTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.connect_timeout"),
             Fault::ResponseTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.response_timeout"),
             Fault::UpstreamFailed => (Upstream, StatusCode::BAD_GATEWAY, "upstream.failed"),
+            Fault::Overloaded => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.overloaded"),
         }
     }
 
@@ -114,7 +117,7 @@ impl Fault {
         let reply = Reply::deny(status, reason);
         match self {
             Fault::MethodNotAllowed(allow) => reply.header(ALLOW, allow.clone()),
-            Fault::BodyBudget => reply.header(RETRY_AFTER, HeaderValue::from_static("1")),
+            Fault::BodyBudget | Fault::Overloaded => reply.header(RETRY_AFTER, HeaderValue::from_static("1")),
             _ => reply,
         }
     }

@@ -1,5 +1,6 @@
 use super::*;
-use crate::config::{Action, Admin, ChainEntry, HostHeader, OnError, Predicate};
+use crate::HostHeader;
+use crate::config::{Action, Admin, ChainEntry, OnError, Predicate};
 
 const FULL: &str = r#"
 workers: 2

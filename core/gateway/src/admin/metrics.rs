@@ -6,8 +6,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
+use portcullis_control::{EndpointStatus, UpstreamStatus};
 use portcullis_plugin::{CounterReading, HookName};
 use portcullis_proxy::metrics::{BUCKETS, Counter, Histogram, Metrics, PluginMetrics};
+use portcullis_proxy::upstream::Endpoint;
 
 /// The page's media type.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -35,6 +37,8 @@ pub(crate) struct ControlFacts {
     /// Reloads by outcome.
     pub(crate) reloads: Vec<(&'static str, u64)>,
     pub(crate) refused: bool,
+    /// Upstreams of the running generation.
+    pub(crate) upstreams: Vec<UpstreamStatus>,
 }
 
 /// The whole page.
@@ -47,6 +51,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     plugins(&mut page, metrics);
     plugins_own(&mut page, metrics);
     upstreams(&mut page, metrics);
+    endpoints(&mut page, facts);
     page.text
 }
 
@@ -204,6 +209,41 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
         |upstream| &upstream.failures,
     );
     counters("upstream_retries_total", "attempts after the first", |upstream| &upstream.retries);
+    counters(
+        "upstream_retry_budget_exhausted_total",
+        "attempts that were not made because too many retries were under way",
+        |upstream| &upstream.retries_refused,
+    );
+    counters("upstream_overloads_total", "requests refused because of `max_requests`", |upstream| {
+        &upstream.overloads
+    });
+    let mut in_flight = page.gauge("upstream_in_flight", "requests under way to an upstream");
+    for (upstream, counted) in &upstreams {
+        in_flight.sample(&[("upstream", upstream)], counted.in_flight.value());
+    }
+}
+
+/// The endpoints of the running generation.
+fn endpoints(page: &mut Page, facts: &Facts) {
+    let upstreams = facts.control.iter().flat_map(|control| &control.upstreams);
+    let endpoints: Vec<_> = upstreams
+        .flat_map(|upstream| {
+            upstream.endpoints.iter().map(|EndpointStatus(endpoint)| (&*upstream.name, endpoint))
+        })
+        .collect();
+    let each = |mut family: Family<'_>, value: fn(&Endpoint) -> u64| {
+        for (upstream, endpoint) in &endpoints {
+            family.sample(&[("upstream", upstream), ("endpoint", &endpoint.authority)], value(endpoint));
+        }
+    };
+    each(page.gauge("endpoint_healthy", "1 if the endpoint is neither ejected nor unhealthy"), |endpoint| {
+        endpoint.state().is_healthy().into()
+    });
+    each(
+        page.counter("endpoint_ejections_total", "times that requests showed that the endpoint fails"),
+        Endpoint::ejections,
+    );
+    each(page.gauge("endpoint_in_flight", "requests under way to the endpoint"), Endpoint::in_flight);
 }
 
 #[derive(Default)]
@@ -376,6 +416,12 @@ mod tests {
                 generation: 3,
                 reloads: vec![("applied", 2), ("refused", 1)],
                 refused: true,
+                upstreams: vec![UpstreamStatus {
+                    name: "api".into(),
+                    endpoints: vec![EndpointStatus(
+                        Endpoint::new("10.0.0.1:80", &Metrics::new(1)).unwrap().into(),
+                    )],
+                }],
             }),
         }
     }
@@ -491,5 +537,7 @@ mod tests {
         assert_eq!(value(&samples, "portcullis_reloads_total", &[("outcome", "refused")]), 1.0);
         assert_eq!(value(&samples, "portcullis_reload_refused", &[]), 1.0);
         assert_eq!(value(&samples, "portcullis_log_dropped_total", &[("log", "/var/log/a.log")]), 4.0);
+        let endpoint = [("upstream", "api"), ("endpoint", "10.0.0.1:80")];
+        assert_eq!(value(&samples, "portcullis_endpoint_healthy", &endpoint), 1.0);
     }
 }

@@ -130,7 +130,7 @@ fn summary(status: &Value, now: u64) -> String {
         page.line("listener", &format!("{}: {}{tls}", text(listener, "name"), addresses.join(", ")));
     }
     for upstream in list(status, "upstreams") {
-        let endpoints: Vec<_> = list(upstream, "endpoints").filter_map(Value::as_str).collect();
+        let endpoints: Vec<_> = list(upstream, "endpoints").map(endpoint).collect();
         page.line("upstream", &format!("{}: {}", text(upstream, "name"), endpoints.join(", ")));
     }
     for plugin in list(status, "plugins") {
@@ -161,6 +161,14 @@ fn summary(status: &Value, now: u64) -> String {
         page.text.push_str(&format!("\nthe {what} {age} was refused, {instead}:\n\n{text}"));
     }
     page.text
+}
+
+/// Its address, and how it is unless it is healthy.
+fn endpoint(endpoint: &Value) -> String {
+    match (text(endpoint, "address"), text(endpoint, "state").as_str()) {
+        (address, "healthy") => address,
+        (address, state) => format!("{address} ({})", state.replace('_', " ")),
+    }
 }
 
 /// Lines with their subject in front, named once in a row.
@@ -217,7 +225,9 @@ mod tests {
             "generation": 3, "version": "ab12", "applied": 1000, "started": 900, "gateway_version": "0.1.0",
             "config": "gateway.yaml", "routes": 2,
             "listeners": [{ "name": "web", "tls": true, "addresses": [{ "configured": "[::]:0", "actual": "[::]:443" }] }],
-            "upstreams": [{ "name": "api", "endpoints": ["a:1", "b:2"] }],
+            "upstreams": [{ "name": "api", "endpoints": [
+                { "address": "a:1", "state": "healthy" }, { "address": "b:2", "state": "ejected" },
+            ] }],
             "plugins": [
                 { "name": "cors", "kind": "cors", "scope": "gateway", "file": null },
                 { "name": "users/x", "kind": "rhai", "scope": "route users", "file": "x.rhai" },
@@ -232,7 +242,7 @@ generation  3 (version ab12), applied 90 s ago
 gateway     version 0.1.0, started 3 min ago
 config      gateway.yaml
 listener    web: [::]:443, TLS
-upstream    api: a:1, b:2
+upstream    api: a:1, b:2 (ejected)
 plugin      cors: cors of gateway
             users/x: rhai of route users, x.rhai
 routes      2

@@ -8,12 +8,14 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::http1::{Broken, Http1, RequestHead};
+use super::judge::Running;
+use super::retry::TryLimit;
 use super::{Endpoint, Upstream, pool};
 use crate::body::{RequestBody, UploadState};
 use crate::reply::Fault;
@@ -24,9 +26,11 @@ pub(crate) struct Conn {
     http: Http1<TcpStream>,
     timer: LazyTimer,
     upstream: Arc<Upstream>,
-    endpoint: u32,
+    endpoint: Arc<Endpoint>,
     idle_since: Instant,
     reused: bool,
+    /// Whether it has a request under way that is counted.
+    counted: bool,
 }
 
 /// Why an attempt gave no response.
@@ -38,6 +42,13 @@ pub(crate) struct AttemptError {
     pub(crate) reused: bool,
 }
 
+impl AttemptError {
+    /// Of a response after which another attempt may help.
+    pub(crate) fn of(response: &Response<UpstreamBody>) -> Self {
+        AttemptError { kind: AttemptFailure::Status(response.status()), unsent: None, reused: false }
+    }
+}
+
 /// In which way an attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AttemptFailure {
@@ -45,14 +56,37 @@ pub(crate) enum AttemptFailure {
     ConnectTimeout,
     ResponseTimeout,
     Failed,
+    /// A response, but one after which another attempt may help.
+    Status(StatusCode),
+    /// The time for all attempts together is over.
+    OutOfTime,
+    /// The upstream has as many requests as it may have.
+    Overloaded,
 }
 
 /// Sends a request to an endpoint, over an idle connection if a live one is there.
 pub(crate) async fn send(
     upstream: &Arc<Upstream>,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
+    head: RequestHead<'_>,
+    body: RequestBody,
+    limit: Option<TryLimit>,
+) -> Result<Response<UpstreamBody>, AttemptError> {
+    let Some(running) = upstream.begin(endpoint) else {
+        return Err(AttemptError { kind: AttemptFailure::Overloaded, unsent: Some(body), reused: false });
+    };
+    let sending = send_counted(upstream, endpoint, head, body, running);
+    let Some(TryLimit { length, failure }) = limit else { return sending.await };
+    let cut_off = AttemptError { kind: failure, unsent: None, reused: false };
+    timeout(length, sending).await.unwrap_or(Err(cut_off))
+}
+
+async fn send_counted(
+    upstream: &Arc<Upstream>,
+    endpoint: &Arc<Endpoint>,
     head: RequestHead<'_>,
     mut body: RequestBody,
+    running: Running<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
     while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, cx))).await {
         // A connection outlives reloads, the settings it was opened under must not.
@@ -62,17 +96,20 @@ pub(crate) async fn send(
         match conn.exchange(head, body).await {
             // It was closed while it lay idle; nothing was sent.
             Err(AttemptError { unsent: Some(unsent), .. }) => body = unsent,
-            result => return result,
+            result => return result.map(|response| response.map(|body| body.counted(running))),
         }
     }
     match Conn::open(upstream, endpoint).await {
-        Ok(conn) => conn.exchange(head, body).await,
+        Ok(conn) => {
+            let result = conn.exchange(head, body).await;
+            result.map(|response| response.map(|body| body.counted(running)))
+        }
         Err(kind) => Err(AttemptError { kind, unsent: Some(body), reused: false }),
     }
 }
 
 impl Conn {
-    async fn open(upstream: &Arc<Upstream>, endpoint: &Endpoint) -> Result<Box<Self>, AttemptFailure> {
+    async fn open(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Result<Box<Self>, AttemptFailure> {
         let connected = timeout(upstream.timeouts.connect, TcpStream::connect(&*endpoint.authority)).await;
         let failure = match connected {
             Ok(Ok(stream)) => {
@@ -89,16 +126,17 @@ impl Conn {
         Err(failure)
     }
 
-    fn new(stream: TcpStream, upstream: &Arc<Upstream>, endpoint: &Endpoint) -> Box<Self> {
+    fn new(stream: TcpStream, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Box<Self> {
         // Fails only on a dead socket, which the first use will notice.
         let _ = stream.set_nodelay(true);
         Box::new(Conn {
             http: Http1::new(stream),
             timer: LazyTimer::new(),
             upstream: upstream.clone(),
-            endpoint: endpoint.id,
+            endpoint: endpoint.clone(),
             idle_since: Instant::now(),
             reused: false,
+            counted: false,
         })
     }
 
@@ -149,7 +187,7 @@ impl Conn {
     }
 
     pub(super) fn endpoint(&self) -> u32 {
-        self.endpoint
+        self.endpoint.id
     }
 
     pub(super) fn max_idle(&self) -> usize {
@@ -162,12 +200,25 @@ impl Conn {
 
     /// Puts the connection into the pool if it is fit for another request.
     fn recycle(mut self: Box<Self>, cx: &mut Context<'_>) {
+        self.end_request();
         if self.is_usable(cx) {
             self.http.rest();
             self.idle_since = Instant::now();
             self.reused = true;
             pool::check_in(self);
         }
+    }
+
+    fn end_request(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.upstream.end(&self.endpoint);
+        }
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.end_request();
     }
 }
 
@@ -202,6 +253,15 @@ impl From<UpstreamBodyError> for Fault {
 type FramePoll = Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>>;
 
 impl UpstreamBody {
+    /// The request counts as under way until this body ends.
+    fn counted(mut self, running: Running<'_>) -> Self {
+        if let Some(conn) = &mut self.conn {
+            conn.counted = true;
+            running.hand_over();
+        }
+        self
+    }
+
     /// Gives the connection back if the response has no body, or skips what is left of it.
     pub(crate) async fn release(mut self) {
         poll_fn(|cx| {

@@ -9,7 +9,7 @@ use http::uri::PathAndQuery;
 use http::{Request, Response};
 use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 
-use super::{AttemptFailure, HostHeader, RequestHead, Upstream, send};
+use super::{AttemptFailure, HostHeader, RequestHead, Upstream, Wish, send};
 use crate::body::{Budget, RequestBody, whole};
 use crate::reply::Fault;
 
@@ -32,7 +32,8 @@ impl UpstreamClient {
         limits: OutboundLimits,
     ) -> Result<Response<Bytes>, OutboundError> {
         let (mut head, body) = request.into_parts();
-        let endpoint = self.upstream.next(None);
+        let chosen = self.upstream.choose(Wish::Any, None);
+        let endpoint = chosen.endpoint;
         if !head.headers.contains_key(HOST) {
             let host = match &self.upstream.host {
                 HostHeader::Name(name) => name.clone(),
@@ -44,18 +45,21 @@ impl UpstreamClient {
         let target = head.uri.path_and_query().unwrap_or(&root);
         let sending = RequestHead { method: &head.method, target, headers: &head.headers, told: &[] };
         let start = Instant::now();
-        let sent = send(&self.upstream, endpoint, sending, RequestBody::Whole(body)).await;
+        let sent = send(&self.upstream, endpoint, sending, RequestBody::Whole(body), None).await;
         let response = sent.map_err(|error| {
-            if matches!(error.kind, AttemptFailure::ResponseTimeout | AttemptFailure::Failed) {
-                self.upstream.metrics.failures.increment();
-            }
+            self.upstream.failed(chosen, error.kind);
             match error.kind {
                 AttemptFailure::Unreachable => OutboundError::Unreachable,
-                AttemptFailure::ConnectTimeout | AttemptFailure::ResponseTimeout => OutboundError::Timeout,
-                AttemptFailure::Failed => OutboundError::Failed,
+                AttemptFailure::ConnectTimeout
+                | AttemptFailure::ResponseTimeout
+                | AttemptFailure::OutOfTime => OutboundError::Timeout,
+                AttemptFailure::Failed | AttemptFailure::Status(_) | AttemptFailure::Overloaded => {
+                    OutboundError::Failed
+                }
             }
         })?;
         self.upstream.metrics.duration.observe(start.elapsed());
+        self.upstream.answered(chosen, response.status());
         let (head, mut body) = response.into_parts();
         let mut held = self.budget.hold();
         let read = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge).await;

@@ -20,7 +20,7 @@ use portcullis_proxy::chain::{Chain, Instance, OnError};
 use portcullis_proxy::generation::{Action, Generation, Listener, ListenerLimits, Rewrite, Route};
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::routes::{PathPattern, RouteMatch, RouteTable};
-use portcullis_proxy::upstream::{Endpoint, HostHeader, Timeouts, Upstream};
+use portcullis_proxy::upstream::{Endpoint, Timeouts, Upstream};
 
 /// A free port of this machine.
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -64,7 +64,7 @@ impl Setup {
         let response_timeout = Duration::from_secs(5);
         Setup {
             listener_name: "public",
-            endpoint: Arc::new(Endpoint::new(&upstream.to_string()).unwrap()),
+            endpoint: Arc::new(Endpoint::new(&upstream.to_string(), &Metrics::new(1)).unwrap()),
             response_timeout,
             plugin_timeout: Duration::from_millis(200),
             plugins: Vec::new(),
@@ -96,9 +96,6 @@ impl Setup {
         });
         let chain = Arc::new(Chain::new(instances.collect()));
         let upstream = Upstream {
-            name: "origin".into(),
-            endpoints: vec![self.endpoint.clone()],
-            turns: Upstream::turns(&[1]),
             timeouts: Timeouts {
                 connect: Duration::from_secs(2),
                 response: self.response_timeout,
@@ -106,9 +103,7 @@ impl Setup {
                 body: Duration::from_secs(5),
             },
             max_idle: 8,
-            retries: 1,
-            host: HostHeader::Preserve,
-            metrics: metrics.upstream("origin"),
+            ..Upstream::new("origin", vec![self.endpoint.clone()], metrics.upstream("origin"))
         };
         let table = RouteTable::new(vec![RouteMatch {
             hosts: Vec::new(),

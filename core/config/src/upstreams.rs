@@ -1,0 +1,513 @@
+//! Upstreams: where requests are sent, by which rule, and what happens when an endpoint fails.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::config::{Status, at_least_one, seconds};
+use crate::values::{Duration, HeaderName, PathPrefix, Percent, is_token, positive};
+
+/// A group of endpoints that serve the same.
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Upstream {
+    /// Its key in `upstreams`.
+    #[schemars(skip)]
+    pub name: String,
+    /// Where it is served; at least one.
+    #[schemars(length(min = 1))]
+    pub endpoints: Vec<Endpoint>,
+    /// How an endpoint is chosen: `round_robin`, `least_request` (the less busy of two drawn by lot), `random`,
+    /// `{ hash: { by: client } }` or `{ sticky: { cookie: name } }`. Default `round_robin`.
+    #[schemars(default)]
+    pub balance: Balance,
+    /// Share of a priority's endpoints that must be healthy; with fewer, the next priority serves too. Default `50%`.
+    #[schemars(default = "default_min_healthy")]
+    pub min_healthy: Percent,
+    /// How long an endpoint that comes back gets less than its share, a tenth at first. Default: its share at once.
+    /// Not for `hash` and `sticky`. Example: `30s`.
+    pub slow_start: Option<Duration>,
+    /// When requests show that an endpoint fails: for how long it gets none, or `off`.
+    #[schemars(schema_with = "crate::schema::eject", default)]
+    pub eject: Eject,
+    /// Checks that the gateway makes itself, independent of requests. Default: none.
+    pub health: Option<Health>,
+    /// Requests under way at a time, over all workers; more are answered with 503. Default: no limit. Example: `500`.
+    pub max_requests: Option<NonZeroU32>,
+    /// Timeouts.
+    #[schemars(default)]
+    pub timeouts: Timeouts,
+    /// Idle connections kept by each worker to each endpoint. Default `64`.
+    #[schemars(default = "default_max_idle")]
+    pub max_idle: u32,
+    /// Further attempts after a failed one, where repeating is safe: how many, or a table. Default `1`.
+    #[schemars(schema_with = "crate::schema::retries", default)]
+    pub retries: Retries,
+    /// The `Host` header that is sent: `preserve` the client's, the `endpoint`'s, or this name. Default `preserve`.
+    #[schemars(with = "String", default)]
+    pub host: HostHeader,
+}
+
+/// One server of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Host name or IP address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Share of the requests, relative to the other endpoints. Default `1`.
+    pub weight: NonZeroU32,
+    /// 0 serves first, the next when too few of the former are healthy. Default `0`.
+    pub priority: u8,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Balance {
+    /// In turns, as often as the weights say.
+    #[default]
+    RoundRobin,
+    /// The one with fewer requests under way, of two drawn by lot.
+    LeastRequest,
+    /// By lot.
+    Random,
+    /// Always the same for the same value, as far as it is healthy and not much busier than the others.
+    Hash(HashBy),
+    /// The one that a cookie names.
+    Sticky(Sticky),
+}
+
+/// What of a request is hashed. Requests without it are spread by lot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashBy {
+    /// The client's address.
+    Client,
+    /// Who is calling, as an authentication plugin found out.
+    Principal,
+    /// A header.
+    Header(HeaderName),
+    /// A cookie.
+    Cookie(String),
+}
+
+/// A cookie that names the endpoint of a client, in a form that tells nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sticky {
+    /// Name of the cookie. Example: `route`.
+    #[serde(deserialize_with = "cookie_name")]
+    pub cookie: String,
+    /// Secret text from which the cookie's values are made; the same for several gateways. Default: random at each
+    /// start, after which clients may change their endpoint once. Example: `${STICKY_KEY}`.
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+/// When requests show that an endpoint fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Eject {
+    /// Failures in a row after which it gets no requests. Default `5`; `off` for the whole table never ejects.
+    pub failures: NonZeroU32,
+    /// Whether responses with status 500 to 599 are failures, too. Default `false`.
+    pub server_errors: bool,
+    /// For how long, times the ejections in a row. After it one request tries whether the endpoint is back.
+    /// Default `10s`.
+    #[serde(deserialize_with = "positive")]
+    pub time: Duration,
+    /// The longest time. Default `5m`.
+    #[serde(deserialize_with = "positive")]
+    pub max_time: Duration,
+    /// Share of the endpoints that may be ejected together. Default `50%`; `0%` ejects none.
+    pub max_ejected: Percent,
+}
+
+/// Checks that the gateway makes itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// Path to get. Default: none, a check only connects. Example: `/healthz`.
+    pub path: Option<PathPrefix>,
+    /// Status codes that are healthy, any of them. Default: 200 to 299.
+    pub status: Vec<Status>,
+    /// Between two checks of an endpoint. Default `5s`.
+    #[serde(deserialize_with = "positive")]
+    pub interval: Duration,
+    /// How long a check may take. Default `2s`.
+    #[serde(deserialize_with = "positive")]
+    pub timeout: Duration,
+    /// Checks in a row that must succeed until an unhealthy endpoint is healthy. Default `2`.
+    pub healthy: NonZeroU32,
+    /// Checks in a row that must fail until a healthy endpoint is unhealthy. Default `3`.
+    pub unhealthy: NonZeroU32,
+}
+
+/// Further attempts after a failed one: of requests that may be repeated (RFC 9110, 9.2.2), or were not sent yet.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retries {
+    /// How many. Default `1`.
+    pub attempts: u8,
+    /// How long one attempt may take to the response's headers, beside the `timeouts`. Default: as long as those.
+    #[schemars(with = "Option<Duration>")]
+    #[serde(deserialize_with = "maybe_positive")]
+    pub per_try_timeout: Option<Duration>,
+    /// How long all attempts together may take to the response's headers. Default: no limit.
+    #[schemars(with = "Option<Duration>")]
+    #[serde(deserialize_with = "maybe_positive")]
+    pub timeout: Option<Duration>,
+    /// After which failures: `connect` (no connection), `timeout` (no response in time), `broken` (the connection
+    /// broke, or what came was not HTTP), and status codes. Default `[connect, timeout, broken]`.
+    pub on: Vec<RetryOn>,
+    /// Bounds the retries of all requests together, so that they cannot multiply an outage.
+    pub budget: RetryBudget,
+}
+
+/// A failure after which there is another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryOn {
+    /// No connection, or not in time.
+    Connect,
+    /// No response in time.
+    Timeout,
+    /// The connection broke, or what came was not HTTP.
+    Broken,
+    /// A response with this status.
+    Status(u16),
+}
+
+/// How many retries may be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetryBudget {
+    /// Share of the upstream's requests under way that may be retries. Default `20%`.
+    pub share: Percent,
+    /// Retries that may be under way however few requests there are. Default `10`.
+    pub min: u32,
+}
+
+/// Timeouts of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// To open a connection. Default `2s`.
+    #[serde(deserialize_with = "positive")]
+    pub connect: Duration,
+    /// From the end of the request to the response's headers. Default `30s`.
+    #[serde(deserialize_with = "positive")]
+    pub response: Duration,
+    /// An unused connection is closed after this. Default `60s`.
+    #[serde(deserialize_with = "positive")]
+    pub idle: Duration,
+    /// The longest pause between two pieces of a body. Default `60s`.
+    #[serde(deserialize_with = "positive")]
+    pub body: Duration,
+}
+
+/// The `Host` header sent to an upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HostHeader {
+    /// The client's.
+    #[default]
+    Preserve,
+    /// The endpoint's.
+    Endpoint,
+    /// This one.
+    Name(String),
+}
+
+impl Upstream {
+    /// An upstream of which nothing is known but its name.
+    pub(crate) fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            endpoints: Vec::new(),
+            balance: Balance::default(),
+            min_healthy: default_min_healthy(),
+            slow_start: None,
+            eject: Eject::default(),
+            health: None,
+            max_requests: None,
+            timeouts: Timeouts::default(),
+            max_idle: default_max_idle(),
+            retries: Retries::default(),
+            host: HostHeader::default(),
+        }
+    }
+}
+
+impl Default for Eject {
+    fn default() -> Self {
+        Self {
+            failures: at_least_one(5),
+            server_errors: false,
+            time: seconds(10),
+            max_time: seconds(300),
+            max_ejected: Percent(50),
+        }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            path: None,
+            status: Vec::new(),
+            interval: seconds(5),
+            timeout: seconds(2),
+            healthy: at_least_one(2),
+            unhealthy: at_least_one(3),
+        }
+    }
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            attempts: 1,
+            per_try_timeout: None,
+            timeout: None,
+            on: vec![RetryOn::Connect, RetryOn::Timeout, RetryOn::Broken],
+            budget: RetryBudget::default(),
+        }
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { share: Percent(20), min: 10 }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: seconds(2), response: seconds(30), idle: seconds(60), body: seconds(60) }
+    }
+}
+
+fn default_min_healthy() -> Percent {
+    Percent(50)
+}
+
+fn default_max_idle() -> u32 {
+    64
+}
+
+fn cookie_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    if is_token(&name) { Ok(name) } else { Err(de::Error::custom("expected a cookie name such as `route`")) }
+}
+
+fn maybe_positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    positive(deserializer).map(Some)
+}
+
+impl<'de> Deserialize<'de> for Balance {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(BalanceVisitor)
+    }
+}
+
+struct BalanceVisitor;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum BalanceTable {
+    Hash(HashTable),
+    Sticky(Sticky),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HashTable {
+    by: HashBy,
+}
+
+impl<'de> Visitor<'de> for BalanceVisitor {
+    type Value = Balance;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "`round_robin`, `least_request`, `random`, `{ hash: { by: client } }` or `{ sticky: { cookie: route } }`",
+        )
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Balance, E> {
+        match text {
+            "round_robin" => Ok(Balance::RoundRobin),
+            "least_request" => Ok(Balance::LeastRequest),
+            "random" => Ok(Balance::Random),
+            _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Balance, A::Error> {
+        Ok(match BalanceTable::deserialize(MapAccessDeserializer::new(map))? {
+            BalanceTable::Hash(HashTable { by }) => Balance::Hash(by),
+            BalanceTable::Sticky(sticky) => Balance::Sticky(sticky),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for HashBy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(HashByVisitor)
+    }
+}
+
+struct HashByVisitor;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum HashByTable {
+    Header(HeaderName),
+    #[serde(deserialize_with = "cookie_name")]
+    Cookie(String),
+}
+
+impl<'de> Visitor<'de> for HashByVisitor {
+    type Value = HashBy;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`client`, `principal`, `{ header: x-tenant }` or `{ cookie: session }`")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<HashBy, E> {
+        match text {
+            "client" => Ok(HashBy::Client),
+            "principal" => Ok(HashBy::Principal),
+            _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<HashBy, A::Error> {
+        Ok(match HashByTable::deserialize(MapAccessDeserializer::new(map))? {
+            HashByTable::Header(name) => HashBy::Header(name),
+            HashByTable::Cookie(name) => HashBy::Cookie(name),
+        })
+    }
+}
+
+impl Serialize for RetryOn {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Connect => serializer.serialize_str("connect"),
+            Self::Timeout => serializer.serialize_str("timeout"),
+            Self::Broken => serializer.serialize_str("broken"),
+            Self::Status(code) => serializer.serialize_u16(*code),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RetryOn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RetryOnVisitor)
+    }
+}
+
+struct RetryOnVisitor;
+
+impl Visitor<'_> for RetryOnVisitor {
+    type Value = RetryOn;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`connect`, `timeout`, `broken` or a status code from 400 to 599")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<RetryOn, E> {
+        match text {
+            "connect" => Ok(RetryOn::Connect),
+            "timeout" => Ok(RetryOn::Timeout),
+            "broken" => Ok(RetryOn::Broken),
+            _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+        }
+    }
+
+    fn visit_u64<E: de::Error>(self, code: u64) -> Result<RetryOn, E> {
+        match u16::try_from(code) {
+            Ok(code @ 400..600) => Ok(RetryOn::Status(code)),
+            _ => Err(E::invalid_value(de::Unexpected::Unsigned(code), &self)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The first upstream, or the first error with its line.
+    fn read(text: &str) -> Result<Upstream, String> {
+        match crate::parse(Path::new("x.yaml"), text, &|_| None) {
+            Ok(loaded) => Ok(loaded.config.upstreams[0].clone()),
+            Err(errors) => {
+                let error = &errors.0[0];
+                Err(format!("{}: {}", error.span.unwrap_or_default().line, error.message))
+            }
+        }
+    }
+
+    /// The settings of the one upstream.
+    fn configuration(settings: &str) -> String {
+        let endpoints = if settings.starts_with("endpoints") { "" } else { "endpoints: [http://a:1], " };
+        format!(
+            "listeners: [{{ bind: 0.0.0.0:80 }}]\nupstreams: {{ api: {{ {endpoints}{settings} }} }}\nroutes: [{{ upstream: api }}]\n"
+        )
+    }
+
+    #[test]
+    fn an_upstream_says_how_it_balances_and_what_happens_when_it_fails() {
+        let read = |settings: &str| read(&configuration(settings)).unwrap();
+        assert_eq!(read("balance: least_request").balance, Balance::LeastRequest);
+        assert_eq!(read("balance: { hash: { by: client } }").balance, Balance::Hash(HashBy::Client));
+        let by = read("balance: { hash: { by: { cookie: s } } }").balance;
+        assert_eq!(by, Balance::Hash(HashBy::Cookie("s".to_owned())));
+        assert!(matches!(read("balance: { sticky: { cookie: s } }").balance, Balance::Sticky(_)));
+        assert_eq!(read("retries: 3").retries.attempts, 3);
+        let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;
+        assert_eq!((retries.attempts, retries.on), (1, vec![RetryOn::Connect, RetryOn::Status(503)]));
+        assert_eq!((retries.budget.share, retries.budget.min), (Percent(5), 10));
+        assert_eq!(read("eject: off").eject.max_ejected, Percent(0));
+        assert_eq!(read("health: { path: /healthz }").health.unwrap().unhealthy.get(), 3);
+    }
+
+    #[test]
+    fn mistakes_in_an_upstream_are_told_where_they_are() {
+        let wrong = |settings: &str| read(&configuration(settings)).unwrap_err();
+        for (settings, expected) in [
+            (
+                "balance: fastest",
+                "2: upstreams.api.balance: expected `round_robin`, `least_request`, `random`",
+            ),
+            (
+                "balance: { hash: { by: ip } }",
+                "2: upstreams.api.balance.hash.by: expected `client`, `principal`",
+            ),
+            (
+                "balance: { sticky: { cookie: \"a b\" } }",
+                "2: upstreams.api.balance.sticky.cookie: expected a cookie name",
+            ),
+            (
+                "retries: { on: [200] }",
+                "2: upstreams.api.retries.on[0]: expected `connect`, `timeout`, `broken`",
+            ),
+            ("retries: { budget: { share: 20 } }", "2: upstreams.api.retries.budget.share: "),
+            ("retries: { atempts: 2 }", "2: unknown key `atempts` in `retries`"),
+            ("eject: { max_ejected: 101% }", "2: upstreams.api.eject.max_ejected: expected a share"),
+            ("eject: { time: 0s }", "2: upstreams.api.eject.time: must be longer than zero"),
+            ("health: { interval: 0s }", "2: upstreams.api.health.interval: must be longer than zero"),
+            ("max_requests: 0", "2: upstreams.api.max_requests: expected a whole number, 1 or more"),
+        ] {
+            assert!(wrong(settings).starts_with(expected), "{settings}: {}", wrong(settings));
+        }
+        assert_eq!(
+            wrong("endpoints: [http://a:1, http://b:1, http://a:1]"),
+            "2: upstreams.api.endpoints[2]: this endpoint stands here twice"
+        );
+    }
+}

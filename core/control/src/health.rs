@@ -1,0 +1,197 @@
+//! Health checks: the gateway asks endpoints how they are, independent of requests.
+//!
+//! One task per endpoint, on the control thread. What it finds is a flag of the endpoint, which workers
+//! read without asking anybody. An endpoint counts as healthy until checks have said otherwise.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_config::Health;
+use portcullis_proxy::upstream::{Endpoint, HostHeader, Upstream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use crate::build::BuiltUpstream;
+
+/// The status line is all that is read of an answer.
+const LONGEST_STATUS_LINE: u64 = 256;
+
+/// The checks of the running generation. They end with this value.
+#[derive(Default)]
+pub(crate) struct Checks {
+    tasks: JoinSet<()>,
+    upstreams: Vec<(Arc<Upstream>, Vec<AbortHandle>)>,
+}
+
+impl Checks {
+    /// Checks these upstreams from now on. Those that are the same as before are not disturbed.
+    pub(crate) fn follow(&mut self, built: &[BuiltUpstream]) {
+        let mut before = std::mem::take(&mut self.upstreams);
+        for BuiltUpstream { config, upstream } in built {
+            match before.iter().position(|(known, _)| Arc::ptr_eq(known, upstream)) {
+                Some(at) => self.upstreams.push(before.swap_remove(at)),
+                None => {
+                    let tasks = self.start(upstream, config.health.as_ref());
+                    self.upstreams.push((upstream.clone(), tasks));
+                }
+            }
+        }
+        before.iter().flat_map(|(_, tasks)| tasks).for_each(AbortHandle::abort);
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    fn start(&mut self, upstream: &Arc<Upstream>, health: Option<&Health>) -> Vec<AbortHandle> {
+        let Some(health) = health else {
+            // What checks said that are no more holds nobody back.
+            for endpoint in &upstream.endpoints {
+                upstream.check_said(endpoint, true);
+            }
+            return Vec::new();
+        };
+        let task = |endpoint: &Arc<Endpoint>| {
+            let check =
+                Check { upstream: upstream.clone(), endpoint: endpoint.clone(), health: health.clone() };
+            self.tasks.spawn(check.run())
+        };
+        upstream.endpoints.iter().map(task).collect()
+    }
+}
+
+/// The check of one endpoint.
+struct Check {
+    upstream: Arc<Upstream>,
+    endpoint: Arc<Endpoint>,
+    health: Health,
+}
+
+/// What the checks so far amount to.
+struct Opinion {
+    healthy: bool,
+    /// Results in a row that say otherwise.
+    otherwise: u32,
+}
+
+impl Opinion {
+    /// Takes a result in; true if it changes the opinion.
+    fn learn(&mut self, good: bool, health: &Health) -> bool {
+        self.otherwise = if good == self.healthy { 0 } else { self.otherwise + 1 };
+        let needed = if self.healthy { health.unhealthy } else { health.healthy };
+        let changes = self.otherwise >= needed.get();
+        if changes {
+            *self = Opinion { healthy: good, otherwise: 0 };
+        }
+        changes
+    }
+}
+
+impl Check {
+    async fn run(self) {
+        let mut opinion = Opinion { healthy: self.endpoint.passes_checks(), otherwise: 0 };
+        loop {
+            let result = self.once().await;
+            if opinion.learn(result.is_ok(), &self.health) {
+                self.tell(&result);
+            }
+            sleep(jittered(self.health.interval.0)).await;
+        }
+    }
+
+    fn tell(&self, result: &Result<(), String>) {
+        if !self.upstream.check_said(&self.endpoint, result.is_ok()) {
+            return;
+        }
+        let (upstream, endpoint) = (&*self.upstream.name, &*self.endpoint.authority);
+        match result {
+            Ok(()) => tracing::info!(upstream, endpoint, "endpoint is healthy again"),
+            Err(why) => tracing::warn!(upstream, endpoint, %why, "endpoint is unhealthy"),
+        }
+    }
+
+    async fn once(&self) -> Result<(), String> {
+        let limit = self.health.timeout.0;
+        timeout(limit, self.ask()).await.unwrap_or_else(|_| Err(format!("no answer in {limit:?}")))
+    }
+
+    /// A connection, and an answer with a good status if there is a path to get.
+    async fn ask(&self) -> Result<(), String> {
+        let failed = |error: std::io::Error| error.to_string();
+        let mut stream = TcpStream::connect(&*self.endpoint.authority).await.map_err(failed)?;
+        let Some(path) = &self.health.path else { return Ok(()) };
+        let host = match &self.upstream.host {
+            HostHeader::Name(name) => name,
+            HostHeader::Preserve | HostHeader::Endpoint => &self.endpoint.host,
+        };
+        let host = host.to_str().unwrap_or_default();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portcullis-health\r\nconnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.map_err(failed)?;
+        let line = status_line(&mut stream).await.map_err(failed)?;
+        let status = status(&line).ok_or("the answer is not HTTP/1")?;
+        if self.is_good(status) { Ok(()) } else { Err(format!("status {status}")) }
+    }
+
+    fn is_good(&self, status: u16) -> bool {
+        match self.health.status.as_slice() {
+            [] => (200..300).contains(&status),
+            good => good.iter().any(|good| good.code() == status),
+        }
+    }
+}
+
+async fn status_line(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let (mut line, mut rest) = (Vec::new(), stream.take(LONGEST_STATUS_LINE));
+    while !line.contains(&b'\n') && rest.read_buf(&mut line).await? > 0 {}
+    Ok(line)
+}
+
+/// The code of a status line (RFC 9112, 4).
+fn status(line: &[u8]) -> Option<u16> {
+    let rest = line.strip_prefix(b"HTTP/1.1 ").or_else(|| line.strip_prefix(b"HTTP/1.0 "))?;
+    let code = std::str::from_utf8(rest.get(..3)?).ok()?;
+    let ends = rest.get(3).is_some_and(|next| matches!(next, b' ' | b'\r' | b'\n'));
+    code.parse().ok().filter(|_| ends)
+}
+
+/// A tenth more or less, so that checks of many endpoints do not stay in step.
+fn jittered(interval: Duration) -> Duration {
+    let lot = RandomState::new().hash_one(()) % 1000;
+    interval.mul_f64(0.9 + 0.2 * lot as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_opinion_changes_after_so_many_results_in_a_row() {
+        let three = std::num::NonZeroU32::new(3).unwrap();
+        let health = Health { unhealthy: three, ..Health::default() };
+        let mut opinion = Opinion { healthy: true, otherwise: 0 };
+        let mut learn = |good| opinion.learn(good, &health);
+        assert_eq!(
+            [false, false, true, false, false, false].map(&mut learn),
+            [false, false, false, false, false, true]
+        );
+        assert_eq!([true, false, true, true, true].map(&mut learn), [false, false, false, true, false]);
+    }
+
+    #[test]
+    fn only_a_status_line_is_one() {
+        assert_eq!(status(b"HTTP/1.1 204 No Content\r\n"), Some(204));
+        assert_eq!(status(b"HTTP/1.0 200\r\n"), Some(200));
+        for wrong in [&b"HTTP/1.1 2000 \r\n"[..], b"HTTP/2 200 \r\n", b"HTTP/1.1 20", b"SSH-2.0-x\r\n", b""] {
+            assert_eq!(status(wrong), None, "{}", String::from_utf8_lossy(wrong));
+        }
+    }
+
+    #[test]
+    fn intervals_differ_by_a_tenth_at_most() {
+        let lengths: Vec<_> = (0..100).map(|_| jittered(Duration::from_secs(10)).as_millis()).collect();
+        assert!(lengths.iter().all(|length| (9_000..=11_000).contains(length)));
+        assert!(lengths.iter().any(|length| *length != lengths[0]));
+    }
+}

@@ -1,0 +1,455 @@
+//! Upstreams that fail: what a client notices of it, which should be nothing where repeating is safe.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use portcullis_tests::{Answer, Gateway, Origin, Setup, request, until, wait_for};
+use serde_json::{Value, json};
+
+/// A gateway before these endpoints.
+fn before(endpoints: &[SocketAddr], settings: &str) -> Gateway {
+    let urls: Vec<_> = endpoints.iter().map(|address| format!("\"http://{address}\"")).collect();
+    with(&format!("endpoints: [{}], {settings}", urls.join(", ")))
+}
+
+fn with(upstream: &str) -> Gateway {
+    let config = format!(
+        "plugins: [{{ access_log: {{ target: access.log }} }}]\nupstreams: {{ origin: {{ {upstream} }} }}\n"
+    );
+    Setup::new(&config).start()
+}
+
+/// An address at which nobody listens.
+fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A server in a process of its own, which answers with its name. The port may be in use for a moment,
+/// by a connection that the system made from it.
+fn server(name: &str, address: SocketAddr) -> Gateway {
+    let config = format!(
+        "listeners: [{{ name: main, bind: \"{address}\" }}]\nroutes: [{{ respond: {{ body: {name} }} }}]\n"
+    );
+    wait_for("the server to start", || Setup::new(&config).try_start().ok())
+}
+
+fn metric(gateway: &Gateway, name: &str, endpoint: SocketAddr) -> f64 {
+    gateway.metric(&format!("portcullis_endpoint_{name}"), &[&format!("endpoint=\"{endpoint}\"")])
+}
+
+fn counted(gateway: &Gateway, name: &str) -> f64 {
+    gateway.metric(&format!("portcullis_upstream_{name}"), &[])
+}
+
+fn is_healthy(gateway: &Gateway, endpoint: SocketAddr) -> bool {
+    metric(gateway, "healthy", endpoint) == 1.0
+}
+
+fn served_by(answer: &Answer) -> Value {
+    assert_eq!(answer.status, 200);
+    answer.json()["origin"].clone()
+}
+
+/// Requests of several clients, one after the other without a pause, while `act` runs.
+struct Load {
+    stop: AtomicBool,
+    asked: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Load {
+    fn during(gateway: &Gateway, act: impl FnOnce(&Load)) {
+        let load = Load { stop: false.into(), asked: 0.into(), failed: 0.into() };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| load.run(gateway));
+            }
+            // Whatever happens, the clients end, or the scope would not.
+            let stop = Stop(&load.stop);
+            act(&load);
+            drop(stop);
+        });
+        assert_eq!(load.failed.load(SeqCst), 0, "of {} requests", load.asked.load(SeqCst));
+    }
+
+    fn run(&self, gateway: &Gateway) {
+        let mut client = gateway.connect();
+        while !self.stop.load(SeqCst) {
+            self.asked.fetch_add(1, SeqCst);
+            if client.ask(&request("GET", "/")).is_ok_and(|answer| answer.status == 200) {
+                continue;
+            }
+            self.failed.fetch_add(1, SeqCst);
+            client = gateway.connect();
+        }
+    }
+
+    /// Waits for some more requests.
+    fn go_on(&self) {
+        let from = self.asked.load(SeqCst);
+        until("more requests", || self.asked.load(SeqCst) >= from + 50);
+    }
+}
+
+struct Stop<'s>(&'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_and_started_again_under_load_costs_no_request() {
+    let (steady, address) = (server("steady", nobody()), nobody());
+    let mut other = Some(server("other", address));
+    let settings = "eject: { failures: 2, time: 100ms }, slow_start: 300ms";
+    let gateway = before(&[steady.address(), address], settings);
+    Load::during(&gateway, |load| {
+        for _ in 0..2 {
+            load.go_on();
+            drop(other.take());
+            until("the endpoint to be ejected", || !is_healthy(&gateway, address));
+            load.go_on();
+            other = Some(server("other", address));
+            until("the endpoint to be back", || is_healthy(&gateway, address));
+        }
+        load.go_on();
+    });
+    assert!(metric(&gateway, "ejections_total", address) >= 2.0);
+    assert_eq!(metric(&gateway, "ejections_total", steady.address()), 0.0);
+    assert_eq!(counted(&gateway, "retry_budget_exhausted_total"), 0.0);
+    let log = gateway.log();
+    assert!(log.contains("endpoint ejected") && log.contains("endpoint is back"), "{log}");
+}
+
+#[test]
+fn a_server_that_is_stopped_costs_no_request() {
+    let (steady, other) = (server("steady", nobody()), server("other", nobody()));
+    let settings = "eject: { failures: 2, time: 100ms }, timeouts: { response: 1s }";
+    let gateway = before(&[steady.address(), other.address()], settings);
+    Load::during(&gateway, |load| {
+        load.go_on();
+        other.signal("STOP");
+        until("the endpoint to be ejected", || !is_healthy(&gateway, other.address()));
+        load.go_on();
+        other.signal("CONT");
+        until("the endpoint to be back", || is_healthy(&gateway, other.address()));
+        load.go_on();
+    });
+}
+
+#[test]
+fn failures_in_a_row_eject_an_endpoint_and_a_reload_does_not_bring_it_back() {
+    let (origin, dead) = (Origin::start(), nobody());
+    let gateway = before(&[origin.address(), dead], "eject: { failures: 3, time: 10m }");
+    for _ in 0..20 {
+        assert_eq!(gateway.get("/").status, 200);
+    }
+    assert_eq!(
+        (counted(&gateway, "connect_failures_total"), metric(&gateway, "ejections_total", dead)),
+        (3.0, 1.0)
+    );
+    let state = |status: &Value| status["upstreams"][0]["endpoints"][1]["state"].clone();
+    assert_eq!(state(&gateway.status()), "ejected");
+    gateway.replace("gateway.yaml", "failures: 3", "failures: 4");
+    assert_eq!(state(&gateway.wait_generation(2)), "ejected");
+    assert_eq!(gateway.get("/").status, 200);
+    assert_eq!(counted(&gateway, "connect_failures_total"), 3.0);
+}
+
+#[test]
+fn an_ejected_endpoint_is_tried_again_after_its_time() {
+    let (origin, dead) = (Origin::start(), nobody());
+    let gateway = before(&[origin.address(), dead], "eject: { failures: 1, time: 50ms }");
+    until("two ejections", || {
+        gateway.get("/").status == 200 && metric(&gateway, "ejections_total", dead) >= 2.0
+    });
+    let late = server("late", dead);
+    until("the endpoint to be back", || gateway.get("/").status == 200 && is_healthy(&gateway, dead));
+    drop(late);
+}
+
+#[test]
+fn nothing_is_ejected_where_that_is_off_and_one_of_one_never_is() {
+    let (origin, dead) = (Origin::start(), nobody());
+    let off = before(&[origin.address(), dead], "eject: off");
+    let alone = before(&[dead], "eject: { failures: 1 }, retries: 0");
+    for _ in 0..20 {
+        assert_eq!((off.get("/").status, alone.get("/").status), (200, 502));
+    }
+    assert!(counted(&off, "connect_failures_total") >= 10.0);
+    assert_eq!(counted(&alone, "connect_failures_total"), 20.0);
+}
+
+#[test]
+fn responses_that_are_errors_eject_only_where_that_is_said() {
+    for (settings, ejections) in
+        [("eject: { failures: 2 }", 0.0), ("eject: { failures: 2, server_errors: true }", 1.0)]
+    {
+        let (one, other) = (Origin::start(), Origin::start());
+        let gateway = before(&[one.address(), other.address()], settings);
+        for _ in 0..10 {
+            assert_eq!(gateway.get("/status/500").status, 500);
+        }
+        assert_eq!(gateway.metric("portcullis_endpoint_ejections_total", &[]), ejections);
+    }
+}
+
+#[test]
+fn no_more_requests_are_under_way_than_allowed() {
+    let origin = Origin::start();
+    let gateway = before(&[origin.address()], "max_requests: 2");
+    let mut clients = [gateway.connect(), gateway.connect()];
+    for client in &mut clients {
+        client.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    }
+    until("the requests to be held", || origin.held() == 2);
+    assert_eq!((counted(&gateway, "in_flight"), metric(&gateway, "in_flight", origin.address())), (2.0, 2.0));
+    let refused = gateway.get("/third");
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    assert_eq!(gateway.logged_path("/third")["reason"], "upstream.overloaded");
+    origin.release();
+    assert!(clients.iter_mut().all(|client| client.answer("GET").unwrap().status == 200));
+    assert_eq!((gateway.get("/").status, counted(&gateway, "overloads_total")), (200, 1.0));
+    until("nothing to be under way", || counted(&gateway, "in_flight") == 0.0);
+}
+
+#[test]
+fn a_request_is_under_way_until_its_response_has_ended_or_its_client_is_gone() {
+    let origin = Origin::start();
+    let gateway = before(&[origin.address()], "max_requests: 1");
+    let mut client = gateway.connect();
+    client.write(b"GET /stall HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    until("the response to begin", || counted(&gateway, "duration_seconds_count") == 1.0);
+    assert_eq!(gateway.get("/").status, 503);
+    drop(client);
+    until("the request to end", || counted(&gateway, "in_flight") == 0.0);
+    assert_eq!((gateway.get("/").status, metric(&gateway, "in_flight", origin.address())), (200, 0.0));
+}
+
+#[test]
+fn retries_have_a_budget() {
+    let (origin, dead) = (Origin::start(), nobody());
+    let run = |budget: &str| {
+        let settings = format!("eject: off, retries: {{ budget: {budget} }}");
+        let gateway = before(&[origin.address(), dead], &settings);
+        let failed = (0..10).filter(|_| gateway.get("/").status == 502).count();
+        (failed, counted(&gateway, "retries_total"), counted(&gateway, "retry_budget_exhausted_total"))
+    };
+    assert_eq!(run("{ share: 0%, min: 0 }"), (5, 0.0, 5.0));
+    let (failed, retries, refused) = run("{ share: 0%, min: 1 }");
+    assert!((failed, refused) == (0, 0.0) && retries >= 5.0, "{retries}");
+}
+
+#[test]
+fn as_many_attempts_are_made_as_is_said() {
+    let (origin, dead, gone) = (Origin::start(), nobody(), nobody());
+    for (retries, failed) in [("retries: { attempts: 2 }", 0), ("retries: { attempts: 0 }", 8)] {
+        let gateway = before(&[origin.address(), dead, gone], &format!("eject: off, {retries}"));
+        assert_eq!((0..12).filter(|_| gateway.get("/").status == 502).count(), failed);
+    }
+}
+
+#[test]
+fn an_attempt_and_all_attempts_have_their_time() {
+    let run = |retries: &str| {
+        let origin = Origin::start();
+        let gateway = before(&[origin.address()], &format!("retries: {{ {retries} }}"));
+        let begin = Instant::now();
+        assert_eq!(gateway.get("/hold").status, 504);
+        assert!(begin.elapsed() < Duration::from_secs(20), "the response's own timeout is 30 s");
+        let line = gateway.logged_path("/hold");
+        assert_eq!(line["reason"], "upstream.response_timeout");
+        counted(&gateway, "attempts_total")
+    };
+    assert_eq!(run("attempts: 2, per_try_timeout: 100ms"), 3.0);
+    assert_eq!(run("attempts: 200, timeout: 200ms"), 1.0);
+    let attempts = run("attempts: 200, per_try_timeout: 100ms, timeout: 450ms");
+    assert!((2.0..=5.0).contains(&attempts), "{attempts} attempts of 100 ms in 450 ms");
+}
+
+#[test]
+fn attempts_follow_the_failures_that_are_named() {
+    let run = |on: &str, method: &str, path: &str| {
+        let (origin, other) = (Origin::start(), Origin::start());
+        let settings = format!("retries: {{ attempts: 1, on: {on} }}, timeouts: {{ response: 100ms }}");
+        let gateway = before(&[origin.address(), other.address()], &settings);
+        let status = gateway.ask(&request(method, path)).status;
+        (status, origin.served() + other.served())
+    };
+    assert_eq!(run("[503]", "GET", "/status/503"), (503, 2));
+    assert_eq!(run("[502]", "GET", "/status/503"), (503, 1));
+    assert_eq!(run("[503]", "POST", "/status/503"), (503, 1));
+    assert_eq!(run("[broken]", "GET", "/close"), (502, 2));
+    assert_eq!(run("[connect, timeout]", "GET", "/close"), (502, 1));
+    assert_eq!(run("[timeout]", "GET", "/hold"), (504, 2));
+    assert_eq!(run("[broken]", "GET", "/hold"), (504, 1));
+    let dead = [nobody(), nobody()];
+    for (on, failures) in [("[connect]", 2.0), ("[timeout]", 1.0)] {
+        let gateway = before(&dead, &format!("retries: {{ on: {on} }}"));
+        assert_eq!((gateway.get("/").status, counted(&gateway, "connect_failures_total")), (502, failures));
+    }
+}
+
+#[test]
+fn checks_find_an_endpoint_that_says_it_is_unwell() {
+    let address = nobody();
+    let sick = Setup::new(&format!(
+        "listeners: [{{ name: main, bind: \"{address}\" }}]\nroutes: [{{ respond: {{ status: 204 }} }}]\n"
+    ));
+    let (sick, well) = (sick.start(), Origin::start());
+    let health = "health: { path: /status/204, status: [204], interval: 20ms, unhealthy: 2, healthy: 2 }";
+    let gateway = before(&[well.address(), address], health);
+    until("some checks", || well.served() >= 5);
+    assert!(is_healthy(&gateway, address));
+    sick.replace("gateway.yaml", "204", "503");
+    until("the endpoint to be unhealthy", || !is_healthy(&gateway, address));
+    let (asked, state) = (20, gateway.status()["upstreams"][0]["endpoints"][1]["state"].clone());
+    assert_eq!(state, "unhealthy");
+    assert!((0..asked).all(|_| gateway.get("/").status == 200), "none goes to the other");
+    assert_eq!(gateway.metric("portcullis_endpoint_ejections_total", &[]), 0.0);
+    sick.replace("gateway.yaml", "503", "204");
+    until("the endpoint to be healthy", || is_healthy(&gateway, address));
+    let statuses: BTreeSet<_> = (0..asked).map(|_| gateway.get("/").status).collect();
+    assert_eq!(statuses, BTreeSet::from([200, 204]));
+    let log = gateway.log();
+    for (event, times) in [("endpoint is unhealthy", 1), ("endpoint is healthy again", 1)] {
+        assert_eq!(log.matches(event).count(), times, "{log}");
+    }
+}
+
+#[test]
+fn checks_that_connect_find_an_endpoint_that_is_not_there_before_a_request_does() {
+    let (origin, dead) = (Origin::start(), nobody());
+    let gateway = before(&[origin.address(), dead], "health: { interval: 20ms }");
+    until("the endpoint to be unhealthy", || !is_healthy(&gateway, dead));
+    assert!((0..10).all(|_| gateway.get("/").status == 200));
+    assert_eq!(counted(&gateway, "connect_failures_total"), 0.0);
+    gateway.replace("gateway.yaml", "health: { interval: 20ms }", "retries: 0, eject: off");
+    gateway.wait_generation(2);
+    until("nobody to say so any more", || is_healthy(&gateway, dead));
+    assert!((0..2).any(|_| gateway.get("/").status == 502));
+}
+
+#[test]
+fn a_check_has_its_time() {
+    let (steady, other) = (server("steady", nobody()), server("other", nobody()));
+    let health = "health: { path: /, interval: 20ms, timeout: 200ms, unhealthy: 2 }";
+    let gateway = before(&[steady.address(), other.address()], health);
+    other.signal("STOP");
+    until("the endpoint to be unhealthy", || !is_healthy(&gateway, other.address()));
+    assert!(gateway.log().contains("no answer in 200ms"));
+    assert!(is_healthy(&gateway, steady.address()));
+    other.signal("CONT");
+    until("the endpoint to be healthy", || is_healthy(&gateway, other.address()));
+}
+
+#[test]
+fn checks_come_at_their_interval() {
+    let (often, seldom) = (Origin::start(), Origin::start());
+    let config = format!(
+        "upstreams:
+  often: {{ endpoints: [\"http://{}\"], health: {{ path: /, interval: 20ms }} }}
+  seldom: {{ endpoints: [\"http://{}\"], health: {{ path: /, interval: 1h }} }}
+routes: [{{ respond: {{}} }}]
+",
+        often.address(),
+        seldom.address()
+    );
+    let _gateway = Setup::new(&config).start();
+    until("some checks", || often.served() >= 10);
+    assert_eq!(seldom.served(), 1);
+}
+
+#[test]
+fn an_endpoint_of_the_next_priority_waits_until_it_is_needed() {
+    let (first, second, dead) = (Origin::named("first"), Origin::named("second"), nobody());
+    let run = |least: &str| {
+        let gateway = with(&format!(
+            "endpoints: [\"http://{}\", \"http://{dead}\", {{ url: \"http://{}\", priority: 1 }}], min_healthy: {least}, health: {{ interval: 20ms }}",
+            first.address(),
+            second.address()
+        ));
+        until("the endpoint to be unhealthy", || !is_healthy(&gateway, dead));
+        let by: BTreeSet<_> = (0..20).map(|_| served_by(&gateway.get("/")).to_string()).collect();
+        by.len()
+    };
+    assert_eq!((run("50%"), run("51%")), (1, 2));
+}
+
+#[test]
+fn the_less_busy_endpoint_is_asked() {
+    let (one, other) = (Origin::named("one"), Origin::named("other"));
+    let gateway = before(&[one.address(), other.address()], "balance: least_request");
+    let mut client = gateway.connect();
+    client.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    until("the request to be held", || one.held() + other.held() == 1);
+    let idle = if one.held() == 1 { "other" } else { "one" };
+    assert!((0..20).all(|_| served_by(&gateway.get("/")) == idle));
+}
+
+#[test]
+fn lots_reach_every_endpoint() {
+    let (one, other) = (Origin::named("one"), Origin::named("other"));
+    let gateway = before(&[one.address(), other.address()], "balance: random");
+    until("both to be asked", || gateway.get("/").status == 200 && one.served() > 0 && other.served() > 0);
+}
+
+#[test]
+fn the_same_value_goes_to_the_same_endpoint() {
+    let origins: Vec<_> = ["a", "b", "c"].map(Origin::named).into();
+    let addresses: Vec<_> = origins.iter().map(Origin::address).collect();
+    let gateway = before(&addresses, "balance: { hash: { by: { header: x-tenant } } }");
+    let ask = |gateway: &Gateway, tenant: usize| {
+        served_by(&gateway.ask(&request("GET", "/").header("x-tenant", &format!("t{tenant}")))).to_string()
+    };
+    let homes: BTreeMap<_, _> = (0..30).map(|tenant| (tenant, ask(&gateway, tenant))).collect();
+    assert_eq!(homes.values().collect::<BTreeSet<_>>().len(), 3);
+    assert!(homes.iter().all(|(tenant, home)| ask(&gateway, *tenant) == *home));
+    let another = before(&addresses, "balance: { hash: { by: { header: x-tenant } } }");
+    assert!(homes.iter().all(|(tenant, home)| ask(&another, *tenant) == *home), "gateways agree");
+}
+
+#[test]
+fn a_cookie_keeps_a_client_where_it_is() {
+    let (one, other) = (Origin::named("one"), Origin::named("other"));
+    let addresses = [one.address(), other.address()];
+    let gateway = before(&addresses, "balance: { sticky: { cookie: route } }");
+    let first = gateway.get("/");
+    let said = first.header("set-cookie").unwrap().to_owned();
+    let (cookie, attributes) = said.split_once(';').unwrap();
+    assert_eq!(attributes, " Path=/; HttpOnly; SameSite=Lax");
+    assert!(addresses.iter().all(|address| !said.contains(&address.port().to_string())), "{said}");
+    let again = || gateway.ask(&request("GET", "/").header("cookie", cookie));
+    let stays = || {
+        let answer = again();
+        served_by(&answer) == served_by(&first) && answer.header("set-cookie").is_none()
+    };
+    assert!((0..10).all(|_| stays()));
+    gateway.replace("gateway.yaml", "cookie: route } }", "cookie: route } }, max_idle: 3");
+    gateway.wait_generation(2);
+    assert!((0..10).all(|_| stays()), "a reload changes nothing for it");
+    let forged = gateway.ask(&request("GET", "/").header("cookie", "route=0"));
+    assert!(forged.header("set-cookie").is_some());
+    let keyed = "balance: { sticky: { cookie: route, key: s3cret } }";
+    let cookies =
+        [(); 2].map(|()| before(&addresses, keyed).get("/").header("set-cookie").unwrap().to_owned());
+    assert_eq!(cookies[0], cookies[1], "the same from every gateway with this key");
+}
+
+#[test]
+fn the_summary_shows_endpoints_that_are_out() {
+    let (origin, dead) = (Origin::start(), nobody());
+    let gateway = before(&[origin.address(), dead], "eject: { failures: 1, time: 10m }");
+    assert!((0..2).all(|_| gateway.get("/").status == 200));
+    let admin = gateway.admin_at().to_string();
+    let output = portcullis_tests::run(&["status", "--admin", &admin]);
+    assert!(output.out.contains(&format!("{}, {dead} (ejected)", origin.address())), "{}", output.out);
+    let endpoint = &gateway.status()["upstreams"][0]["endpoints"][1];
+    assert_eq!((&endpoint["in_flight"], &endpoint["ejections"]), (&json!(0), &json!(1)));
+}
