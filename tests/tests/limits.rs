@@ -65,7 +65,7 @@ routes: [{ respond: { status: 204 } }]
     Authority::new(&setup.dir().join("tls")).issue("one.test");
     let gateway = setup.start();
     assert!(gateway.connect().is_closed());
-    assert_eq!(gateway.metric("portcullis_tls_handshake_failures_total", &[]), 1.0);
+    until("it to be counted", || gateway.metric("portcullis_tls_handshake_failures_total", &[]) == 1.0);
 }
 
 #[test]

@@ -38,7 +38,8 @@ pub struct Limits {
     pub string: Size,
     /// Elements of an array, with those of arrays within it, 2048 at most.
     pub array: usize,
-    /// Properties of a map, with those of maps within it, 2048 at most.
+    /// Properties of a map, with those of maps within it, 2048 at most. One that grows by
+    /// `map[key] = value` is bounded by `operations`.
     pub map: usize,
     /// Time that the call runs. Default: `10ms`.
     pub time: Span,

@@ -15,7 +15,7 @@ pub enum HostPattern {
     Wildcard(String),
 }
 
-/// A path that a route wants, in [normal form](crate::path).
+/// A path that a route wants, in [normal form](portcullis_plugin::path).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PathPattern {
     /// Every path, and the asterisk of `OPTIONS *`.
