@@ -11,19 +11,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use portcullis_plugin::{Admission, Connection};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::body::Incoming;
 use crate::exchange::serve;
 use crate::forwarded::ForwardedBy;
 use crate::generation::ListenerLimits;
-use crate::http1::screen::{Handle, Limits, Screen};
+use crate::http1::{Begin, read_some, serve_connection};
 use crate::linger::Linger;
 use crate::timer::LazyTimer;
 use crate::tls;
@@ -38,8 +39,6 @@ const MIN_LOOK: Duration = Duration::from_millis(50);
 const MAX_LOOK: Duration = Duration::from_secs(5);
 /// How long an HTTP/2 client may take to agree that a connection without streams ends.
 const PARTING: Duration = Duration::from_secs(2);
-/// hyper's smallest read buffer.
-const MIN_BUFFER: usize = 8192;
 
 /// What the exchanges of a connection share.
 pub(crate) struct Client {
@@ -48,13 +47,18 @@ pub(crate) struct Client {
     pub(crate) forwarded_by: ForwardedBy,
     /// The listener's index, and the generation that it is valid in.
     listener: Cell<(u64, Option<usize>)>,
-    screen: Option<Handle>,
     /// The address that the listener is configured with.
     bound: SocketAddr,
-    requests: Cell<u64>,
+    /// Of HTTP/2; with HTTP/1 the connection itself sees what its client does.
+    streams: Option<Streams>,
+}
+
+/// What is known of a connection's streams.
+struct Streams {
+    begun: Cell<u64>,
     open: Cell<u32>,
     last_active: Cell<Instant>,
-    /// Since when responses wait for an HTTP/2 client to take more of them.
+    /// Since when responses wait for the client to take more of them.
     unread: RefCell<BTreeMap<u64, Instant>>,
 }
 
@@ -70,32 +74,47 @@ impl Client {
         found
     }
 
-    /// Counts a request; it is being served until the return value is dropped.
+    /// A request of this connection; it is being served until the return value is dropped.
     pub(crate) fn begin(self: &Rc<Self>) -> Serving {
-        let ordinal = self.requests.replace(self.requests.get() + 1);
-        self.open.set(self.open.get() + 1);
-        Serving { ordinal, _screen: self.screen.as_ref().map(Handle::serve), client: self.clone() }
+        Serving { stream: self.streams.as_ref().map_or(0, Streams::begin), client: self.clone() }
+    }
+}
+
+impl Streams {
+    fn new() -> Self {
+        Streams {
+            begun: Cell::new(0),
+            open: Cell::new(0),
+            last_active: Cell::new(Instant::now()),
+            unread: RefCell::default(),
+        }
     }
 
-    pub(crate) fn screen(&self) -> Option<&Handle> {
-        self.screen.as_ref()
+    fn begin(&self) -> u64 {
+        self.open.set(self.open.get() + 1);
+        self.begun.replace(self.begun.get() + 1)
+    }
+
+    fn end(&self, stream: u64) {
+        self.open.set(self.open.get() - 1);
+        self.unread.borrow_mut().remove(&stream);
+        self.last_active.set(Instant::now());
     }
 
     /// Whether nothing has happened for so long.
-    fn is_idle(&self, limit: Duration) -> bool {
+    fn are_idle(&self, limit: Duration) -> bool {
         self.open.get() == 0 && self.last_active.get().elapsed() >= limit
     }
 
     /// Whether a response has waited for so long to be taken.
-    fn is_unread(&self, limit: Duration) -> bool {
+    fn are_unread(&self, limit: Duration) -> bool {
         self.unread.borrow().values().any(|since| since.elapsed() >= limit)
     }
 }
 
 /// A request of a connection, being served.
 pub(crate) struct Serving {
-    pub(crate) ordinal: u64,
-    _screen: Option<crate::http1::screen::Serving>,
+    stream: u64,
     pub(crate) client: Rc<Client>,
 }
 
@@ -103,24 +122,19 @@ impl Serving {
     /// The response waits for the client to take what it was given, or no longer. Of HTTP/1 the
     /// socket tells.
     pub(crate) fn waits_for_client(&self, waits: bool) {
-        if self.client.screen.is_some() {
-            return;
-        }
-        let mut unread = self.client.unread.borrow_mut();
+        let Some(streams) = &self.client.streams else { return };
+        let mut unread = streams.unread.borrow_mut();
         match waits {
-            true => unread.insert(self.ordinal, Instant::now()),
-            false => unread.remove(&self.ordinal),
+            true => unread.insert(self.stream, Instant::now()),
+            false => unread.remove(&self.stream),
         };
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.client.open.set(self.client.open.get() - 1);
-        // Over HTTP/1 the screen keeps the clocks.
-        if self.client.screen.is_none() {
-            self.waits_for_client(false);
-            self.client.last_active.set(Instant::now());
+        if let Some(streams) = &self.client.streams {
+            streams.end(self.stream);
         }
     }
 }
@@ -141,7 +155,8 @@ impl Control {
         }
     }
 
-    fn is_draining(&self, cx: &Context<'_>) -> bool {
+    /// Whether that was asked; if not, `cx` is woken when it is.
+    pub(crate) fn is_draining(&self, cx: &Context<'_>) -> bool {
         let waker = self.waker.take().filter(|waker| waker.will_wake(cx.waker()));
         self.waker.set(Some(waker.unwrap_or_else(|| cx.waker().clone())));
         self.drain.get()
@@ -156,6 +171,7 @@ pub(crate) async fn accept(
     bound: SocketAddr,
     control: &Control,
 ) {
+    let accepted = tokio::time::Instant::now();
     // Fails only on a dead socket, which the first read will notice.
     let _ = stream.set_nodelay(true);
     let local = stream.local_addr().unwrap_or(peer);
@@ -170,7 +186,7 @@ pub(crate) async fn accept(
     // A connection lives long, a generation must not.
     drop(generation);
     let Some(tls) = tls else {
-        return plain(worker, stream, connection, bound, limits, control).await;
+        return plain(worker, stream, accepted, connection, bound, limits, control).await;
     };
     let handshake = timeout(limits.header_timeout, TlsAcceptor::from(tls).accept(stream));
     match handshake.await {
@@ -178,11 +194,14 @@ pub(crate) async fn accept(
             let session = stream.get_ref().1;
             connection.tls = Some(tls::session(session));
             let http2 = session.alpn_protocol() == Some(b"h2");
-            let stream = Linger::new(stream, limits.write_timeout);
             if http2 {
+                let stream = Linger::new(stream, limits.write_timeout);
                 http2_connection(worker, stream, connection, bound, limits, control).await;
             } else {
-                http1_connection(worker, stream, Bytes::new(), connection, bound, limits, control).await;
+                // The handshake had its own time.
+                let accepted = tokio::time::Instant::now();
+                let begin = Begin { stream: Box::new(stream), read: BytesMut::new(), accepted };
+                serve_connection(begin, client(worker, connection, bound, None), limits, control).await;
             }
         }
         Ok(Err(error)) => {
@@ -199,68 +218,33 @@ pub(crate) async fn accept(
 async fn plain(
     worker: Rc<Worker>,
     mut stream: TcpStream,
+    accepted: tokio::time::Instant,
     connection: Connection,
     bound: SocketAddr,
     limits: ListenerLimits,
     control: &Control,
 ) {
-    let Ok(Some(begin)) = timeout(limits.header_timeout, sniff(&mut stream)).await else { return };
-    let stream = Linger::new(stream, limits.write_timeout);
-    if &*begin == HTTP2_PREFACE {
-        http2_connection(worker, Prefixed { prefix: begin, io: stream }, connection, bound, limits, control)
-            .await;
+    let Ok(Some(read)) = timeout(limits.header_timeout, sniff(&mut stream)).await else { return };
+    if read.starts_with(HTTP2_PREFACE) {
+        let io = Linger::new(stream, limits.write_timeout);
+        let stream = Prefixed { prefix: read.freeze(), io };
+        http2_connection(worker, stream, connection, bound, limits, control).await;
     } else {
-        http1_connection(worker, stream, begin, connection, bound, limits, control).await;
+        let begin = Begin { stream: Box::new(stream), read, accepted };
+        serve_connection(begin, client(worker, connection, bound, None), limits, control).await;
     }
 }
 
 /// Reads until the bytes are, or can't be, HTTP/2's preface; none if the client went away first.
-async fn sniff(stream: &mut TcpStream) -> Option<Bytes> {
-    let mut buffer = [0; HTTP2_PREFACE.len()];
-    let mut length = 0;
-    while length < buffer.len() && HTTP2_PREFACE.starts_with(&buffer[..length]) {
-        match stream.read(&mut buffer[length..]).await {
+async fn sniff(stream: &mut TcpStream) -> Option<BytesMut> {
+    let mut read = BytesMut::new();
+    while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
+        match read_some(stream, &mut read).await {
             Ok(0) | Err(_) => return None,
-            Ok(read) => length += read,
+            Ok(_) => {}
         }
     }
-    Some(Bytes::copy_from_slice(&buffer[..length]))
-}
-
-async fn http1_connection<T: AsyncRead + AsyncWrite + Unpin>(
-    worker: Rc<Worker>,
-    stream: T,
-    begin: Bytes,
-    connection: Connection,
-    bound: SocketAddr,
-    limits: ListenerLimits,
-    control: &Control,
-) {
-    let screen_limits = Limits {
-        max_head_bytes: limits.header_bytes,
-        max_headers: limits.header_count,
-        max_request_line: limits.header_bytes,
-        header_timeout: limits.header_timeout,
-        idle_timeout: limits.idle_timeout,
-    };
-    let (screen, handle) = Screen::with_prefix(stream, &begin, screen_limits);
-    let client = client(worker, connection, bound, Some(handle));
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    // The screen judges sizes and times; hyper's bounds only must not be tighter.
-    builder.max_buf_size(limits.header_bytes.max(MIN_BUFFER) * 2).max_headers(limits.header_count + 1);
-    let service = service_fn(move |request| serve(client.clone(), request));
-    let mut running = pin!(builder.serve_connection(TokioIo::new(screen), service));
-    let mut draining = false;
-    let ended = poll_fn(|cx| {
-        if !draining && control.is_draining(cx) {
-            draining = true;
-            running.as_mut().graceful_shutdown();
-        }
-        running.as_mut().poll(cx)
-    });
-    if let Err(error) = ended.await {
-        tracing::trace!(%error, "connection ended");
-    }
+    Some(read)
 }
 
 async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
@@ -271,7 +255,8 @@ async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
     limits: ListenerLimits,
     control: &Control,
 ) {
-    let client = client(worker, connection, bound, None);
+    let client = client(worker, connection, bound, Some(Streams::new()));
+    let Some(streams) = &client.streams else { return };
     let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
     // A head that is too long gets our refusal, one that is far too long gets hyper's.
     let head_bytes = limits.header_bytes.saturating_mul(4);
@@ -283,7 +268,10 @@ async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
         .initial_connection_window_size(connection_window(limits.http2_streams));
     let service = {
         let client = client.clone();
-        service_fn(move |request| serve(client.clone(), request))
+        service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let (head, body) = request.into_parts();
+            serve(client.clone(), Ok(head), Incoming::Http2(body))
+        })
     };
     let mut running = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let look = limits.idle_timeout.min(limits.write_timeout).clamp(MIN_LOOK, MAX_LOOK);
@@ -294,15 +282,15 @@ async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
         let mut drain = draining.is_none() && control.is_draining(cx);
         while clock.poll_expired(cx).is_ready() {
             clock.start(look);
-            if client.is_unread(limits.write_timeout) {
+            if streams.are_unread(limits.write_timeout) {
                 return Poll::Ready(Ok(()));
             }
             // The client acknowledges the end, or does not.
             let parted = draining.is_some_and(|since| since.elapsed() >= PARTING);
-            if parted && client.open.get() == 0 {
+            if parted && streams.open.get() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            drain |= draining.is_none() && client.is_idle(limits.idle_timeout);
+            drain |= draining.is_none() && streams.are_idle(limits.idle_timeout);
         }
         if drain {
             draining = Some(Instant::now());
@@ -324,19 +312,15 @@ fn client(
     worker: Rc<Worker>,
     connection: Connection,
     bound: SocketAddr,
-    screen: Option<Handle>,
+    streams: Option<Streams>,
 ) -> Rc<Client> {
     Rc::new(Client {
         worker,
         forwarded_by: ForwardedBy::new(connection.peer.ip(), connection.tls.is_some()),
         connection: Arc::new(connection),
         listener: Cell::new((0, None)),
-        screen,
         bound,
-        requests: Cell::new(0),
-        open: Cell::new(0),
-        last_active: Cell::new(Instant::now()),
-        unread: RefCell::default(),
+        streams,
     })
 }
 

@@ -7,16 +7,19 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 use portcullis_plugin::{Attempt, Content, End, HookName, Reply, Request};
 
-use crate::body::{ClientBody, RequestBody, ResponseBody, Source, UploadFailure, pass_whole, whole};
+use crate::body::{
+    ClientBody, Incoming, RequestBody, ResponseBody, Source, UploadFailure, pass_whole, whole,
+};
 use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{Told, client_address, remove_claims};
 use crate::generation::{Action, Rewrite};
 use crate::head::{understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
+use crate::http1::Refusal;
 use crate::live::Live;
 use crate::path::normalise;
 use crate::reply::{Fault, render};
@@ -55,11 +58,12 @@ impl From<Fault> for Answer {
     }
 }
 
-/// Serves one request. Dropping the future, as hyper does when the client goes away, ends the
-/// exchange like any other end.
+/// Serves one request, which may be no more than the refusal of its head. Dropping the future, as
+/// connections do when the client goes away, ends the exchange like any other end.
 pub(crate) async fn serve(
     client: Rc<Client>,
-    request: http::Request<Incoming>,
+    head: Result<http::request::Parts, Refusal>,
+    body: Incoming,
 ) -> Result<Response<ResponseBody>, Dropped> {
     let generation = client.worker.generation();
     let Some(listener) = client.listener(&generation) else {
@@ -67,11 +71,9 @@ pub(crate) async fn serve(
         return Err(Dropped);
     };
     let serving = client.begin();
-    let refusal = client.screen().and_then(|screen| screen.take_refusal(serving.ordinal));
-    let (head, body) = request.into_parts();
-    let (request, fault) = match refusal {
-        Some(refusal) => (unreadable(), Some(Fault::Screened(refusal))),
-        None => understand(head, &generation.listeners[listener].limits),
+    let (request, fault) = match head {
+        Ok(head) => understand(head, &generation.listeners[listener].limits),
+        Err(refusal) => (unreadable(), Some(refusal.into())),
     };
     let mut live = Live::new(serving, generation, listener, request);
     let answer = match fault {
@@ -378,7 +380,7 @@ fn head<'a>(request: &'a Request, told: &'a [(HeaderName, HeaderValue)]) -> Requ
     RequestHead { method: request.method(), target: request.target(), headers: request.headers(), told }
 }
 
-/// From what the client is to get to hyper's response, by way of the response hooks.
+/// From what the client is to get to what its connection sends, by way of the response hooks.
 async fn respond(mut live: Live, answer: Answer) -> Result<Response<ResponseBody>, Dropped> {
     let mut source = match answer {
         Answer::Upstream(response) => take(&mut live, response).await,
@@ -437,7 +439,7 @@ async fn outward(live: &mut Live, hook: HookName, below: &mut u16) -> Flow {
 async fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
     let (head, body) = response.into_parts();
     live.respond(portcullis_plugin::Response::new(head.status, head.headers));
-    // hyper drops an empty body without looking at it, and the connection would go with it.
+    // An empty body is dropped without a look, and the upstream's connection would go with it.
     if Reply::may_have_body(head.status, live.exchange().method()) && !body.is_end_stream() {
         return Source::Upstream(body);
     }
@@ -474,7 +476,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
     Ok(())
 }
 
-/// Hands the response to hyper. Framing follows from the body alone, so that no header that a
+/// Hands the response to the client's connection. Framing follows from the body alone, so that no header that a
 /// plugin or an upstream set can contradict what is sent.
 fn finish(mut live: Live, mut source: Source) -> Response<ResponseBody> {
     let entered = live.entered;

@@ -1,6 +1,6 @@
 //! The head of a request as the gateway understands it, whatever the HTTP version.
 //!
-//! HTTP/1 bytes have been judged by the screen before hyper read them; what HTTP/2 can bring that
+//! HTTP/1 bytes have been judged as they were read; what HTTP/2 can bring that
 //! an HTTP/1 upstream would read otherwise is judged here, for both alike.
 
 use std::borrow::Cow;
@@ -13,14 +13,14 @@ use portcullis_plugin::Request;
 
 use crate::generation::ListenerLimits;
 use crate::hops::strip_hop_by_hop;
-use crate::http1::screen::{same_authority, split_authority};
+use crate::http1::{same_authority, split_authority};
 use crate::path::normalise;
 use crate::reply::Fault;
 
 /// What HTTP/2 counts per header beside name and value (RFC 9113, 6.5.2).
 const HEADER_OVERHEAD: usize = 32;
 
-/// Turns hyper's head into ours: no hop-by-hop headers, a normalised path, one lower-case `Host`.
+/// Turns a head as it was read into ours: no hop-by-hop headers, a normalised path, one lower-case `Host`.
 /// What is wrong with it is the second value; the head is complete enough for logs then, no more.
 pub(crate) fn understand(head: http::request::Parts, limits: &ListenerLimits) -> (Request, Option<Fault>) {
     let http::request::Parts { method, uri, version, mut headers, .. } = head;

@@ -12,7 +12,8 @@ use crate::timer::LazyTimer;
 /// How long a client may take to notice the end.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A stream that gives up on a client that takes nothing of what is written, and that, once shut down, reads and forgets what the client still sends, for a short while.
+/// A stream that gives up on a client that takes nothing of what is written, and that, once shut
+/// down, reads and forgets what the client still sends, for a short while.
 /// Without that, bytes that nobody read make the kernel answer with a reset, which can overtake the
 /// answer: a client refused in the middle of an upload would not learn why.
 pub(crate) struct Linger<T> {
@@ -32,11 +33,11 @@ impl<T> Linger<T> {
     }
 
     /// Fails a write that has waited too long.
-    fn within_timeout(
+    fn within_timeout<R>(
         &mut self,
         cx: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+        written: Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
         if written.is_ready() {
             self.writing = false;
             return written;
@@ -81,7 +82,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.within_timeout(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -20,7 +20,12 @@ impl LazyTimer {
 
     /// Begins a wait of at most `limit`.
     pub(crate) fn start(&mut self, limit: Duration) {
-        self.deadline = Instant::now() + limit;
+        self.start_from(Instant::now(), limit);
+    }
+
+    /// The same for a wait that began earlier.
+    pub(crate) fn start_from(&mut self, begin: Instant, limit: Duration) {
+        self.deadline = begin + limit;
         match &mut self.sleep {
             Some(sleep) if self.deadline < sleep.deadline() => sleep.as_mut().reset(self.deadline),
             _ => {}
