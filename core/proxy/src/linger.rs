@@ -32,6 +32,10 @@ impl<T> Linger<T> {
         Linger { io, write_timeout, write_timer, writing: false, closing: None, ended: false }
     }
 
+    pub(crate) fn get_ref(&self) -> &T {
+        &self.io
+    }
+
     /// Fails a write that has waited too long.
     fn within_timeout<R>(
         &mut self,

@@ -271,6 +271,9 @@ impl Sending<'_> {
     }
 
     fn fail(&mut self) {
+        if self.framing == Framing::UntilClose {
+            self.wire.lock().spoil();
+        }
         self.has_failed = true;
         self.body = None;
     }

@@ -84,8 +84,10 @@ impl Outbox {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.advance(written);
+            if self.is_empty() {
+                self.rest();
+            }
         }
-        self.rest();
         Poll::Ready(Ok(()))
     }
 

@@ -84,6 +84,10 @@ impl AsyncWrite for Script {
     }
 }
 
+impl Stream for Script {
+    fn spoil(&self) {}
+}
+
 /// A line for each request of a stream: what its head said, its body and trailers, or why it was refused.
 fn requests(begin: &[u8], client: Script) -> Vec<String> {
     let io = Linger::new(Box::new(client) as Box<dyn Stream>, Duration::from_secs(60));

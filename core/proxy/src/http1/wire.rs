@@ -6,11 +6,15 @@ use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Version, request};
 use http_body::{Frame, SizeHint};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use super::chunked::{Chunked, Progress, take};
 use super::head::{Framing, HeadJudge, HeadVerdict, Wishes};
@@ -28,9 +32,22 @@ const MAX_READ: usize = 256 * 1024;
 const GO_AHEAD: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A client's stream, with TLS or without.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// When it is dropped, the client shall not take that for an orderly end.
+    fn spoil(&self);
+}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+impl Stream for TcpStream {
+    fn spoil(&self) {
+        // Without it the end is as it would be without this.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Stream for TlsStream<TcpStream> {
+    /// The end of TLS is not announced, and that is enough.
+    fn spoil(&self) {}
+}
 
 /// A wire, as a connection's loop and the body of its current request share it. Both are of one task, so the lock is
 /// free whenever it is asked for; it is there because bodies of requests that plugins make may change threads, and
@@ -145,7 +162,7 @@ impl Wire {
 
     /// Whether the exchange may still ask for its request's body.
     pub(super) fn is_body_held(&self) -> bool {
-        self.is_body_held
+        self.is_body_held && !matches!(self.decoder, Decoder::Failed)
     }
 
     /// Skips what is left of the request's body if it is at hand; false if it is not, or somebody holds it still.
@@ -203,6 +220,11 @@ impl Wire {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
+    /// Makes sure that what was written does not look like all of a response.
+    pub(super) fn spoil(&self) {
+        self.io.get_ref().spoil();
+    }
+
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         loop {
             match self.next_of_body() {
@@ -214,8 +236,9 @@ impl Wire {
             if std::mem::take(&mut self.awaits_go_ahead) {
                 self.out.text().extend_from_slice(GO_AHEAD);
             }
-            let told = if self.answers { Poll::Pending } else { self.poll_flush(cx) };
-            let has_failed = matches!(told, Poll::Ready(Err(_)));
+            // Once the response has begun, it is written by who sends it.
+            let owes_go_ahead = !self.answers && !self.out.is_empty();
+            let has_failed = owes_go_ahead && matches!(self.poll_flush(cx), Poll::Ready(Err(_)));
             if has_failed || !matches!(ready!(self.poll_fill(cx)), Ok(1..)) {
                 self.decoder = Decoder::Failed;
             }
