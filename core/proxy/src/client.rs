@@ -24,8 +24,8 @@ use crate::body::Incoming;
 use crate::exchange::serve;
 use crate::forwarded::ForwardedBy;
 use crate::generation::ListenerLimits;
-use crate::http1::{Begin, read_some, serve_connection};
-use crate::linger::Linger;
+use crate::http1::{read_some, serve_connection};
+use crate::linger::{Linger, Stream};
 use crate::timer::LazyTimer;
 use crate::tls;
 use crate::worker::{Worker, WorkerGeneration};
@@ -185,58 +185,71 @@ pub(crate) async fn accept(
     let (limits, tls) = (listener.limits, listener.tls.clone());
     // A connection lives long, a generation must not.
     drop(generation);
-    let Some(tls) = tls else {
-        return plain(worker, stream, accepted, connection, bound, limits, control).await;
+    let opened = match tls {
+        None => sniff(stream, accepted, &limits).await,
+        Some(tls) => {
+            // Boxed, as what is rare or short is, so that what waits the longest is small.
+            let opened = Box::pin(handshake(&worker, stream, tls, &mut connection, &limits));
+            opened.await
+        }
     };
-    let handshake = timeout(limits.header_timeout, TlsAcceptor::from(tls).accept(stream));
-    match handshake.await {
-        Ok(Ok(stream)) => {
-            let session = stream.get_ref().1;
-            connection.tls = Some(tls::session(session));
-            let http2 = session.alpn_protocol() == Some(b"h2");
-            if http2 {
-                let stream = Linger::new(stream, limits.write_timeout);
-                http2_connection(worker, stream, connection, bound, limits, control).await;
-            } else {
-                // The handshake had its own time.
-                let accepted = tokio::time::Instant::now();
-                let begin = Begin { stream: Box::new(stream), read: BytesMut::new(), accepted };
-                serve_connection(begin, client(worker, connection, bound, None), limits, control).await;
-            }
-        }
-        Ok(Err(error)) => {
-            worker.metrics.handshake_failures.increment();
-            tracing::debug!(%peer, %error, "TLS handshake failed");
-        }
-        Err(_) => {
-            worker.metrics.handshake_failures.increment();
-        }
+    let Some(opened) = opened else { return };
+    if opened.is_http2 {
+        Box::pin(http2_connection(opened, worker, connection, bound, limits, control)).await;
+    } else {
+        serve_connection(opened, client(worker, connection, bound, None), limits, control).await;
     }
+}
+
+/// A connection of which is known what it speaks.
+pub(crate) struct Opened {
+    pub(crate) stream: Box<dyn Stream>,
+    /// What was read of it so far.
+    pub(crate) read: BytesMut,
+    /// Since when the first request is waited for.
+    pub(crate) accepted: tokio::time::Instant,
+    is_http2: bool,
+}
+
+async fn handshake(
+    worker: &Worker,
+    stream: TcpStream,
+    tls: Arc<rustls::ServerConfig>,
+    connection: &mut Connection,
+    limits: &ListenerLimits,
+) -> Option<Opened> {
+    let accepting = TlsAcceptor::from(tls).accept(stream);
+    let stream = match timeout(limits.header_timeout, accepting).await {
+        Ok(Ok(stream)) => stream,
+        failed => {
+            worker.metrics.handshake_failures.increment();
+            if let Ok(Err(error)) = failed {
+                tracing::debug!(peer = %connection.peer, %error, "TLS handshake failed");
+            }
+            return None;
+        }
+    };
+    let session = stream.get_ref().1;
+    connection.tls = Some(tls::session(session));
+    let is_http2 = session.alpn_protocol() == Some(b"h2");
+    // The handshake had its own time.
+    let accepted = tokio::time::Instant::now();
+    Some(Opened { stream: Box::new(stream), read: BytesMut::new(), accepted, is_http2 })
 }
 
 /// Without TLS, the first bytes tell whether the client speaks HTTP/2.
-async fn plain(
-    worker: Rc<Worker>,
+async fn sniff(
     mut stream: TcpStream,
     accepted: tokio::time::Instant,
-    connection: Connection,
-    bound: SocketAddr,
-    limits: ListenerLimits,
-    control: &Control,
-) {
-    let Ok(Some(read)) = timeout(limits.header_timeout, sniff(&mut stream)).await else { return };
-    if read.starts_with(HTTP2_PREFACE) {
-        let io = Linger::new(stream, limits.write_timeout);
-        let stream = Prefixed { prefix: read.freeze(), io };
-        http2_connection(worker, stream, connection, bound, limits, control).await;
-    } else {
-        let begin = Begin { stream: Box::new(stream), read, accepted };
-        serve_connection(begin, client(worker, connection, bound, None), limits, control).await;
-    }
+    limits: &ListenerLimits,
+) -> Option<Opened> {
+    let read = timeout(limits.header_timeout, read_begin(&mut stream)).await.ok()??;
+    let is_http2 = read.starts_with(HTTP2_PREFACE);
+    Some(Opened { stream: Box::new(stream), read, accepted, is_http2 })
 }
 
 /// Reads until the bytes are, or can't be, HTTP/2's preface; none if the client went away first.
-async fn sniff(stream: &mut TcpStream) -> Option<BytesMut> {
+async fn read_begin(stream: &mut TcpStream) -> Option<BytesMut> {
     let mut read = BytesMut::new();
     while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
         match read_some(stream, &mut read).await {
@@ -247,9 +260,9 @@ async fn sniff(stream: &mut TcpStream) -> Option<BytesMut> {
     Some(read)
 }
 
-async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
+async fn http2_connection(
+    opened: Opened,
     worker: Rc<Worker>,
-    stream: T,
     connection: Connection,
     bound: SocketAddr,
     limits: ListenerLimits,
@@ -273,6 +286,8 @@ async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
             serve(client.clone(), Ok(head), Incoming::Http2(body))
         })
     };
+    let io = Linger::new(opened.stream, limits.write_timeout);
+    let stream = Prefixed { prefix: opened.read.freeze(), io };
     let mut running = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let look = limits.idle_timeout.min(limits.write_timeout).clamp(MIN_LOOK, MAX_LOOK);
     let mut clock = LazyTimer::new();
@@ -380,5 +395,22 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Prefixed<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<'a, F: Future>(
+        _: impl Fn(Rc<Worker>, TcpStream, SocketAddr, SocketAddr, &'a Control) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_that_waits_is_small() {
+        let size = size(accept);
+        assert!(size < 4608, "{size} bytes");
     }
 }

@@ -5,12 +5,33 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use crate::timer::LazyTimer;
 
 /// How long a client may take to notice the end.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// A client's stream, with TLS or without.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// When it is dropped, the client shall not take that for an orderly end.
+    fn spoil(&self);
+}
+
+impl Stream for TcpStream {
+    fn spoil(&self) {
+        // Without it the end is as it would be without this.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Stream for TlsStream<TcpStream> {
+    /// The end of TLS is not announced, and that is enough.
+    fn spoil(&self) {}
+}
 
 /// A stream that gives up on a client that takes nothing of what is written, and that, once shut
 /// down, reads and forgets what the client still sends, for a short while.

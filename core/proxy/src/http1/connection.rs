@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, Response, Version};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
@@ -14,33 +14,25 @@ use tokio::time::Instant;
 use super::head::Wishes;
 use super::response::{Framing, Manner, write_head};
 use super::wire::{Head, Shared, Wire};
-use super::{Body, Limits, Refusal, Stream, refusal};
+use super::{Body, Limits, Refusal, refusal};
 use crate::body::{BodyError, Incoming, ResponseBody};
-use crate::client::{Client, Control};
+use crate::client::{Client, Control, Opened};
 use crate::exchange::serve;
 use crate::generation::ListenerLimits;
 use crate::linger::Linger;
 use crate::timer::LazyTimer;
 
-/// A connection that turned out to speak HTTP/1.
-pub(crate) struct Begin {
-    pub(crate) stream: Box<dyn Stream>,
-    /// What was read of it so far.
-    pub(crate) read: BytesMut,
-    pub(crate) accepted: Instant,
-}
-
 /// Serves a connection to its end.
 pub(crate) async fn serve_connection(
-    begin: Begin,
+    opened: Opened,
     client: Rc<Client>,
     limits: ListenerLimits,
     control: &Control,
 ) {
-    let io = Linger::new(begin.stream, limits.write_timeout);
-    let wire = Wire::new(io, begin.read, Limits::of(&limits));
+    let io = Linger::new(opened.stream, limits.write_timeout);
+    let wire = Wire::new(io, opened.read, Limits::of(&limits));
     let connection = Connection { wire: Shared::new(wire), client, limits, is_draining: Cell::new(false) };
-    let mut running = pin!(connection.run(begin.accepted));
+    let mut running = pin!(connection.run(opened.accepted));
     let ended = poll_fn(|cx| {
         if control.is_draining(cx) {
             connection.is_draining.set(true);

@@ -21,11 +21,11 @@ mod tests;
 mod wire;
 
 pub(crate) use self::chunked::is_forbidden_trailer;
-pub(crate) use self::connection::{Begin, serve_connection};
+pub(crate) use self::connection::serve_connection;
 pub(crate) use self::head::{same_authority, split_authority};
 pub(crate) use self::refusal::{Refusal, TRAILER_FORBIDDEN};
 pub(crate) use self::response::{write_chunk_size, write_field, write_number};
-pub(crate) use self::wire::{Body, Stream, read_some};
+pub(crate) use self::wire::{Body, read_some};
 
 /// What a client may send.
 #[derive(Debug, Clone, Copy)]

@@ -18,7 +18,7 @@ use super::head::{Framing, HeadJudge, HeadVerdict};
 use super::outbox::Outbox;
 use super::wire::{Shared, Wire};
 use super::*;
-use crate::linger::Linger;
+use crate::linger::{Linger, Stream};
 use crate::reply::Fault;
 
 const GOOD: &str = "GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n";

@@ -6,21 +6,17 @@ use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Version, request};
 use http_body::{Frame, SizeHint};
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use super::chunked::{Chunked, Progress, take};
 use super::head::{Framing, HeadJudge, HeadVerdict, Wishes};
 use super::outbox::Outbox;
 use super::{Limits, Refusal};
-use crate::linger::Linger;
+use crate::linger::{Linger, Stream};
 use crate::reply::Fault;
 
 /// What is read at once in the beginning: a usual request.
@@ -30,24 +26,6 @@ const MAX_READ: usize = 256 * 1024;
 
 /// What tells a client to send its body (RFC 9110, 15.2.1).
 const GO_AHEAD: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-/// A client's stream, with TLS or without.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
-    /// When it is dropped, the client shall not take that for an orderly end.
-    fn spoil(&self);
-}
-
-impl Stream for TcpStream {
-    fn spoil(&self) {
-        // Without it the end is as it would be without this.
-        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
-    }
-}
-
-impl Stream for TlsStream<TcpStream> {
-    /// The end of TLS is not announced, and that is enough.
-    fn spoil(&self) {}
-}
 
 /// A wire, as a connection's loop and the body of its current request share it. Both are of one task, so the lock is
 /// free whenever it is asked for; it is there because bodies of requests that plugins make may change threads, and
