@@ -256,7 +256,7 @@ fn constants(dir: &Path, prefix: &str, found: &mut BTreeSet<String>) {
             continue;
         }
         let source = fs::read_to_string(entry.path()).unwrap();
-        let product = source.split("#[cfg(test)]").next().unwrap();
+        let product = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
         for line in product.lines() {
             let Some((_, declared)) = line.split_once("const ") else { continue };
             let Some((constant, rest)) = declared.split_once(": ") else { continue };

@@ -514,11 +514,11 @@ pub struct ResponseBody {
     /// What comes after the source's end: what the filters still held, and trailers.
     tail: VecDeque<Frame<Bytes>>,
     source_ended: bool,
-    live: Live,
+    live: Box<Live>,
 }
 
 impl ResponseBody {
-    pub(crate) fn new(source: Source, filters: Vec<Filter>, live: Live) -> Self {
+    pub(crate) fn new(source: Source, filters: Vec<Filter>, live: Box<Live>) -> Self {
         let filters = Filters(filters);
         let mut body = ResponseBody { source, filters, tail: VecDeque::new(), source_ended: false, live };
         // One that is empty from the start is dropped without being asked.

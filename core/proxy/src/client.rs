@@ -283,7 +283,7 @@ async fn http2_connection(
         let client = client.clone();
         service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let (head, body) = request.into_parts();
-            serve(client.clone(), Ok(head), Incoming::Http2(body))
+            serve(client.clone(), Ok(head.into()), Incoming::Http2(body))
         })
     };
     let io = Linger::new(opened.stream, limits.write_timeout);

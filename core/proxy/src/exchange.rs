@@ -17,7 +17,7 @@ use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{Told, client_address, remove_claims};
 use crate::generation::{Action, Rewrite};
-use crate::head::{understand, unreadable, with_path};
+use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::http1::Refusal;
 use crate::live::Live;
@@ -62,7 +62,7 @@ impl From<Fault> for Answer {
 /// connections do when the client goes away, ends the exchange like any other end.
 pub(crate) async fn serve(
     client: Rc<Client>,
-    head: Result<http::request::Parts, Refusal>,
+    head: Result<Head, Refusal>,
     body: Incoming,
 ) -> Result<Response<ResponseBody>, Dropped> {
     let generation = client.worker.generation();
@@ -381,12 +381,12 @@ fn head<'a>(request: &'a Request, told: &'a [(HeaderName, HeaderValue)]) -> Requ
 }
 
 /// From what the client is to get to what its connection sends, by way of the response hooks.
-async fn respond(mut live: Live, answer: Answer) -> Result<Response<ResponseBody>, Dropped> {
+async fn respond(mut live: Box<Live>, answer: Answer) -> Result<Response<ResponseBody>, Dropped> {
     let mut source = match answer {
-        Answer::Upstream(response) => take(&mut live, response).await,
+        Answer::Upstream(response) => take(&mut live, response),
         Answer::Reply(reply) => put(&mut live, *reply),
         Answer::Fault(fault) => put_fault(&mut live, &fault),
-        Answer::Drop => return drop_connection(live),
+        Answer::Drop => return drop_connection(&mut live),
     };
     let mut below = u16::MAX;
     loop {
@@ -396,7 +396,7 @@ async fn respond(mut live: Live, answer: Answer) -> Result<Response<ResponseBody
                 source = put(&mut live, *reply);
                 continue;
             }
-            Flow::Drop => return drop_connection(live),
+            Flow::Drop => return drop_connection(&mut live),
         }
         let entered = live.entered;
         let (exchange, scope) = live.split();
@@ -413,13 +413,13 @@ async fn respond(mut live: Live, answer: Answer) -> Result<Response<ResponseBody
             }
             // Plugins further out have seen the head that is now gone; they see the new one.
             Flow::Reply(reply) => source = put(&mut live, *reply),
-            Flow::Drop => return drop_connection(live),
+            Flow::Drop => return drop_connection(&mut live),
         }
     }
     Ok(finish(live, source))
 }
 
-fn drop_connection(mut live: Live) -> Result<Response<ResponseBody>, Dropped> {
+fn drop_connection(live: &mut Live) -> Result<Response<ResponseBody>, Dropped> {
     live.end(End::Refused);
     Err(Dropped)
 }
@@ -436,14 +436,14 @@ async fn outward(live: &mut Live, hook: HookName, below: &mut u16) -> Flow {
 }
 
 /// Takes the upstream's response over.
-async fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
+fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
     let (head, body) = response.into_parts();
     live.respond(portcullis_plugin::Response::new(head.status, head.headers));
     // An empty body is dropped without a look, and the upstream's connection would go with it.
     if Reply::may_have_body(head.status, live.exchange().method()) && !body.is_end_stream() {
         return Source::Upstream(body);
     }
-    body.release().await;
+    body.release();
     Source::Empty
 }
 
@@ -478,7 +478,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
 
 /// Hands the response to the client's connection. Framing follows from the body alone, so that no header that a
 /// plugin or an upstream set can contradict what is sent.
-fn finish(mut live: Live, mut source: Source) -> Response<ResponseBody> {
+fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
     let entered = live.entered;
     let (exchange, scope) = live.split();
     let chain = scope.chain();

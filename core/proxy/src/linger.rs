@@ -157,6 +157,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_of_what_is_buffered_is_given_up() {
+        let (_client, server) = duplex(16);
+        let mut server = Linger::new(tokio::io::BufWriter::new(server), Duration::from_secs(60));
+        server.write_all(&[0; 100]).await.unwrap();
+        let begin = Instant::now();
+        let error = server.flush().await.unwrap_err();
+        assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 60));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_given_up() {
         let (mut client, server) = duplex(16);
         let mut server = Linger::new(server, Duration::from_secs(60));

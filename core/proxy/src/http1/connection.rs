@@ -13,12 +13,13 @@ use tokio::time::Instant;
 
 use super::head::Wishes;
 use super::response::{Framing, Manner, write_head};
-use super::wire::{Head, Shared, Wire};
+use super::wire::{Shared, Wire};
 use super::{Body, Limits, Refusal, refusal};
 use crate::body::{BodyError, Incoming, ResponseBody};
 use crate::client::{Client, Control, Opened};
 use crate::exchange::serve;
 use crate::generation::ListenerLimits;
+use crate::head::Head;
 use crate::linger::Linger;
 use crate::timer::LazyTimer;
 
@@ -110,7 +111,7 @@ impl Connection {
 
     /// Has a request answered, unless the client goes away meanwhile.
     async fn exchange(&self, head: Result<Head, Refusal>) -> After {
-        let (head, asked) = self.take(head);
+        let asked = self.look_at(&head);
         let body = match Body::of(&self.wire) {
             Some(body) if !asked.is_refused => Incoming::Http1(body),
             _ => Incoming::Empty,
@@ -130,17 +131,17 @@ impl Connection {
         }
     }
 
-    fn take(&self, head: Result<Head, Refusal>) -> (Result<http::request::Parts, Refusal>, Asked) {
+    fn look_at(&self, head: &Result<Head, Refusal>) -> Asked {
         match head {
-            Ok(Head { parts, wishes }) => {
-                let (is_1_1, is_head) = (parts.version == Version::HTTP_11, parts.method == Method::HEAD);
-                (Ok(parts), Asked { is_1_1, is_head, is_refused: false, wishes })
-            }
-            Err(refusal) => {
-                let Refusal { reason, detail, .. } = refusal;
+            Ok(Head { method, version, .. }) => Asked {
+                is_1_1: *version == Version::HTTP_11,
+                is_head: *method == Method::HEAD,
+                is_refused: false,
+                wishes: self.wire.lock().wishes(),
+            },
+            Err(Refusal { reason, detail, .. }) => {
                 tracing::debug!(peer = %self.client.connection.peer, reason, detail, "head refused");
-                let wishes = Wishes::default();
-                (Err(refusal), Asked { is_1_1: true, is_head: false, is_refused: true, wishes })
+                Asked { is_1_1: true, is_head: false, is_refused: true, wishes: Wishes::default() }
             }
         }
     }
@@ -186,7 +187,8 @@ impl Connection {
 
     /// Whether another request can follow this one, of whose body only that is skipped which is at hand.
     async fn has_ended_request(&self) -> bool {
-        poll_fn(|cx| Poll::Ready(self.wire.lock().skip_body(cx))).await
+        let is_read = self.wire.lock().is_body_read();
+        is_read || poll_fn(|cx| Poll::Ready(self.wire.lock().skip_body(cx))).await
     }
 }
 
@@ -222,12 +224,15 @@ impl Sending<'_> {
 
     /// Takes from the body what is there, up to what is written at once; pending if it has no more for now.
     fn gather(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
+        while let Some(body) = &mut self.body {
             let has_room = self.wire.lock().out.has_room();
-            let Some(body) = self.body.as_mut().filter(|_| has_room) else { return Poll::Ready(()) };
+            if !has_room {
+                break;
+            }
             let frame = ready!(Pin::new(body).poll_frame(cx));
             self.take(frame);
         }
+        Poll::Ready(())
     }
 
     fn take(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) {

@@ -10,11 +10,12 @@ use std::ops::Range;
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Uri, Version, request};
-use memchr::{memchr, memrchr};
+use http::{Method, Uri, Version};
+use memchr::{memchr, memchr_iter, memrchr};
 
 use super::refusal::*;
 use super::{Limits, Refusal};
+use crate::head::Head;
 
 /// Longest target that a `Uri` holds, whatever the limits say.
 const MAX_TARGET: usize = 65_534;
@@ -101,14 +102,14 @@ struct Authority {
 impl HeadJudge {
     /// Goes on judging. `head` is all that has arrived since the start of the head.
     pub(super) fn advance(&mut self, head: &[u8], limits: &Limits) -> Result<Option<HeadVerdict>, Refusal> {
-        while let Some(found) = memchr(b'\n', head.get(self.searched..).unwrap_or_default()) {
+        let begin = self.searched;
+        for found in memchr_iter(b'\n', head.get(begin..).unwrap_or_default()) {
             let start = self.line;
-            let end = self.searched + found;
+            let end = begin + found;
             if end >= limits.max_head_bytes {
                 return Err(self.too_large());
             }
             self.line = end + 1;
-            self.searched = self.line;
             let line = head.get(start..end).unwrap_or_default();
             let line = line.strip_suffix(b"\r").ok_or(BARE_LF)?;
             if self.request.is_none() {
@@ -124,9 +125,13 @@ impl HeadJudge {
         Ok(None)
     }
 
-    /// The accepted head, taken apart, and what the client wishes of its connection. `head` are the bytes that were
-    /// judged.
-    pub(super) fn take_apart(self, head: &Bytes) -> Result<(request::Parts, Wishes), Refusal> {
+    /// What the client wishes of its connection.
+    pub(super) fn wishes(&self) -> Wishes {
+        self.wishes
+    }
+
+    /// The accepted head, taken apart. `head` are the bytes that were judged.
+    pub(super) fn take_apart(self, head: &Bytes) -> Result<Head, Refusal> {
         let line = self.request.ok_or(REQUEST_LINE)?;
         let mut headers = HeaderMap::with_capacity(self.fields.len());
         for Field { name, value } in self.fields {
@@ -134,13 +139,16 @@ impl HeadJudge {
             let value = HeaderValue::from_maybe_shared(head.slice(value)).map_err(|_| HEADER_VALUE)?;
             headers.append(name, value);
         }
-        let (mut parts, ()) = Request::new(()).into_parts();
-        let method = head.get(line.method).unwrap_or_default();
-        parts.method = Method::from_bytes(method).map_err(|_| METHOD)?;
-        parts.uri = uri(head.slice(line.target)).ok_or(TARGET)?;
-        parts.version = if line.is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
-        parts.headers = headers;
-        Ok((parts, self.wishes))
+        let method = Method::from_bytes(head.get(line.method).unwrap_or_default()).map_err(|_| METHOD)?;
+        let version = if line.is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
+        let (target, authority, scheme) = (head.slice(line.target), None, None);
+        if target.first() == Some(&b'/') {
+            let target = PathAndQuery::from_maybe_shared(target).map_err(|_| TARGET)?;
+            return Ok(Head { method, version, target: Some(target), authority, scheme, headers });
+        }
+        let uri = Uri::from_maybe_shared(target).map_err(|_| TARGET)?.into_parts();
+        let (target, authority, scheme) = (uri.path_and_query, uri.authority, uri.scheme);
+        Ok(Head { method, version, target, authority, scheme, headers })
     }
 
     /// What can be said of a line whose end has not arrived.
@@ -273,14 +281,6 @@ impl HeadJudge {
     }
 }
 
-/// A target as the forms of RFC 9112 section 3.2 have it.
-fn uri(target: Bytes) -> Option<Uri> {
-    if target.first() == Some(&b'/') {
-        return PathAndQuery::from_maybe_shared(target).ok().map(Uri::from);
-    }
-    Uri::from_maybe_shared(target).ok()
-}
-
 /// Whether a list names this option.
 fn has_option(list: &[u8], option: &[u8]) -> bool {
     list.split(|byte| *byte == b',').any(|named| named.trim_ascii().eq_ignore_ascii_case(option))
@@ -320,6 +320,33 @@ fn broken_name(name: &[u8], rest: &[u8]) -> Refusal {
 }
 
 fn request_line(start: usize, line: &[u8]) -> Result<RequestLine, Refusal> {
+    match usual_request_line(start, line) {
+        Some(usual) => Ok(usual),
+        None => any_request_line(start, line),
+    }
+}
+
+/// A request line in origin-form, as nearly all are, in one pass.
+fn usual_request_line(start: usize, line: &[u8]) -> Option<RequestLine> {
+    let method = line.iter().position(|&byte| !is_token_byte(byte))?;
+    let (target, version) =
+        line.split_at_checked(method + 1)?.1.split_at_checked(line.len().checked_sub(method + 10)?)?;
+    let is_1_1 = match version {
+        b" HTTP/1.1" => true,
+        b" HTTP/1.0" => false,
+        _ => return None,
+    };
+    let is_usual = method > 0
+        && line.get(method) == Some(&b' ')
+        && target.first() == Some(&b'/')
+        && target.len() <= MAX_TARGET
+        && target.iter().all(|&byte| is_target_byte(byte))
+        && line.get(..method) != Some(b"CONNECT");
+    let target = start + method + 1..start + method + 1 + target.len();
+    is_usual.then_some(RequestLine { is_1_1, method: start..start + method, target, authority: None })
+}
+
+fn any_request_line(start: usize, line: &[u8]) -> Result<RequestLine, Refusal> {
     if memchr(b'\r', line).is_some() {
         return Err(BARE_CR);
     }
@@ -515,4 +542,27 @@ const fn classes() -> [u8; 256] {
         byte += 1;
     }
     classes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_way_accepts_nothing_that_the_long_way_refuses_or_reads_otherwise() {
+        let mut taken = 0;
+        for line in ["GET / HTTP/1.1", "POST /a?b=c HTTP/1.0", "CONNECT /a HTTP/1.1", "GET /  HTTP/1.1"] {
+            for at in 0..line.len() {
+                for byte in 0..=255 {
+                    let mut changed = line.as_bytes().to_vec();
+                    changed[at] = byte;
+                    let Some(usual) = usual_request_line(7, &changed) else { continue };
+                    let any = any_request_line(7, &changed).unwrap();
+                    assert_eq!(format!("{usual:?}"), format!("{any:?}"));
+                    taken += 1;
+                }
+            }
+        }
+        assert!(taken > 1000, "{taken}");
+    }
 }

@@ -25,7 +25,7 @@ pub(crate) use self::connection::serve_connection;
 pub(crate) use self::head::{same_authority, split_authority};
 pub(crate) use self::refusal::{Refusal, TRAILER_FORBIDDEN};
 pub(crate) use self::response::{write_chunk_size, write_field, write_number};
-pub(crate) use self::wire::{Body, read_some};
+pub(crate) use self::wire::{Body, poll_read_some, read_some};
 
 /// What a client may send.
 #[derive(Debug, Clone, Copy)]

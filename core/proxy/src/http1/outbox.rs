@@ -43,6 +43,11 @@ impl Outbox {
         self.text.len() + self.held < GATHERED && self.pieces.len() < PIECES
     }
 
+    #[cfg(test)]
+    pub(super) fn text_capacity(&self) -> usize {
+        self.text.capacity()
+    }
+
     /// To write text to.
     pub(super) fn text(&mut self) -> &mut Vec<u8> {
         if self.text.capacity() == 0 {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::{Version, request};
+use http::Version;
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
@@ -16,6 +16,7 @@ use super::chunked::{Chunked, Progress, take};
 use super::head::{Framing, HeadJudge, HeadVerdict, Wishes};
 use super::outbox::Outbox;
 use super::{Limits, Refusal};
+use crate::head::Head;
 use crate::linger::{Linger, Stream};
 use crate::reply::Fault;
 
@@ -53,6 +54,8 @@ pub(super) struct Wire {
     /// How much of a body to read at once.
     read_size: usize,
     judge: HeadJudge,
+    /// Of the client whose request was read last.
+    wishes: Wishes,
     decoder: Decoder,
     /// The exchange may still ask for the body.
     is_body_held: bool,
@@ -74,12 +77,6 @@ enum Decoder {
     Failed,
 }
 
-/// A request's head, and what its client wishes of the connection.
-pub(super) struct Head {
-    pub(super) parts: request::Parts,
-    pub(super) wishes: Wishes,
-}
-
 impl Wire {
     /// A connection of which `read` was read already.
     pub(super) fn new(io: Linger<Box<dyn Stream>>, read: BytesMut, limits: Limits) -> Self {
@@ -89,6 +86,7 @@ impl Wire {
             inbox: read,
             read_size: MIN_READ,
             judge: HeadJudge::default(),
+            wishes: Wishes::default(),
             decoder: Decoder::End,
             is_body_held: false,
             awaits_go_ahead: false,
@@ -117,15 +115,23 @@ impl Wire {
             true => std::mem::take(&mut self.inbox),
             false => self.inbox.split_to(verdict.len),
         };
-        let (parts, wishes) = std::mem::take(&mut self.judge).take_apart(&bytes.freeze())?;
+        let judge = std::mem::take(&mut self.judge);
+        self.wishes = judge.wishes();
+        let head = judge.take_apart(&bytes.freeze())?;
         self.decoder = match verdict.framing {
             Framing::Empty => Decoder::End,
             Framing::Length(length) => Decoder::Length(length),
             Framing::Chunked => Decoder::Chunked(Box::new(Chunked::new())),
         };
-        self.awaits_go_ahead = wishes.go_ahead && parts.version == Version::HTTP_11 && !self.is_body_read();
+        self.awaits_go_ahead =
+            self.wishes.go_ahead && head.version == Version::HTTP_11 && !self.is_body_read();
         self.answers = false;
-        Ok(Head { parts, wishes })
+        Ok(head)
+    }
+
+    /// What the client wishes of its connection.
+    pub(super) fn wishes(&self) -> Wishes {
+        self.wishes
     }
 
     /// Whether a head has begun to arrive; the blank line tolerated before one is none.
@@ -318,7 +324,7 @@ impl http_body::Body for Body {
 
 /// Reads once what has come; 0 at the end of the stream. The buffer grows by that and no more, so that a connection
 /// that waits holds none.
-fn poll_read_some<S: AsyncRead + Unpin + ?Sized>(
+pub(crate) fn poll_read_some<S: AsyncRead + Unpin + ?Sized>(
     io: &mut S,
     inbox: &mut BytesMut,
     cx: &mut Context<'_>,
@@ -326,11 +332,62 @@ fn poll_read_some<S: AsyncRead + Unpin + ?Sized>(
     let mut scratch = [const { MaybeUninit::uninit() }; MIN_READ];
     let mut read = ReadBuf::uninit(&mut scratch);
     ready!(Pin::new(io).poll_read(cx, &mut read))?;
-    inbox.extend_from_slice(read.filled());
+    match inbox.capacity() {
+        0 => *inbox = BytesMut::from(read.filled()),
+        _ => inbox.extend_from_slice(read.filled()),
+    }
     Poll::Ready(Ok(read.filled().len()))
 }
 
 /// The same, for who can wait.
 pub(crate) async fn read_some<S: AsyncRead + Unpin>(io: &mut S, inbox: &mut BytesMut) -> io::Result<usize> {
     poll_fn(|cx| poll_read_some(io, inbox, cx)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::super::tests::{GOOD, Script};
+    use super::*;
+
+    fn wire(segments: Vec<Vec<u8>>) -> Wire {
+        let client: Box<dyn Stream> = Box::new(Script::new(segments));
+        Wire::new(Linger::new(client, std::time::Duration::MAX), BytesMut::new(), Limits::default())
+    }
+
+    #[test]
+    fn an_idle_connection_holds_no_buffer() {
+        let mut wire = wire(GOOD.bytes().map(|byte| vec![byte]).collect());
+        let mut cx = Context::from_waker(Waker::noop());
+        let head = wire.poll_head(&mut cx);
+        assert!(matches!(head, Poll::Ready(Some(Ok(_)))));
+        wire.begin_answer().extend_from_slice(b"HTTP/1.1 200 OK\r\n\r\n");
+        assert!(wire.poll_flush(&mut cx).is_ready());
+        wire.rest();
+        assert_eq!((wire.inbox.capacity(), wire.out.text_capacity()), (0, 0));
+        assert!(wire.poll_head(&mut cx).is_pending());
+        assert_eq!(wire.inbox.capacity(), 0);
+    }
+
+    #[test]
+    fn of_what_a_client_sends_while_it_should_wait_little_is_read() {
+        let mut wire = wire(vec![GOOD.into(), vec![b'x'; 3 * MIN_READ]]);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(wire.poll_head(&mut cx).is_ready());
+        for _ in 0..5 {
+            assert!(!wire.is_gone(&mut cx));
+            assert_eq!(wire.inbox.len(), MIN_READ);
+        }
+    }
+
+    #[test]
+    fn of_a_body_that_nobody_wants_no_more_is_skipped_than_is_at_hand() {
+        let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 30000\r\n\r\n";
+        let mut wire = wire(vec![head.to_vec(), vec![b'x'; 30_000]]);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(wire.poll_head(&mut cx).is_ready());
+        assert!(!wire.skip_body(&mut cx));
+        assert!(matches!(wire.decoder, Decoder::Length(15_000..)));
+    }
 }
