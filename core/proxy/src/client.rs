@@ -283,7 +283,7 @@ async fn http2_connection(
         let client = client.clone();
         service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let (head, body) = request.into_parts();
-            serve(client.clone(), Ok(head.into()), Incoming::Http2(body))
+            serve(&client, Ok(head.into()), Incoming::Http2(body))
         })
     };
     let io = Linger::new(opened.stream, limits.write_timeout);
@@ -411,6 +411,6 @@ mod tests {
     #[test]
     fn a_connection_that_waits_is_small() {
         let size = size(accept);
-        assert!(size < 4608, "{size} bytes");
+        assert!(size < 4096, "{size} bytes");
     }
 }

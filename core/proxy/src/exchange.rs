@@ -60,27 +60,34 @@ impl From<Fault> for Answer {
 
 /// Serves one request, which may be no more than the refusal of its head. Dropping the future, as
 /// connections do when the client goes away, ends the exchange like any other end.
-pub(crate) async fn serve(
-    client: Rc<Client>,
+pub(crate) fn serve(
+    client: &Rc<Client>,
     head: Result<Head, Refusal>,
     body: Incoming,
-) -> Result<Response<ResponseBody>, Dropped> {
+) -> impl Future<Output = Result<Response<ResponseBody>, Dropped>> + use<> {
+    // Every connection has room for this future, so it begins where the head has been understood.
+    let begun = begin(client, head);
+    async move {
+        let (mut live, fault) = begun.ok_or(Dropped)?;
+        let answer = match fault {
+            Some(fault) => Answer::Fault(fault),
+            None => answer(&mut live, body).await,
+        };
+        respond(live, answer).await
+    }
+}
+
+/// The exchange, and what is wrong with its head; none if its listener is gone, and with it
+/// everything that says how to answer.
+fn begin(client: &Rc<Client>, head: Result<Head, Refusal>) -> Option<(Box<Live>, Option<Fault>)> {
     let generation = client.worker.generation();
-    let Some(listener) = client.listener(&generation) else {
-        // Its listener is gone, and with it everything that says how to answer.
-        return Err(Dropped);
-    };
+    let listener = client.listener(&generation)?;
     let serving = client.begin();
     let (request, fault) = match head {
         Ok(head) => understand(head, &generation.listeners[listener].limits),
         Err(refusal) => (unreadable(), Some(refusal.into())),
     };
-    let mut live = Live::new(serving, generation, listener, request);
-    let answer = match fault {
-        Some(fault) => Answer::Fault(fault),
-        None => answer(&mut live, body).await,
-    };
-    respond(live, answer).await
+    Some((Live::new(serving, generation, listener, request), fault))
 }
 
 /// From the request's head to what the client is to get.

@@ -73,16 +73,40 @@ impl Connection {
         let mut clock = LazyTimer::new();
         clock.start_from(accepted, self.limits.header_timeout);
         let mut is_first = true;
-        while let Some(head) = self.next_head(&mut clock, is_first).await {
-            is_first = false;
-            match self.exchange(head).await {
+        loop {
+            match self.exchange(&mut clock, is_first).await {
                 After::Next => self.wire.lock().rest(),
                 After::Close => break,
                 After::Abandon => return,
             }
+            is_first = false;
         }
         // Fails on a dead socket only.
         let _ = poll_fn(|cx| self.wire.lock().poll_shutdown(cx)).await;
+    }
+
+    /// Waits for a request and has it answered, unless the client goes away meanwhile.
+    async fn exchange(&self, clock: &mut LazyTimer, is_first: bool) -> After {
+        let asked;
+        let served = {
+            let mut exchange = pin!(match self.next_head(clock, is_first).await {
+                Some(head) => {
+                    asked = self.look_at(&head);
+                    serve(&self.client, head, self.body(&asked))
+                }
+                None => return After::Close,
+            });
+            let served = poll_fn(|cx| match exchange.as_mut().poll(cx) {
+                Poll::Ready(served) => Poll::Ready(Some(served)),
+                Poll::Pending if self.wire.lock().is_gone(cx) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            served.await
+        };
+        match served {
+            Some(Ok(response)) => self.answer(response, &asked).await,
+            Some(Err(_)) | None => After::Abandon,
+        }
     }
 
     /// The next head; none if the client has gone, or if nothing more is expected of it. The first head is waited for
@@ -109,28 +133,6 @@ impl Connection {
         .await
     }
 
-    /// Has a request answered, unless the client goes away meanwhile.
-    async fn exchange(&self, head: Result<Head, Refusal>) -> After {
-        let asked = self.look_at(&head);
-        let body = match Body::of(&self.wire) {
-            Some(body) if !asked.is_refused => Incoming::Http1(body),
-            _ => Incoming::Empty,
-        };
-        let served = {
-            let mut exchange = pin!(serve(self.client.clone(), head, body));
-            let served = poll_fn(|cx| match exchange.as_mut().poll(cx) {
-                Poll::Ready(served) => Poll::Ready(Some(served)),
-                Poll::Pending if self.wire.lock().is_gone(cx) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            });
-            served.await
-        };
-        match served {
-            Some(Ok(response)) => self.answer(response, &asked).await,
-            Some(Err(_)) | None => After::Abandon,
-        }
-    }
-
     fn look_at(&self, head: &Result<Head, Refusal>) -> Asked {
         match head {
             Ok(Head { method, version, .. }) => Asked {
@@ -143,6 +145,13 @@ impl Connection {
                 tracing::debug!(peer = %self.client.connection.peer, reason, detail, "head refused");
                 Asked { is_1_1: true, is_head: false, is_refused: true, wishes: Wishes::default() }
             }
+        }
+    }
+
+    fn body(&self, asked: &Asked) -> Incoming {
+        match Body::of(&self.wire) {
+            Some(body) if !asked.is_refused => Incoming::Http1(body),
+            _ => Incoming::Empty,
         }
     }
 
