@@ -111,7 +111,7 @@ const CONFIGURED: &[(&str, Known)] = &[
 ];
 
 const FRAMING: &str = "core/proxy/src/upstream/http1/tests.rs";
-const VERDICTS: &str = "core/proxy/src/http1/screen/tests/verdicts.rs";
+const VERDICTS: &str = "core/proxy/src/http1/tests/verdicts.rs";
 
 /// The numbers and times that are constants of the data plane.
 const BUILT_IN: &[(&str, Known)] = &[
@@ -119,7 +119,6 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("body.rs SLICE", Not("how much is handed over at once")),
     ("client.rs BEGIN", Bites("core/proxy/tests/data_plane.rs", "silent_connections_do_not_hold_up_a_drain")),
     ("client.rs MAX_LOOK", Not("how often a clock is looked at")),
-    ("client.rs MIN_BUFFER", Not("what hyper asks for")),
     ("client.rs MIN_LOOK", Not("how often a clock is looked at")),
     ("client.rs PARTING", Bites("core/proxy/tests/adversity.rs", "a_mute_http2_client_loses_its_connection")),
     ("client.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
@@ -128,20 +127,34 @@ const BUILT_IN: &[(&str, Known)] = &[
         Bites("core/proxy/tests/data_plane.rs", "an_upstream_that_closes_idle_connections_costs_no_request"),
     ),
     ("head.rs HEADER_OVERHEAD", Not("what a header counts beyond its bytes")),
-    ("http1/screen/chunked.rs MAX_EXTENSION", Bites(VERDICTS, "chunked_bodies")),
-    ("http1/screen/chunked.rs MAX_EXTENSIONS", Bites(VERDICTS, "chunked_bodies")),
-    ("http1/screen/chunked.rs MAX_TRAILERS", Bites(VERDICTS, "chunked_bodies")),
-    ("http1/screen/head.rs IN_HOST", Not("a class of bytes")),
-    ("http1/screen/head.rs IN_TARGET", Not("a class of bytes")),
+    ("http1/chunked.rs MAX_EXTENSION", Bites(VERDICTS, "chunked_bodies")),
+    ("http1/chunked.rs MAX_EXTENSIONS", Bites(VERDICTS, "chunked_bodies")),
+    ("http1/chunked.rs MAX_TRAILERS", Bites(VERDICTS, "chunked_bodies")),
+    ("http1/head.rs IN_HOST", Not("a class of bytes")),
+    ("http1/head.rs IN_TARGET", Not("a class of bytes")),
     (
-        "http1/screen/head.rs MAX_NAME",
-        Bites(VERDICTS, "what_hyper_could_not_take_is_refused_whatever_the_limits"),
+        "http1/head.rs MAX_NAME",
+        Bites(VERDICTS, "what_the_types_of_a_head_could_not_hold_is_refused_whatever_the_limits"),
     ),
     (
-        "http1/screen/head.rs MAX_TARGET",
-        Bites(VERDICTS, "what_hyper_could_not_take_is_refused_whatever_the_limits"),
+        "http1/head.rs MAX_TARGET",
+        Bites(VERDICTS, "what_the_types_of_a_head_could_not_hold_is_refused_whatever_the_limits"),
     ),
-    ("http1/screen/head.rs TOKEN", Not("a class of bytes")),
+    ("http1/head.rs TOKEN", Not("a class of bytes")),
+    ("http1/head.rs USUAL_FIELDS", Not("a guess, to grow less often")),
+    ("http1/outbox.rs COPIED", Not("what is copied rather than pointed at")),
+    (
+        "http1/outbox.rs GATHERED",
+        Bites("core/proxy/src/http1/tests.rs", "no_more_is_gathered_than_is_written_at_once"),
+    ),
+    (
+        "http1/outbox.rs PIECES",
+        Bites("core/proxy/src/http1/tests.rs", "no_more_is_gathered_than_is_written_at_once"),
+    ),
+    ("http1/response.rs HEADER", Not("a guess, to grow less often")),
+    ("http1/response.rs LINES", Not("a guess, to grow less often")),
+    ("http1/wire.rs MIN_READ", Not("how much is read at once; what is not read waits in the socket")),
+    ("http1/wire.rs MAX_READ", Not("how much is read at once; what is not read waits in the socket")),
     ("linger.rs GRACE", Bites("core/proxy/src/linger.rs", "shutdown_waits_for_the_client_but_not_forever")),
     ("logs.rs BATCH", Not("how often others get their turn")),
     (

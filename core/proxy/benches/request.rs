@@ -14,32 +14,11 @@ use http::{HeaderMap, Method};
 use portcullis_plugin::path::normalise;
 use portcullis_plugin::{Exchange, ExchangeBuilder, Hook, HookName, Needs, Plugin};
 use portcullis_proxy::chain::{Chain, Flow, Instance, OnError};
-use portcullis_proxy::http1::screen::{Limits, judge_head};
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::routes::{Found, HostPattern, PathPattern, RouteMatch, RouteTable};
 
-/// As a browser sends it.
-const HEAD: &[u8] = b"GET /api/v1/orders/4711?expand=lines HTTP/1.1\r\n\
-    host: shop.example.com\r\n\
-    user-agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n\
-    accept: application/json\r\n\
-    accept-language: en-GB,en;q=0.7\r\n\
-    accept-encoding: gzip, deflate, br, zstd\r\n\
-    authorization: Bearer 4f3c2b1a0918273645546372819a0b1c\r\n\
-    cookie: session=0123456789abcdef; theme=dark\r\n\
-    x-request-id: 7d9f1c52-5a7e-4d0e-9a58-9a2a7f0c6c11\r\n\
-    connection: keep-alive\r\n\r\n";
-
-const SMALL_HEAD: &[u8] = b"GET / HTTP/1.1\r\nhost: 127.0.0.1:8080\r\n\r\n";
-
 fn main() {
     divan::main();
-}
-
-#[divan::bench(args = [("small", SMALL_HEAD), ("browser", HEAD)].map(|(name, head)| Named(name, head)))]
-fn judging_a_head(bencher: Bencher<'_, '_>, head: Named<&'static [u8]>) {
-    let limits = Limits::default();
-    bencher.bench(|| judge_head(black_box(head.1), &limits).unwrap().unwrap());
 }
 
 #[divan::bench(args = ["/api/v1/orders/4711", "/api//v1/%7Eann/./orders/../x%20y"])]
@@ -110,15 +89,5 @@ fn ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
         Poll::Pending => unreachable!("none of these plugins waits"),
-    }
-}
-
-/// A value with a name for the table.
-#[derive(Clone, Copy)]
-struct Named<T>(&'static str, T);
-
-impl<T> std::fmt::Display for Named<T> {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(self.0)
     }
 }

@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use portcullis_plugin::{Cursor, End, Reply};
 
 use crate::chain::{Filter, Instance};
-use crate::http1::screen::{Refusal, TRAILER_FORBIDDEN, is_forbidden_trailer};
+use crate::http1::{self, TRAILER_FORBIDDEN, is_forbidden_trailer};
 use crate::live::Live;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
@@ -120,6 +119,47 @@ const MINIMUM_RATE: u64 = 512;
 /// counts as sent, and gives its share of the budget back.
 const SLICE: usize = 32 * 1024;
 
+/// A request's body as its connection reads it.
+pub(crate) enum Incoming {
+    Empty,
+    Http1(http1::Body),
+    Http2(hyper::body::Incoming),
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        match &mut *self {
+            Incoming::Empty => Poll::Ready(None),
+            Incoming::Http1(body) => Pin::new(body).poll_frame(cx),
+            Incoming::Http2(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|_| Fault::ClientBody))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Incoming::Empty => true,
+            Incoming::Http1(body) => body.is_end_stream(),
+            Incoming::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Incoming::Empty => SizeHint::with_exact(0),
+            Incoming::Http1(body) => body.size_hint(),
+            Incoming::Http2(body) => body.size_hint(),
+        }
+    }
+}
+
 /// A client's body as it arrives: a client that stops within it is not waited for.
 pub(crate) struct ClientBody {
     incoming: Incoming,
@@ -168,8 +208,7 @@ impl Body for ClientBody {
                 this.received += frame.data_ref().map_or(0, |data| data.len() as u64);
                 Poll::Ready(Some(if this.trickles() { Err(Fault::BodyTimeout) } else { Ok(frame) }))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(client_fault(&error)))),
-            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(ended) => Poll::Ready(ended),
             Poll::Pending => {
                 if !std::mem::replace(&mut this.waiting, true) {
                     this.timer.start(this.patience);
@@ -186,10 +225,6 @@ impl Body for ClientBody {
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
     }
-}
-
-fn client_fault(error: &(dyn Error + 'static)) -> Fault {
-    Refusal::in_error(error).map_or(Fault::ClientBody, Fault::Screened)
 }
 
 /// The filters of a body, in the order in which chunks pass them.
@@ -407,7 +442,7 @@ impl Upload {
                 }
             };
             self.state.bytes.fetch_add(chunk.len() as u64, Relaxed);
-            // hyper does not ask for the end of a body whose length it knows.
+            // The end of a body whose length was said is not asked for.
             self.state.ended.store(self.incoming.is_end_stream(), Relaxed);
             self.remaining = match self.remaining.checked_sub(chunk.len() as u64) {
                 Some(remaining) => remaining,
@@ -479,14 +514,14 @@ pub struct ResponseBody {
     /// What comes after the source's end: what the filters still held, and trailers.
     tail: VecDeque<Frame<Bytes>>,
     source_ended: bool,
-    live: Live,
+    live: Box<Live>,
 }
 
 impl ResponseBody {
-    pub(crate) fn new(source: Source, filters: Vec<Filter>, live: Live) -> Self {
+    pub(crate) fn new(source: Source, filters: Vec<Filter>, live: Box<Live>) -> Self {
         let filters = Filters(filters);
         let mut body = ResponseBody { source, filters, tail: VecDeque::new(), source_ended: false, live };
-        // hyper drops a body that is empty from the start without asking.
+        // One that is empty from the start is dropped without being asked.
         if body.is_end_stream() {
             body.live.end(End::Complete);
         }
@@ -553,7 +588,7 @@ impl ResponseBody {
         if let Some(data) = frame.data_ref() {
             self.live.sent(data.len() as u64);
         }
-        // hyper drops a body that says it has ended without asking again.
+        // One that says it has ended is dropped without being asked again.
         if self.is_end_stream() {
             self.live.end(End::Complete);
         }

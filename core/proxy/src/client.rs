@@ -11,20 +11,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use portcullis_plugin::{Admission, Connection};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::body::Incoming;
 use crate::exchange::serve;
 use crate::forwarded::ForwardedBy;
 use crate::generation::ListenerLimits;
-use crate::http1::screen::{Handle, Limits, Screen};
-use crate::linger::Linger;
+use crate::http1::{read_some, serve_connection};
+use crate::linger::{Linger, Stream};
 use crate::timer::LazyTimer;
 use crate::tls;
 use crate::worker::{Worker, WorkerGeneration};
@@ -41,8 +42,6 @@ const MAX_LOOK: Duration = Duration::from_secs(5);
 const BEGIN: Duration = Duration::from_millis(250);
 /// How long an HTTP/2 client may take to agree that a connection without streams ends.
 const PARTING: Duration = Duration::from_secs(2);
-/// hyper's smallest read buffer.
-const MIN_BUFFER: usize = 8192;
 
 /// What the exchanges of a connection share.
 pub(crate) struct Client {
@@ -51,13 +50,18 @@ pub(crate) struct Client {
     pub(crate) forwarded_by: ForwardedBy,
     /// The listener's index, and the generation that it is valid in.
     listener: Cell<(u64, Option<usize>)>,
-    screen: Option<Handle>,
     /// The address that the listener is configured with.
     bound: SocketAddr,
-    requests: Cell<u64>,
+    /// Of HTTP/2; with HTTP/1 the connection itself sees what its client does.
+    streams: Option<Streams>,
+}
+
+/// What is known of a connection's streams.
+struct Streams {
+    begun: Cell<u64>,
     open: Cell<u32>,
     last_active: Cell<Instant>,
-    /// Since when responses wait for an HTTP/2 client to take more of them.
+    /// Since when responses wait for the client to take more of them.
     unread: RefCell<BTreeMap<u64, Instant>>,
 }
 
@@ -73,32 +77,47 @@ impl Client {
         found
     }
 
-    /// Counts a request; it is being served until the return value is dropped.
+    /// A request of this connection; it is being served until the return value is dropped.
     pub(crate) fn begin(self: &Rc<Self>) -> Serving {
-        let ordinal = self.requests.replace(self.requests.get() + 1);
-        self.open.set(self.open.get() + 1);
-        Serving { ordinal, _screen: self.screen.as_ref().map(Handle::serve), client: self.clone() }
+        Serving { stream: self.streams.as_ref().map_or(0, Streams::begin), client: self.clone() }
+    }
+}
+
+impl Streams {
+    fn new() -> Self {
+        Streams {
+            begun: Cell::new(0),
+            open: Cell::new(0),
+            last_active: Cell::new(Instant::now()),
+            unread: RefCell::default(),
+        }
     }
 
-    pub(crate) fn screen(&self) -> Option<&Handle> {
-        self.screen.as_ref()
+    fn begin(&self) -> u64 {
+        self.open.set(self.open.get() + 1);
+        self.begun.replace(self.begun.get() + 1)
+    }
+
+    fn end(&self, stream: u64) {
+        self.open.set(self.open.get() - 1);
+        self.unread.borrow_mut().remove(&stream);
+        self.last_active.set(Instant::now());
     }
 
     /// Whether nothing has happened for so long.
-    fn is_idle(&self, limit: Duration) -> bool {
+    fn are_idle(&self, limit: Duration) -> bool {
         self.open.get() == 0 && self.last_active.get().elapsed() >= limit
     }
 
     /// Whether a response has waited for so long to be taken.
-    fn is_unread(&self, limit: Duration) -> bool {
+    fn are_unread(&self, limit: Duration) -> bool {
         self.unread.borrow().values().any(|since| since.elapsed() >= limit)
     }
 }
 
 /// A request of a connection, being served.
 pub(crate) struct Serving {
-    pub(crate) ordinal: u64,
-    _screen: Option<crate::http1::screen::Serving>,
+    stream: u64,
     pub(crate) client: Rc<Client>,
 }
 
@@ -106,24 +125,19 @@ impl Serving {
     /// The response waits for the client to take what it was given, or no longer. Of HTTP/1 the
     /// socket tells.
     pub(crate) fn waits_for_client(&self, waits: bool) {
-        if self.client.screen.is_some() {
-            return;
-        }
-        let mut unread = self.client.unread.borrow_mut();
+        let Some(streams) = &self.client.streams else { return };
+        let mut unread = streams.unread.borrow_mut();
         match waits {
-            true => unread.insert(self.ordinal, Instant::now()),
-            false => unread.remove(&self.ordinal),
+            true => unread.insert(self.stream, Instant::now()),
+            false => unread.remove(&self.stream),
         };
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.client.open.set(self.client.open.get() - 1);
-        // Over HTTP/1 the screen keeps the clocks.
-        if self.client.screen.is_none() {
-            self.waits_for_client(false);
-            self.client.last_active.set(Instant::now());
+        if let Some(streams) = &self.client.streams {
+            streams.end(self.stream);
         }
     }
 }
@@ -144,7 +158,8 @@ impl Control {
         }
     }
 
-    fn is_draining(&self, cx: &Context<'_>) -> bool {
+    /// Whether that was asked; if not, `cx` is woken when it is.
+    pub(crate) fn is_draining(&self, cx: &Context<'_>) -> bool {
         let waker = self.waker.take().filter(|waker| waker.will_wake(cx.waker()));
         self.waker.set(Some(waker.unwrap_or_else(|| cx.waker().clone())));
         self.drain.get()
@@ -159,6 +174,7 @@ pub(crate) async fn accept(
     bound: SocketAddr,
     control: &Control,
 ) {
+    let accepted = tokio::time::Instant::now();
     // Fails only on a dead socket, which the first read will notice.
     let _ = stream.set_nodelay(true);
     let local = stream.local_addr().unwrap_or(peer);
@@ -172,51 +188,67 @@ pub(crate) async fn accept(
     let (limits, tls) = (listener.limits, listener.tls.clone());
     // A connection lives long, a generation must not.
     drop(generation);
-    let Some(tls) = tls else {
-        return plain(worker, stream, connection, bound, limits, control).await;
+    let opened = match tls {
+        None => unless_draining(control, sniff(stream, accepted, &limits)).await,
+        Some(tls) => {
+            // Boxed, as what is rare or short is, so that what waits the longest is small.
+            let opened = Box::pin(handshake(&worker, stream, tls, &mut connection, &limits));
+            unless_draining(control, opened).await
+        }
     };
-    let handshake = timeout(limits.header_timeout, TlsAcceptor::from(tls).accept(stream));
-    let Some(accepted) = unless_draining(control, handshake).await else { return };
-    match accepted {
-        Ok(Ok(stream)) => {
-            let session = stream.get_ref().1;
-            connection.tls = Some(tls::session(session));
-            let http2 = session.alpn_protocol() == Some(b"h2");
-            let stream = Linger::new(stream, limits.write_timeout);
-            if http2 {
-                http2_connection(worker, stream, connection, bound, limits, control).await;
-            } else {
-                http1_connection(worker, stream, Bytes::new(), connection, bound, limits, control).await;
-            }
-        }
-        Ok(Err(error)) => {
-            worker.metrics.handshake_failures.increment();
-            tracing::debug!(%peer, %error, "TLS handshake failed");
-        }
-        Err(_) => {
-            worker.metrics.handshake_failures.increment();
-        }
+    let Some(Some(opened)) = opened else { return };
+    if opened.is_http2 {
+        Box::pin(http2_connection(opened, worker, connection, bound, limits, control)).await;
+    } else {
+        serve_connection(opened, client(worker, connection, bound, None), limits, control).await;
     }
 }
 
+/// A connection of which is known what it speaks.
+pub(crate) struct Opened {
+    pub(crate) stream: Box<dyn Stream>,
+    /// What was read of it so far.
+    pub(crate) read: BytesMut,
+    /// Since when the first request is waited for.
+    pub(crate) accepted: tokio::time::Instant,
+    is_http2: bool,
+}
+
+async fn handshake(
+    worker: &Worker,
+    stream: TcpStream,
+    tls: Arc<rustls::ServerConfig>,
+    connection: &mut Connection,
+    limits: &ListenerLimits,
+) -> Option<Opened> {
+    let accepting = TlsAcceptor::from(tls).accept(stream);
+    let stream = match timeout(limits.header_timeout, accepting).await {
+        Ok(Ok(stream)) => stream,
+        failed => {
+            worker.metrics.handshake_failures.increment();
+            if let Ok(Err(error)) = failed {
+                tracing::debug!(peer = %connection.peer, %error, "TLS handshake failed");
+            }
+            return None;
+        }
+    };
+    let session = stream.get_ref().1;
+    connection.tls = Some(tls::session(session));
+    let is_http2 = session.alpn_protocol() == Some(b"h2");
+    // The handshake had its own time.
+    let accepted = tokio::time::Instant::now();
+    Some(Opened { stream: Box::new(stream), read: BytesMut::new(), accepted, is_http2 })
+}
+
 /// Without TLS, the first bytes tell whether the client speaks HTTP/2.
-async fn plain(
-    worker: Rc<Worker>,
+async fn sniff(
     mut stream: TcpStream,
-    connection: Connection,
-    bound: SocketAddr,
-    limits: ListenerLimits,
-    control: &Control,
-) {
-    let sniffed = timeout(limits.header_timeout, sniff(&mut stream));
-    let Some(Ok(Some(begin))) = unless_draining(control, sniffed).await else { return };
-    let stream = Linger::new(stream, limits.write_timeout);
-    if &*begin == HTTP2_PREFACE {
-        http2_connection(worker, Prefixed { prefix: begin, io: stream }, connection, bound, limits, control)
-            .await;
-    } else {
-        http1_connection(worker, stream, begin, connection, bound, limits, control).await;
-    }
+    accepted: tokio::time::Instant,
+    limits: &ListenerLimits,
+) -> Option<Opened> {
+    let read = timeout(limits.header_timeout, read_begin(&mut stream)).await.ok()??;
+    let is_http2 = read.starts_with(HTTP2_PREFACE);
+    Some(Opened { stream: Box::new(stream), read, accepted, is_http2 })
 }
 
 /// Waits for a client to begin; while the worker drains, not much longer.
@@ -240,63 +272,27 @@ async fn unless_draining<F: Future>(control: &Control, begin: F) -> Option<F::Ou
 }
 
 /// Reads until the bytes are, or can't be, HTTP/2's preface; none if the client went away first.
-async fn sniff(stream: &mut TcpStream) -> Option<Bytes> {
-    let mut buffer = [0; HTTP2_PREFACE.len()];
-    let mut length = 0;
-    while length < buffer.len() && HTTP2_PREFACE.starts_with(&buffer[..length]) {
-        match stream.read(&mut buffer[length..]).await {
+async fn read_begin(stream: &mut TcpStream) -> Option<BytesMut> {
+    let mut read = BytesMut::new();
+    while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
+        match read_some(stream, &mut read).await {
             Ok(0) | Err(_) => return None,
-            Ok(read) => length += read,
+            Ok(_) => {}
         }
     }
-    Some(Bytes::copy_from_slice(&buffer[..length]))
+    Some(read)
 }
 
-async fn http1_connection<T: AsyncRead + AsyncWrite + Unpin>(
+async fn http2_connection(
+    opened: Opened,
     worker: Rc<Worker>,
-    stream: T,
-    begin: Bytes,
     connection: Connection,
     bound: SocketAddr,
     limits: ListenerLimits,
     control: &Control,
 ) {
-    let screen_limits = Limits {
-        max_head_bytes: limits.header_bytes,
-        max_headers: limits.header_count,
-        max_request_line: limits.header_bytes,
-        header_timeout: limits.header_timeout,
-        idle_timeout: limits.idle_timeout,
-    };
-    let (screen, handle) = Screen::with_prefix(stream, &begin, screen_limits);
-    let client = client(worker, connection, bound, Some(handle));
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    // The screen judges sizes and times; hyper's bounds only must not be tighter.
-    builder.max_buf_size(limits.header_bytes.max(MIN_BUFFER) * 2).max_headers(limits.header_count + 1);
-    let service = service_fn(move |request| serve(client.clone(), request));
-    let mut running = pin!(builder.serve_connection(TokioIo::new(screen), service));
-    let mut draining = false;
-    let ended = poll_fn(|cx| {
-        if !draining && control.is_draining(cx) {
-            draining = true;
-            running.as_mut().graceful_shutdown();
-        }
-        running.as_mut().poll(cx)
-    });
-    if let Err(error) = ended.await {
-        tracing::trace!(%error, "connection ended");
-    }
-}
-
-async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
-    worker: Rc<Worker>,
-    stream: T,
-    connection: Connection,
-    bound: SocketAddr,
-    limits: ListenerLimits,
-    control: &Control,
-) {
-    let client = client(worker, connection, bound, None);
+    let client = client(worker, connection, bound, Some(Streams::new()));
+    let Some(streams) = &client.streams else { return };
     let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
     // A head that is too long gets our refusal, one that is far too long gets hyper's.
     let head_bytes = limits.header_bytes.saturating_mul(4);
@@ -308,8 +304,13 @@ async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
         .initial_connection_window_size(connection_window(limits.http2_streams));
     let service = {
         let client = client.clone();
-        service_fn(move |request| serve(client.clone(), request))
+        service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let (head, body) = request.into_parts();
+            serve(&client, Ok(head.into()), Incoming::Http2(body))
+        })
     };
+    let io = Linger::new(opened.stream, limits.write_timeout);
+    let stream = Prefixed { prefix: opened.read.freeze(), io };
     let mut running = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let look = limits.idle_timeout.min(limits.write_timeout).clamp(MIN_LOOK, MAX_LOOK);
     let mut clock = LazyTimer::new();
@@ -319,15 +320,15 @@ async fn http2_connection<T: AsyncRead + AsyncWrite + Unpin>(
         let mut drain = draining.is_none() && control.is_draining(cx);
         while clock.poll_expired(cx).is_ready() {
             clock.start(look);
-            if client.is_unread(limits.write_timeout) {
+            if streams.are_unread(limits.write_timeout) {
                 return Poll::Ready(Ok(()));
             }
             // The client acknowledges the end, or does not.
             let parted = draining.is_some_and(|since| since.elapsed() >= PARTING);
-            if parted && client.open.get() == 0 {
+            if parted && streams.open.get() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            drain |= draining.is_none() && client.is_idle(limits.idle_timeout);
+            drain |= draining.is_none() && streams.are_idle(limits.idle_timeout);
         }
         if drain {
             draining = Some(Instant::now());
@@ -349,19 +350,15 @@ fn client(
     worker: Rc<Worker>,
     connection: Connection,
     bound: SocketAddr,
-    screen: Option<Handle>,
+    streams: Option<Streams>,
 ) -> Rc<Client> {
     Rc::new(Client {
         worker,
         forwarded_by: ForwardedBy::new(connection.peer.ip(), connection.tls.is_some()),
         connection: Arc::new(connection),
         listener: Cell::new((0, None)),
-        screen,
         bound,
-        requests: Cell::new(0),
-        open: Cell::new(0),
-        last_active: Cell::new(Instant::now()),
-        unread: RefCell::default(),
+        streams,
     })
 }
 
@@ -421,5 +418,22 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Prefixed<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<'a, F: Future>(
+        _: impl Fn(Rc<Worker>, TcpStream, SocketAddr, SocketAddr, &'a Control) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_that_waits_is_small() {
+        let size = size(accept);
+        assert!(size < 4096, "{size} bytes");
     }
 }

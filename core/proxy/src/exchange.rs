@@ -7,16 +7,19 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 use portcullis_plugin::{Attempt, Content, End, HookName, Reply, Request};
 
-use crate::body::{ClientBody, RequestBody, ResponseBody, Source, UploadFailure, pass_whole, whole};
+use crate::body::{
+    ClientBody, Incoming, RequestBody, ResponseBody, Source, UploadFailure, pass_whole, whole,
+};
 use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{Told, client_address, remove_claims};
 use crate::generation::{Action, Rewrite};
-use crate::head::{understand, unreadable, with_path};
+use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
+use crate::http1::Refusal;
 use crate::live::Live;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
@@ -55,31 +58,38 @@ impl From<Fault> for Answer {
     }
 }
 
-/// Serves one request. Dropping the future, as hyper does when the client goes away, ends the
-/// exchange like any other end.
-pub(crate) async fn serve(
-    client: Rc<Client>,
-    request: http::Request<Incoming>,
-) -> Result<Response<ResponseBody>, Dropped> {
+/// Serves one request, which may be no more than the refusal of its head. Dropping the future, as
+/// connections do when the client goes away, ends the exchange like any other end.
+pub(crate) fn serve(
+    client: &Rc<Client>,
+    head: Result<Head, Refusal>,
+    body: Incoming,
+) -> impl Future<Output = Result<Response<ResponseBody>, Dropped>> + use<> {
+    // Every connection has room for this future, so it begins where the head has been understood.
+    let begun = begin(client, head);
+    async move {
+        let (mut live, fault) = begun.ok_or(Dropped)?;
+        let answer = match fault {
+            Some(fault) => Answer::Fault(fault),
+            None => answer(&mut live, body).await,
+        };
+        respond(live, answer).await
+    }
+}
+
+/// The exchange, and what is wrong with its head; none if its listener is gone, and with it
+/// everything that says how to answer.
+fn begin(client: &Rc<Client>, head: Result<Head, Refusal>) -> Option<(Box<Live>, Option<Fault>)> {
     let generation = client.worker.generation();
-    let Some(listener) = client.listener(&generation) else {
-        // Its listener is gone, and with it everything that says how to answer.
-        return Err(Dropped);
-    };
+    let listener = client.listener(&generation)?;
     let serving = client.begin();
-    let refusal = client.screen().and_then(|screen| screen.take_refusal(serving.ordinal));
-    let (head, body) = request.into_parts();
-    let (request, fault) = match refusal {
-        Some(refusal) => (unreadable(), Some(Fault::Screened(refusal))),
-        None => understand(head, &generation.listeners[listener].limits),
+    let (request, fault) = match head {
+        Ok(head) => understand(head, &generation.listeners[listener].limits),
+        Err(refusal) => (unreadable(), Some(refusal.into())),
     };
     let mut live = Live::new(serving, generation, listener, request);
     identify_client(&mut live);
-    let answer = match fault {
-        Some(fault) => Answer::Fault(fault),
-        None => answer(&mut live, body).await,
-    };
-    respond(live, answer).await
+    Some((live, fault))
 }
 
 /// From the request's head to what the client is to get.
@@ -339,7 +349,7 @@ async fn attempt(
             };
         }
         if let Some(response) = response {
-            response.into_body().release().await;
+            response.into_body().release();
         }
         number += 1;
         avoid = Some(endpoint.id);
@@ -410,13 +420,13 @@ fn head<'a>(request: &'a Request, told: &'a [(HeaderName, HeaderValue)]) -> Requ
     RequestHead { method: request.method(), target: request.target(), headers: request.headers(), told }
 }
 
-/// From what the client is to get to hyper's response, by way of the response hooks.
-async fn respond(mut live: Live, answer: Answer) -> Result<Response<ResponseBody>, Dropped> {
+/// From what the client is to get to what its connection sends, by way of the response hooks.
+async fn respond(mut live: Box<Live>, answer: Answer) -> Result<Response<ResponseBody>, Dropped> {
     let mut source = match answer {
-        Answer::Upstream(response) => take(&mut live, response).await,
+        Answer::Upstream(response) => take(&mut live, response),
         Answer::Reply(reply) => put(&mut live, *reply),
         Answer::Fault(fault) => put_fault(&mut live, &fault),
-        Answer::Drop => return drop_connection(live),
+        Answer::Drop => return drop_connection(&mut live),
     };
     let mut below = u16::MAX;
     loop {
@@ -426,7 +436,7 @@ async fn respond(mut live: Live, answer: Answer) -> Result<Response<ResponseBody
                 source = put(&mut live, *reply);
                 continue;
             }
-            Flow::Drop => return drop_connection(live),
+            Flow::Drop => return drop_connection(&mut live),
         }
         let entered = live.entered;
         let (exchange, scope) = live.split();
@@ -443,13 +453,13 @@ async fn respond(mut live: Live, answer: Answer) -> Result<Response<ResponseBody
             }
             // Plugins further out have seen the head that is now gone; they see the new one.
             Flow::Reply(reply) => source = put(&mut live, *reply),
-            Flow::Drop => return drop_connection(live),
+            Flow::Drop => return drop_connection(&mut live),
         }
     }
     Ok(finish(live, source))
 }
 
-fn drop_connection(mut live: Live) -> Result<Response<ResponseBody>, Dropped> {
+fn drop_connection(live: &mut Live) -> Result<Response<ResponseBody>, Dropped> {
     live.end(End::Refused);
     Err(Dropped)
 }
@@ -466,14 +476,14 @@ async fn outward(live: &mut Live, hook: HookName, below: &mut u16) -> Flow {
 }
 
 /// Takes the upstream's response over.
-async fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
+fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
     let (head, body) = response.into_parts();
     live.respond(portcullis_plugin::Response::new(head.status, head.headers));
-    // hyper drops an empty body without looking at it, and the connection would go with it.
+    // An empty body is dropped without a look, and the upstream's connection would go with it.
     if Reply::may_have_body(head.status, live.exchange().method()) && !body.is_end_stream() {
         return Source::Upstream(body);
     }
-    body.release().await;
+    body.release();
     Source::Empty
 }
 
@@ -506,9 +516,9 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
     Ok(())
 }
 
-/// Hands the response to hyper. Framing follows from the body alone, so that no header that a
+/// Hands the response to the client's connection. Framing follows from the body alone, so that no header that a
 /// plugin or an upstream set can contradict what is sent.
-fn finish(mut live: Live, mut source: Source) -> Response<ResponseBody> {
+fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
     let entered = live.entered;
     let (exchange, scope) = live.split();
     let chain = scope.chain();

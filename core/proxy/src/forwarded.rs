@@ -47,6 +47,9 @@ fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
 /// proxy that writes the one passes on whatever a client put into the other.
 pub(crate) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer.to_canonical();
+    if !is_trusted(client, trusted) {
+        return client;
+    }
     let lines: Vec<&[u8]> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
     for element in lines.iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b',')) {
         if !is_trusted(client, trusted) {
@@ -92,17 +95,23 @@ impl ForwardedBy {
 
     /// What the upstream is told of the client. What a trusted proxy said is kept and added to.
     pub(crate) fn tell(&self, peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap, told: &mut Told) {
-        let (addresses, elements) =
-            match headers.contains_key(X_FORWARDED_FOR) && is_trusted(peer.to_canonical(), trusted) {
-                true => self.behind(headers),
-                false => (self.address.clone(), self.element.clone()),
-            };
+        // One pass is cheaper than looking for each by its hash.
+        let (mut path, mut proto, mut host) = (false, false, false);
+        for name in headers.keys().map(HeaderName::as_str).filter(|name| name.starts_with("x-forwarded-")) {
+            path |= name == X_FORWARDED_FOR;
+            proto |= name == X_FORWARDED_PROTO;
+            host |= name == X_FORWARDED_HOST;
+        }
+        let (addresses, elements) = match path && is_trusted(peer.to_canonical(), trusted) {
+            true => self.behind(headers),
+            false => (self.address.clone(), self.element.clone()),
+        };
         told.push((X_FORWARDED_FOR, addresses));
         told.push((FORWARDED, elements));
-        if !headers.contains_key(X_FORWARDED_PROTO) {
+        if !proto {
             told.push((X_FORWARDED_PROTO, self.proto.clone()));
         }
-        if let (false, Some(host)) = (headers.contains_key(X_FORWARDED_HOST), headers.get(HOST)) {
+        if let (false, Some(host)) = (host, headers.get(HOST)) {
             told.push((X_FORWARDED_HOST, host.clone()));
         }
     }

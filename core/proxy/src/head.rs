@@ -1,42 +1,67 @@
 //! The head of a request as the gateway understands it, whatever the HTTP version.
 //!
-//! HTTP/1 bytes have been judged by the screen before hyper read them; what HTTP/2 can bring that
+//! HTTP/1 bytes have been judged as they were read; what HTTP/2 can bring that
 //! an HTTP/1 upstream would read otherwise is judged here, for both alike.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::header::{COOKIE, HOST, HeaderMap, HeaderValue};
-use http::uri::{Authority, PathAndQuery};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Version};
 use portcullis_plugin::Request;
+use portcullis_plugin::path::{is_query, normalise};
 
 use crate::generation::ListenerLimits;
 use crate::hops::strip_hop_by_hop;
-use crate::http1::screen::{same_authority, split_authority};
+use crate::http1::{same_authority, split_authority};
 use crate::reply::Fault;
-use portcullis_plugin::path::{is_query, normalise};
 
 /// What HTTP/2 counts per header beside name and value (RFC 9113, 6.5.2).
 const HEADER_OVERHEAD: usize = 32;
 
-/// Turns hyper's head into ours: no hop-by-hop headers, a normalised path, one lower-case `Host`.
+/// A head as it was read.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) method: Method,
+    pub(crate) version: Version,
+    pub(crate) target: Option<PathAndQuery>,
+    pub(crate) authority: Option<Authority>,
+    pub(crate) scheme: Option<Scheme>,
+    pub(crate) headers: HeaderMap,
+}
+
+impl From<http::request::Parts> for Head {
+    fn from(parts: http::request::Parts) -> Self {
+        let http::request::Parts { method, uri, version, headers, .. } = parts;
+        let uri = uri.into_parts();
+        Head {
+            method,
+            version,
+            target: uri.path_and_query,
+            authority: uri.authority,
+            scheme: uri.scheme,
+            headers,
+        }
+    }
+}
+
+/// Turns a head as it was read into ours: no hop-by-hop headers, a normalised path, one lower-case `Host`.
 /// What is wrong with it is the second value; the head is complete enough for logs then, no more.
-pub(crate) fn understand(head: http::request::Parts, limits: &ListenerLimits) -> (Request, Option<Fault>) {
-    let http::request::Parts { method, uri, version, mut headers, .. } = head;
-    let uri = uri.into_parts();
+pub(crate) fn understand(head: Head, limits: &ListenerLimits) -> (Request, Option<Fault>) {
+    let Head { method, version, target, authority, scheme, mut headers } = head;
     let mut fault = oversized(&headers, version, limits);
     if matches!(method, Method::TRACE | Method::CONNECT) {
         fault = fault.or(Some(Fault::MethodUnsupported));
     }
     // Before any plugin writes a header that the client could have named as one of its connection's.
     strip_hop_by_hop(&mut headers);
-    let target = uri.path_and_query.ok_or(Fault::Target).and_then(normalised).unwrap_or_else(|error| {
+    let target = target.ok_or(Fault::Target).and_then(normalised).unwrap_or_else(|error| {
         fault.get_or_insert(error);
         PathAndQuery::from_static("/")
     });
-    let scheme = uri.scheme.as_ref().map(http::uri::Scheme::as_str);
-    if let Err(error) = settle_host(&mut headers, uri.authority.as_ref(), scheme, version) {
+    let scheme = scheme.as_ref().map(Scheme::as_str);
+    if let Err(error) = settle_host(&mut headers, authority.as_ref(), scheme, version) {
         fault.get_or_insert(error);
     }
     join_cookies(&mut headers);
@@ -113,7 +138,10 @@ fn settle_host(
         (None, None) if version >= Version::HTTP_11 => return Err(Fault::Host),
         (None, None) => return Ok(()),
     };
-    split_authority(named).ok_or(Fault::Host)?;
+    // In an HTTP/1 head it has been judged.
+    if version >= Version::HTTP_2 {
+        split_authority(named).ok_or(Fault::Host)?;
+    }
     if host.is_none() || named.iter().any(u8::is_ascii_uppercase) {
         let host = HeaderValue::from_bytes(&named.to_ascii_lowercase()).map_err(|_| Fault::Host)?;
         headers.insert(HOST, host);
@@ -123,6 +151,10 @@ fn settle_host(
 
 /// HTTP/2 may split a cookie line; HTTP/1 has one (RFC 9113, 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
+    // Most heads repeat nothing.
+    if headers.keys_len() == headers.len() {
+        return;
+    }
     let mut crumbs = headers.get_all(COOKIE).iter();
     if crumbs.next().is_none() || crumbs.next().is_none() {
         return;
@@ -152,7 +184,7 @@ mod tests {
             idle_timeout: second,
             http2_streams: 1,
         };
-        understand(request.body(()).unwrap().into_parts().0, &limits)
+        understand(request.body(()).unwrap().into_parts().0.into(), &limits)
     }
 
     fn get(uri: &str) -> http::request::Builder {

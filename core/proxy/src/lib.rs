@@ -12,7 +12,7 @@ mod forwarded;
 pub mod generation;
 mod head;
 mod hops;
-pub mod http1;
+mod http1;
 mod linger;
 mod live;
 mod logs;

@@ -5,14 +5,36 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use crate::timer::LazyTimer;
 
 /// How long a client may take to notice the end.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A stream that gives up on a client that takes nothing of what is written, and that, once shut down, reads and forgets what the client still sends, for a short while.
+/// A client's stream, with TLS or without.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// When it is dropped, the client shall not take that for an orderly end.
+    fn spoil(&self);
+}
+
+impl Stream for TcpStream {
+    fn spoil(&self) {
+        // Without it the end is as it would be without this.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Stream for TlsStream<TcpStream> {
+    /// The end of TLS is not announced, and that is enough.
+    fn spoil(&self) {}
+}
+
+/// A stream that gives up on a client that takes nothing of what is written, and that, once shut
+/// down, reads and forgets what the client still sends, for a short while.
 /// Without that, bytes that nobody read make the kernel answer with a reset, which can overtake the
 /// answer: a client refused in the middle of an upload would not learn why.
 pub(crate) struct Linger<T> {
@@ -31,12 +53,16 @@ impl<T> Linger<T> {
         Linger { io, write_timeout, write_timer, writing: false, closing: None, ended: false }
     }
 
+    pub(crate) fn get_ref(&self) -> &T {
+        &self.io
+    }
+
     /// Fails a write that has waited too long.
-    fn within_timeout(
+    fn within_timeout<R>(
         &mut self,
         cx: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+        written: Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
         if written.is_ready() {
             self.writing = false;
             return written;
@@ -81,7 +107,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.within_timeout(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -127,6 +154,16 @@ mod tests {
         };
         let (closed, ()) = tokio::join!(server.shutdown(), reading);
         assert!(closed.is_ok() && begin.elapsed() == GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_of_what_is_buffered_is_given_up() {
+        let (_client, server) = duplex(16);
+        let mut server = Linger::new(tokio::io::BufWriter::new(server), Duration::from_secs(60));
+        server.write_all(&[0; 100]).await.unwrap();
+        let begin = Instant::now();
+        let error = server.flush().await.unwrap_err();
+        assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 60));
     }
 
     #[tokio::test(start_paused = true)]

@@ -49,7 +49,7 @@ impl Scope {
 }
 
 /// A living exchange. Dropping it, at whatever point, is its end: it is counted, and queued for
-/// `on_log`.
+/// `on_log`. Boxed, because it changes hands often.
 pub(crate) struct Live {
     /// None only while it is dropped.
     exchange: Option<Exchange>,
@@ -75,11 +75,11 @@ impl Live {
         generation: Rc<WorkerGeneration>,
         listener: usize,
         request: Request,
-    ) -> Self {
+    ) -> Box<Self> {
         let worker = &serving.client.worker;
         worker.metrics.exchanges_open.increment();
         let parts = Parts::new(worker.request_id(), serving.client.connection.clone(), request);
-        Live {
+        Box::new(Live {
             exchange: Some(Exchange::new(parts)),
             scope: Some(Scope { generation, listener, route: None }),
             serving,
@@ -92,7 +92,7 @@ impl Live {
             start: Instant::now(),
             end: None,
             response_bytes: 0,
-        }
+        })
     }
 
     pub(crate) fn client(&self) -> &Client {

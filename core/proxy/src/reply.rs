@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use portcullis_plugin::path::PathError;
 use portcullis_plugin::{Content, Reply, RequestId};
 
-use crate::http1::screen::Refusal;
-use portcullis_plugin::path::PathError;
+use crate::http1::Refusal;
 
 /// On whose side a fault lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(crate) enum Side {
 /// Why the gateway itself refuses an exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// HTTP/1 that the screen refused.
+    /// HTTP/1 that was refused as it was read.
     Screened(Refusal),
     /// A path that can't be normalised.
     Path(PathError),

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tokio::task::unconstrained;
 use tokio::time::{Duration, Instant, Sleep, sleep_until};
@@ -12,32 +12,47 @@ use tokio::time::{Duration, Instant, Sleep, sleep_until};
 /// an ordinary request touches the runtime's timers not at all.
 pub(crate) struct LazyTimer {
     sleep: Option<Pin<Box<Sleep>>>,
-    deadline: Instant,
+    /// None before the first wait.
+    deadline: Option<Instant>,
+    /// Whom the armed timer wakes.
+    waker: Option<Waker>,
 }
 
 impl LazyTimer {
     pub(crate) fn new() -> Self {
-        LazyTimer { sleep: None, deadline: Instant::now() }
+        LazyTimer { sleep: None, deadline: None, waker: None }
     }
 
     /// Begins a wait of at most `limit`.
     pub(crate) fn start(&mut self, limit: Duration) {
-        self.deadline = Instant::now() + limit;
+        self.start_from(Instant::now(), limit);
+    }
+
+    /// The same for a wait that began earlier.
+    pub(crate) fn start_from(&mut self, begin: Instant, limit: Duration) {
+        let deadline = begin + limit;
+        self.deadline = Some(deadline);
         match &mut self.sleep {
-            Some(sleep) if self.deadline < sleep.deadline() => sleep.as_mut().reset(self.deadline),
+            Some(sleep) if deadline < sleep.deadline() => sleep.as_mut().reset(deadline),
             _ => {}
         }
     }
 
     /// Ready once the wait has taken too long.
     pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(self.deadline)));
+        let Some(deadline) = self.deadline else { return Poll::Pending };
+        let is_armed = self.sleep.as_ref().is_some_and(|sleep| !sleep.is_elapsed());
+        if is_armed && self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        self.waker = Some(cx.waker().clone());
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         // A task that has done much is told to wait by everything it polls; time passes all the same.
         while pin!(unconstrained(sleep.as_mut())).poll(cx).is_ready() {
-            if Instant::now() >= self.deadline {
+            if Instant::now() >= deadline {
                 return Poll::Ready(());
             }
-            sleep.as_mut().reset(self.deadline);
+            sleep.as_mut().reset(deadline);
         }
         Poll::Pending
     }

@@ -65,11 +65,10 @@ impl Request {
     /// The host that was asked for, lower case, without port; empty if there is none.
     pub fn host(&self) -> &str {
         let authority = self.header(&HOST).unwrap_or_default();
-        let port = match authority.rfind(']') {
-            Some(end) => authority[end..].find(':').map(|at| end + at),
-            None => authority.find(':'),
-        };
-        port.map_or(authority, |at| &authority[..at])
+        // Colons stand in an IPv6 address too, which is bracketed.
+        let end = if authority.starts_with('[') { authority.find(']').unwrap_or(0) } else { 0 };
+        let port = authority.bytes().skip(end).position(|byte| byte == b':');
+        port.and_then(|at| authority.get(..end + at)).unwrap_or(authority)
     }
 
     /// A header's first value; none if it is absent or not visible ASCII.

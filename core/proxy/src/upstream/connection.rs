@@ -199,9 +199,10 @@ impl Conn {
     }
 
     /// Puts the connection into the pool if it is fit for another request.
-    fn recycle(mut self: Box<Self>, cx: &mut Context<'_>) {
+    fn recycle(mut self: Box<Self>) {
         self.end_request();
-        if self.is_usable(cx) {
+        // Whether it is still open is seen when it is taken out again.
+        if self.http.is_idle() {
             self.http.rest();
             self.idle_since = Instant::now();
             self.reused = true;
@@ -263,12 +264,8 @@ impl UpstreamBody {
     }
 
     /// Gives the connection back if the response has no body, or skips what is left of it.
-    pub(crate) async fn release(mut self) {
-        poll_fn(|cx| {
-            self.recycle_if_ended(cx);
-            Poll::Ready(())
-        })
-        .await;
+    pub(crate) fn release(mut self) {
+        self.recycle_if_ended();
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
@@ -276,11 +273,11 @@ impl UpstreamBody {
         let failed = match conn.http.poll_body(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.waiting = false;
-                self.recycle_if_ended(cx);
+                self.recycle_if_ended();
                 return Poll::Ready(Some(Ok(frame)));
             }
             Poll::Ready(None) => {
-                self.recycle_if_ended(cx);
+                self.recycle_if_ended();
                 return Poll::Ready(None);
             }
             Poll::Ready(Some(Err(error))) => error,
@@ -302,9 +299,9 @@ impl UpstreamBody {
         Poll::Ready(Some(Err(UpstreamBodyError)))
     }
 
-    fn recycle_if_ended(&mut self, cx: &mut Context<'_>) {
+    fn recycle_if_ended(&mut self) {
         if let Some(conn) = self.conn.take_if(|conn| conn.http.is_end()) {
-            conn.recycle(cx);
+            conn.recycle();
         }
     }
 }

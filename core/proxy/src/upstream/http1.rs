@@ -25,6 +25,7 @@ pub(crate) use self::request::RequestHead;
 use self::request::{Framing, write_head};
 use self::response::{Decoder, Progress, head_end, read_head};
 use crate::body::RequestBody;
+use crate::http1::poll_read_some;
 
 /// What is read at once in the beginning: a usual response with its head.
 const MIN_READ: usize = 8 * 1024;
@@ -170,7 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
                 None if self.inbox.len() <= MAX_HEAD => {}
                 _ => return Poll::Ready(Err(Broken::Malformed("the head is too long"))),
             }
-            if ready!(self.poll_fill(cx))? == 0 {
+            if ready!(poll_read_some(&mut self.io, &mut self.inbox, cx))? == 0 {
                 return Poll::Ready(Err(Broken::Closed));
             }
         }
@@ -213,10 +214,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         }
     }
 
+    /// Whether the connection could take another request when it was last looked at.
+    pub(super) fn is_idle(&self) -> bool {
+        let is_done = self.is_end() && self.upload.is_done() && !self.upload.cut;
+        is_done && self.keep_alive && self.inbox.is_empty()
+    }
+
     /// Whether the connection can take another request, as far as can be told without writing.
     pub(super) fn poll_is_idle(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_done = self.is_end() && self.upload.is_done() && !self.upload.cut;
-        if !is_done || !self.keep_alive || !self.inbox.is_empty() {
+        if !self.is_idle() {
             return false;
         }
         // Whatever comes now, its end too, nobody asked for.

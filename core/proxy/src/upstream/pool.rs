@@ -4,7 +4,7 @@
 //! lock. It is keyed by the endpoint's identity, so reloads that keep an endpoint keep its connections.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::task::Context;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const REAP_INTERVAL: Duration = Duration::from_secs(1);
 
 thread_local! {
     #[expect(clippy::vec_box, reason = "a connection is large, and moves with every request")]
-    static IDLE: RefCell<HashMap<u32, Vec<Box<Conn>>>> = RefCell::default();
+    static IDLE: RefCell<BTreeMap<u32, Vec<Box<Conn>>>> = RefCell::default();
 }
 
 /// The most recently used live connection to an endpoint.

@@ -6,6 +6,7 @@ use http::uri::PathAndQuery;
 use http_body::SizeHint;
 
 use crate::hops::is_hop_by_hop;
+use crate::http1::{write_chunk_size, write_field, write_number};
 
 /// Room for what is not headers: request line, framing, the final line.
 const LINES: usize = 160;
@@ -53,7 +54,7 @@ impl Framing {
                 if std::mem::replace(begun, true) {
                     text.extend_from_slice(b"\r\n");
                 }
-                text.extend_from_slice(format!("{length:x}\r\n").as_bytes());
+                write_chunk_size(length, text);
             }
         }
         Some(())
@@ -89,7 +90,9 @@ pub(super) fn write_head(head: &RequestHead<'_>, framing: Framing, text: &mut Ve
     match framing {
         Framing::Empty => {}
         Framing::Length(length) => {
-            text.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+            text.extend_from_slice(b"content-length: ");
+            write_number(length, text);
+            text.extend_from_slice(b"\r\n");
         }
         Framing::Chunked { .. } => text.extend_from_slice(b"transfer-encoding: chunked\r\n"),
     }
@@ -99,11 +102,4 @@ pub(super) fn write_head(head: &RequestHead<'_>, framing: Framing, text: &mut Ve
 fn is_kept_back(name: &HeaderName, value: &HeaderValue) -> bool {
     // The client has been told to go on, if it expected that.
     *name == CONTENT_LENGTH || *name == EXPECT || is_hop_by_hop(name, value)
-}
-
-fn write_field(name: &HeaderName, value: &HeaderValue, text: &mut Vec<u8>) {
-    text.extend_from_slice(name.as_str().as_bytes());
-    text.extend_from_slice(b": ");
-    text.extend_from_slice(value.as_bytes());
-    text.extend_from_slice(b"\r\n");
 }

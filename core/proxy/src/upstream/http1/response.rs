@@ -12,7 +12,7 @@ use memchr::{memchr, memchr_iter};
 
 use super::Broken;
 use crate::hops::is_hop_by_hop;
-use crate::http1::screen::is_forbidden_trailer;
+use crate::http1::is_forbidden_trailer;
 
 /// Headers of a response at most.
 const MAX_HEADERS: usize = 256;

@@ -1,39 +1,17 @@
-//! Why bytes were refused: every verdict of the screen, in one table.
-
-use std::error::Error;
-use std::{fmt, io};
+//! Why bytes were refused: every verdict, in one table.
 
 /// A refusal: the status to answer with, a stable reason code, and one line that contains nothing the client sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// The HTTP status of the answer.
-    pub status: u16,
+    pub(crate) status: u16,
     /// The stable reason code, `http.<what>`.
-    pub reason: &'static str,
+    pub(crate) reason: &'static str,
     /// What is wrong, in fixed words.
-    pub detail: &'static str,
+    pub(crate) detail: &'static str,
 }
 
 impl Refusal {
-    /// The refusal that caused `error`, if one did. A refusal inside a body reaches the service as a body error; this
-    /// looks through its causes.
-    pub fn in_error(error: &(dyn Error + 'static)) -> Option<Refusal> {
-        let mut cause = Some(error);
-        while let Some(error) = cause {
-            // An `io::Error` shows its inner error's source as its own, so the inner error itself must be asked for.
-            let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            let found = match inner {
-                Some(inner) => inner.downcast_ref::<Refusal>(),
-                None => error.downcast_ref::<Refusal>(),
-            };
-            if let Some(refusal) = found {
-                return Some(*refusal);
-            }
-            cause = error.source();
-        }
-        None
-    }
-
     const fn bad(reason: &'static str, detail: &'static str) -> Refusal {
         Refusal { status: 400, reason, detail }
     }
@@ -42,14 +20,6 @@ impl Refusal {
         Refusal { status, reason, detail }
     }
 }
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.reason, self.detail)
-    }
-}
-
-impl Error for Refusal {}
 
 // Lines.
 pub(super) const BARE_LF: Refusal = Refusal::bad("http.bare_lf", "a line ends in LF without CR");

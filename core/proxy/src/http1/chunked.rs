@@ -1,4 +1,7 @@
-//! Judges the lines of a chunked body (RFC 9112 section 7.1) byte by byte; chunk data is only counted.
+//! Reads a chunked body (RFC 9112 section 7.1): its lines byte by byte, its data as it was read.
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::head::field_line;
 use super::refusal::*;
@@ -7,16 +10,15 @@ use super::{Limits, Refusal};
 /// One chunk's extensions. Nobody uses them; what is longer is an attack on parsers.
 const MAX_EXTENSION: usize = 256;
 
-/// All extensions of one body, below the 16 KiB at which hyper would end the body with an error of its own.
+/// All extensions of one body.
 const MAX_EXTENSIONS: usize = 8 * 1024;
 
-/// The whole trailer section, below hyper's own 16 KiB for the same reason.
+/// The whole trailer section.
 const MAX_TRAILERS: usize = 8 * 1024;
 
-/// A chunked body under judgement. Bytes may be passed on as soon as they are judged: a reader that has seen only a
-/// good part of a bad line has seen nothing it could act on.
+/// A chunked body that is arriving.
 #[derive(Debug)]
-pub(super) struct ChunkedJudge {
+pub(super) struct Chunked {
     state: State,
     /// Bytes of extensions so far.
     extensions: usize,
@@ -25,6 +27,7 @@ pub(super) struct ChunkedJudge {
     trailer_fields: usize,
     /// The trailer line that is arriving; bounded by `MAX_TRAILERS`.
     line: Vec<u8>,
+    fields: HeaderMap,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -38,35 +41,57 @@ enum State {
     Trailer,
 }
 
-/// How far a judgement came.
-pub(super) struct Progress {
-    /// Bytes judged good.
-    pub(super) passed: usize,
-    /// Whether the body is complete, or why it is refused at the byte behind those.
-    pub(super) end: Result<bool, Refusal>,
+/// What came of looking at what was read.
+#[derive(Debug)]
+pub(super) enum Progress {
+    Data(Bytes),
+    /// More has to be read first.
+    More,
+    /// The end, with its trailers.
+    End(HeaderMap),
 }
 
-impl ChunkedJudge {
-    pub(super) fn new() -> ChunkedJudge {
-        ChunkedJudge { state: State::START, extensions: 0, trailers: 0, trailer_fields: 0, line: Vec::new() }
+impl Chunked {
+    pub(super) fn new() -> Self {
+        Chunked {
+            state: State::START,
+            extensions: 0,
+            trailers: 0,
+            trailer_fields: 0,
+            line: Vec::new(),
+            fields: HeaderMap::new(),
+        }
     }
 
-    pub(super) fn advance(&mut self, bytes: &[u8], limits: &Limits) -> Progress {
-        let mut passed = 0;
-        while let Some((&byte, rest)) = bytes.get(passed..).and_then(<[u8]>::split_first) {
-            if let State::Data { left } = self.state {
-                let taken = left.min(rest.len() as u64 + 1);
-                passed += taken as usize;
-                self.state = if taken == left { State::DataCr } else { State::Data { left: left - taken } };
-                continue;
+    /// Takes the next of the body from what was read.
+    pub(super) fn advance(&mut self, inbox: &mut BytesMut, limits: &Limits) -> Result<Progress, Refusal> {
+        while !inbox.is_empty() {
+            if let State::Data { left } = &mut self.state {
+                let data = take(inbox, left);
+                if *left == 0 {
+                    self.state = State::DataCr;
+                }
+                return Ok(Progress::Data(data));
             }
-            match self.line_byte(byte, limits) {
-                Ok(false) => passed += 1,
-                Ok(true) => return Progress { passed: passed + 1, end: Ok(true) },
-                Err(refusal) => return Progress { passed, end: Err(refusal) },
+            if self.lines(inbox, limits)? {
+                return Ok(Progress::End(std::mem::take(&mut self.fields)));
             }
         }
-        Progress { passed, end: Ok(false) }
+        Ok(Progress::More)
+    }
+
+    /// Takes what is not chunk data; true if the body is complete.
+    fn lines(&mut self, inbox: &mut BytesMut, limits: &Limits) -> Result<bool, Refusal> {
+        let (mut taken, mut is_complete) = (0, false);
+        for byte in inbox.iter() {
+            if is_complete || matches!(self.state, State::Data { .. }) {
+                break;
+            }
+            is_complete = self.line_byte(*byte, limits)?;
+            taken += 1;
+        }
+        inbox.advance(taken);
+        Ok(is_complete)
     }
 
     /// Judges one byte that is not chunk data; true if it was the last one of the body.
@@ -105,7 +130,7 @@ impl ChunkedJudge {
             return Err(TRAILER_TOO_LARGE);
         }
         if byte != b'\n' {
-            // Said at once and not at the end of the line, because hyper ends the body at such a CR.
+            // Said at once: other readers end the body at such a CR.
             if self.line.last() == Some(&b'\r') {
                 return Err(BARE_CR);
             }
@@ -120,13 +145,24 @@ impl ChunkedJudge {
         if self.trailer_fields > limits.max_headers {
             return Err(TRAILER_TOO_LARGE);
         }
-        let (name, _) = field_line(line)?;
+        let (name, value) = field_line(line)?;
+        let (name, value) = (line.get(..name).unwrap_or_default(), line.get(value).unwrap_or_default());
         if is_forbidden_trailer(name) {
             return Err(TRAILER_FORBIDDEN);
         }
+        let name = HeaderName::from_bytes(name).map_err(|_| HEADER_NAME)?;
+        let value = HeaderValue::from_bytes(value).map_err(|_| HEADER_VALUE)?;
+        self.fields.append(name, value);
         self.line.clear();
         Ok(false)
     }
+}
+
+/// At most `left` bytes, which are counted off.
+pub(super) fn take(inbox: &mut BytesMut, left: &mut u64) -> Bytes {
+    let count = usize::try_from(*left).unwrap_or(usize::MAX).min(inbox.len());
+    *left -= count as u64;
+    inbox.split_to(count).freeze()
 }
 
 /// Whether a field of this name must not stand in a trailer section.
