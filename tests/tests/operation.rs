@@ -4,8 +4,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
 
+use portcullis_tests::tools::{Authority, has};
 use portcullis_tests::{Http, Origin, PATIENCE, Setup, request, run, run_in, until, wait_for};
 use serde_json::{Value, json};
 
@@ -44,6 +47,38 @@ fn a_drain_ends_at_its_time() {
     assert!(ended.status.success() && ended.err.contains("\"cut_off\":1"), "{ended:?}");
     assert!(running.answer("GET").is_err());
     origin.release();
+}
+
+#[test]
+fn a_client_that_is_silent_after_its_handshake_does_not_hold_up_the_end() {
+    if !has(&["openssl"]) {
+        return;
+    }
+    let config = "
+drain: 1h
+listeners:
+  - name: main
+    bind: 127.0.0.1:0
+    limits: { header_timeout: 1h }
+    tls: { certificates: [{ cert: tls/one.test.pem, key: tls/one.test.key }] }
+routes: [{ respond: { status: 204 } }]
+";
+    let setup = Setup::new(config);
+    Authority::new(&setup.dir().join("tls")).issue("one.test");
+    let gateway = setup.start();
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-connect", &gateway.address().to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(client.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.any(|line| line.contains("Verify return code")), "no handshake");
+    gateway.signal("TERM");
+    assert!(gateway.wait().status.success());
+    client.kill().unwrap();
+    client.wait().unwrap();
 }
 
 #[test]

@@ -291,3 +291,34 @@ fn outgoing_requests_are_signed_and_ids_passed_on() {
     assert_eq!(answer.header("x-request-id"), Some("mine-1"));
     assert_eq!(gateway.logged_path("/signed")["id"], "mine-1");
 }
+
+#[test]
+fn an_upload_through_every_runtime_that_the_client_cuts_off_leaves_nothing_behind() {
+    let Some(module) = guest("stamp_response") else { return };
+    let script = "fn on_request(ctx) { ctx.facts[\"seen\"] = ctx.request.path; }\n\
+                  fn on_response(ctx) { ctx.response.headers[\"x-script\"] = \"yes\"; }\n\
+                  fn on_log(ctx) { ctx.facts[\"logged\"] = ctx.outcome.end; }\n";
+    let plugins = "  - body_limit: { request: 1MiB }\n  - rhai: { file: watch.rhai }\n  - wasm: { file: stamp.wasm, config: { header: x-module } }\n";
+    let (_origin, gateway) = with(plugins, &[("watch.rhai", script.as_bytes()), ("stamp.wasm", &module)]);
+    const CUT: usize = 20;
+    for turn in 0..CUT {
+        let mut client = gateway.connect();
+        let head = format!("POST /echo/{turn} HTTP/1.1\r\nhost: g\r\ncontent-length: 100000\r\n\r\n");
+        client.write(head.as_bytes()).unwrap();
+        client.write(&[b'x'; 5000]).unwrap();
+        until("it to be under way", || gateway.metric("portcullis_exchanges_open", &[]) == 1.0);
+        drop(client);
+        let line = gateway.logged_path(&format!("/echo/{turn}"));
+        assert_eq!(
+            (&line["reason"], &line["facts"]["logged"]),
+            (&json!("body.incomplete"), &line["end"]),
+            "{line}"
+        );
+        assert_eq!(line["facts"]["seen"], json!(format!("/echo/{turn}")));
+        until("it to be over", || gateway.metric("portcullis_exchanges_open", &[]) == 0.0);
+    }
+    let answer = gateway.ask(&request("POST", "/echo").body(vec![b'x'; 100_000]));
+    assert_eq!((answer.status, answer.body.len(), answer.header("x-script")), (200, 100_000, Some("yes")));
+    assert_eq!(gateway.metric("portcullis_plugin_errors_total", &[]), 0.0);
+    assert_eq!(gateway.metric("portcullis_whole_bodies_bytes", &[]), 0.0);
+}

@@ -39,7 +39,7 @@ const MIN_LOOK: Duration = Duration::from_millis(50);
 const MAX_LOOK: Duration = Duration::from_secs(5);
 /// How long a client that is connected may take to begin while the worker drains: what it has sent may
 /// still be on its way through the kernel.
-const BEGIN: Duration = Duration::from_millis(250);
+pub(crate) const BEGIN: Duration = Duration::from_millis(250);
 /// How long an HTTP/2 client may take to agree that a connection without streams ends.
 const PARTING: Duration = Duration::from_secs(2);
 

@@ -16,7 +16,7 @@ use super::response::{Framing, Manner, write_head};
 use super::wire::{Shared, Wire};
 use super::{Body, Limits, Refusal, refusal};
 use crate::body::{BodyError, Incoming, ResponseBody};
-use crate::client::{Client, Control, Opened};
+use crate::client::{BEGIN, Client, Control, Opened};
 use crate::exchange::serve;
 use crate::generation::ListenerLimits;
 use crate::head::Head;
@@ -112,7 +112,7 @@ impl Connection {
     /// The next head; none if the client has gone, or if nothing more is expected of it. The first head is waited for
     /// since the connection was accepted, others are given time for themselves once they have begun.
     async fn next_head(&self, clock: &mut LazyTimer, is_first: bool) -> Option<Result<Head, Refusal>> {
-        let (mut is_idle, mut has_begun) = (false, false);
+        let (mut is_idle, mut has_begun, mut is_pressed) = (false, false, false);
         poll_fn(|cx| {
             let mut wire = self.wire.lock();
             if let Poll::Ready(head) = wire.poll_head(cx) {
@@ -127,6 +127,11 @@ impl Connection {
                 } else if !std::mem::replace(&mut is_idle, true) {
                     clock.start(self.limits.idle_timeout);
                 }
+            }
+            // After a TLS handshake nothing has been heard of it yet.
+            let is_silent = is_first && self.is_draining.get() && !wire.has_begun();
+            if is_silent && !std::mem::replace(&mut is_pressed, true) {
+                clock.start(BEGIN);
             }
             clock.poll_expired(cx).map(|()| wire.has_begun().then_some(Err(refusal::HEADER_TIMEOUT)))
         })
