@@ -172,8 +172,6 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("upstream/endpoint.rs UNHEALTHY", Not("a bit")),
     ("upstream/endpoint.rs WHOLE_SHARE", Not("a unit")),
     ("upstream/http1.rs MAX_HEAD", Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502")),
-    ("upstream/http1.rs MIN_READ", Not("a buffer, which grows")),
-    ("upstream/http1.rs MAX_READ", Not("a buffer; what is not read waits in the socket")),
     ("upstream/http1.rs KEPT_TEXT", Not("memory kept for the next request")),
     ("upstream/http1/request.rs LINES", Not("a guess, to grow less often")),
     ("upstream/http1/request.rs HEADER", Not("a guess, to grow less often")),

@@ -11,8 +11,9 @@ use http::{Method, Response, Version};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
 
+use super::framing::Framing;
 use super::head::Wishes;
-use super::response::{Framing, Manner, write_head};
+use super::response::{Manner, write_head};
 use super::wire::{Shared, Wire};
 use super::{Body, Limits, Refusal, refusal};
 use crate::body::{BodyError, Incoming, ResponseBody};
@@ -163,7 +164,7 @@ impl Connection {
     /// Sends a response.
     async fn answer(&self, response: Response<ResponseBody>, asked: &Asked) -> After {
         let (head, body) = response.into_parts();
-        let framing = Framing::of(asked.is_head, asked.is_1_1, head.status, &body.size_hint());
+        let framing = Framing::of_response(asked.is_head, asked.is_1_1, head.status, &body.size_hint());
         let keeps = self.wants_next(asked, framing) && self.can_end_request().await;
         let manner = Manner { is_1_1: asked.is_1_1, keeps };
         write_head(&head, framing, manner, self.wire.lock().begin_answer());

@@ -12,6 +12,7 @@
 
 mod chunked;
 mod connection;
+mod framing;
 mod head;
 mod outbox;
 mod refusal;
@@ -22,10 +23,10 @@ mod wire;
 
 pub(crate) use self::chunked::is_forbidden_trailer;
 pub(crate) use self::connection::serve_connection;
+pub(crate) use self::framing::{Framing, write_field, write_number};
 pub(crate) use self::head::{same_authority, split_authority};
 pub(crate) use self::refusal::{Refusal, TRAILER_FORBIDDEN};
-pub(crate) use self::response::{write_chunk_size, write_field, write_number};
-pub(crate) use self::wire::{Body, poll_read_some, read_some};
+pub(crate) use self::wire::{Body, MIN_READ, poll_fill, poll_read_some, read_some};
 
 /// What a client may send.
 #[derive(Debug, Clone, Copy)]

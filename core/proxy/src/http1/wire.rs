@@ -20,9 +20,9 @@ use crate::head::Head;
 use crate::linger::{Linger, Stream};
 use crate::reply::Fault;
 
-/// What is read at once in the beginning: a usual request.
-const MIN_READ: usize = 8 * 1024;
-/// What is read at once from a client that keeps filling the buffer.
+/// What is read at once in the beginning: a usual message.
+pub(crate) const MIN_READ: usize = 8 * 1024;
+/// What is read at once from who keeps filling the buffer.
 const MAX_READ: usize = 256 * 1024;
 
 /// What tells a client to send its body (RFC 9110, 15.2.1).
@@ -265,17 +265,8 @@ impl Wire {
         }
     }
 
-    /// Reads once, straight to where it stays; 0 at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.inbox.capacity() - self.inbox.len() < self.read_size / 2 {
-            self.inbox.reserve(self.read_size);
-        }
-        let room = self.inbox.capacity() - self.inbox.len();
-        let read = ready!(pin!(self.io.read_buf(&mut self.inbox)).poll(cx))?;
-        if read == room {
-            self.read_size = (self.read_size * 2).min(MAX_READ);
-        }
-        Poll::Ready(Ok(read))
+        poll_fill(&mut self.io, &mut self.inbox, &mut self.read_size, cx)
     }
 }
 
@@ -320,6 +311,25 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         self.0.lock().body_size()
     }
+}
+
+/// Reads once, straight to where it stays, more and more of it from who keeps filling the buffer; 0 at the end of the
+/// stream.
+pub(crate) fn poll_fill<S: AsyncRead + Unpin>(
+    io: &mut S,
+    inbox: &mut BytesMut,
+    read_size: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if inbox.capacity() - inbox.len() < *read_size / 2 {
+        inbox.reserve(*read_size);
+    }
+    let room = inbox.capacity() - inbox.len();
+    let read = ready!(pin!(io.read_buf(inbox)).poll(cx))?;
+    if read == room {
+        *read_size = (*read_size * 2).min(MAX_READ);
+    }
+    Poll::Ready(Ok(read))
 }
 
 /// Reads once what has come; 0 at the end of the stream. The buffer grows by that and no more, so that a connection

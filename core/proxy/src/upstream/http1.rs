@@ -18,19 +18,15 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
 
 pub(crate) use self::request::RequestHead;
-use self::request::{Framing, write_head};
+use self::request::write_head;
 use self::response::{Decoder, Progress, head_end, read_head};
 use crate::body::RequestBody;
-use crate::http1::poll_read_some;
+use crate::http1::{Framing, MIN_READ, poll_fill, poll_read_some};
 
-/// What is read at once in the beginning: a usual response with its head.
-const MIN_READ: usize = 8 * 1024;
-/// What is read at once from an endpoint that keeps filling the buffer.
-const MAX_READ: usize = 256 * 1024;
 /// Bytes of a response's head at most.
 const MAX_HEAD: usize = 256 * 1024;
 /// A buffer for request heads that is kept between requests.
@@ -122,9 +118,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     /// Takes a request; nothing is written before the connection is polled.
     pub(super) fn start(&mut self, head: &RequestHead<'_>, body: RequestBody) {
         let upload = &mut self.upload;
-        upload.framing = Framing::of(head.method, &body.size_hint());
+        upload.framing = Framing::of_request(head.method, &body.size_hint());
         write_head(head, upload.framing, &mut upload.text);
-        upload.ended = matches!(upload.framing, Framing::Empty | Framing::Length(0));
+        upload.ended = matches!(upload.framing, Framing::None | Framing::Length(0));
         (upload.body, upload.cut, upload.sent) = (body, false, 0);
         self.is_head_request = head.method == http::Method::HEAD;
         self.download = Download::Head;
@@ -244,17 +240,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         }
     }
 
-    /// Reads once; 0 at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.inbox.capacity() - self.inbox.len() < self.read_size / 2 {
-            self.inbox.reserve(self.read_size);
-        }
-        let room = self.inbox.capacity() - self.inbox.len();
-        let read = ready!(pin!(self.io.read_buf(&mut self.inbox)).poll(cx))?;
-        if read == room {
-            self.read_size = (self.read_size * 2).min(MAX_READ);
-        }
-        Poll::Ready(Ok(read))
+        poll_fill(&mut self.io, &mut self.inbox, &mut self.read_size, cx)
     }
 
     /// Goes on with the request. An endpoint that takes no more of it may have said why, so that
@@ -283,7 +270,7 @@ impl Upload {
             text_sent: 0,
             chunk: Bytes::new(),
             body: RequestBody::Empty,
-            framing: Framing::Empty,
+            framing: Framing::None,
             ended: true,
             cut: false,
             sent: 0,
@@ -320,16 +307,14 @@ impl Upload {
                         self.ended = matches!(self.framing, Framing::Length(0));
                     }
                     Err(frame) => {
-                        self.framing.end(frame.into_trailers().ok().as_ref(), &mut self.text);
+                        let trailers = frame.into_trailers().ok();
+                        self.framing.end(trailers.as_ref(), &mut self.text).ok_or(Broken::Upload)?;
                         self.ended = true;
                     }
                 },
                 Some(Err(_)) => return Poll::Ready(Err(Broken::Upload)),
                 None => {
-                    if let Framing::Length(1..) = self.framing {
-                        return Poll::Ready(Err(Broken::Upload));
-                    }
-                    self.framing.end(None, &mut self.text);
+                    self.framing.end(None, &mut self.text).ok_or(Broken::Upload)?;
                     self.ended = true;
                 }
             }
