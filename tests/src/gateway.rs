@@ -100,6 +100,8 @@ fn command() -> Command {
         command.env_remove(variable);
     }
     command.env("NO_COLOR", "1");
+    // Memory that is free goes back to the system at once, so that [`Gateway::memory`] is what is in use.
+    command.env("MIMALLOC_PURGE_DELAY", "0").env("MIMALLOC_ALLOW_THP", "0");
     command
 }
 
