@@ -1,5 +1,6 @@
 //! The attempts of a request: which endpoint, what it is told, and whether there is another.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::Told;
 use crate::live::Live;
+use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::upstream::{
     AttemptError, AttemptFailure, Endpoint, HostHeader, RequestHead, Upstream, UpstreamBody, send,
@@ -38,6 +40,7 @@ pub(crate) async fn attempt(
         let chosen = upstream.choose(wish, avoid);
         let endpoint = chosen.endpoint;
         let told = told(live, upstream, endpoint, host);
+        let client = endpoint.is_told_clients().then(|| addresses(live));
         let parts = live.parts();
         let (name, address) = (upstream.name.clone(), endpoint.authority.clone());
         parts.attempt = Some(Attempt { number, upstream: name, endpoint: address });
@@ -50,12 +53,12 @@ pub(crate) async fn attempt(
                 return answer;
             }
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
-            let head = head(&outgoing, &[]);
+            let head = head(&outgoing, &[], client.as_ref());
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         } else {
-            let head = head(live.request(), &told);
+            let head = head(live.request(), &told, client.as_ref());
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         };
@@ -118,6 +121,7 @@ fn fault_of(kind: AttemptFailure) -> Fault {
     match kind {
         AttemptFailure::Unreachable => Fault::Unreachable,
         AttemptFailure::ConnectTimeout => Fault::ConnectTimeout,
+        AttemptFailure::Tls => Fault::UpstreamTls,
         AttemptFailure::ResponseTimeout | AttemptFailure::OutOfTime => Fault::ResponseTimeout,
         AttemptFailure::Failed | AttemptFailure::Status(_) => Fault::UpstreamFailed,
         AttemptFailure::Overloaded => Fault::Overloaded,
@@ -162,6 +166,20 @@ fn outgoing(request: &Request, told: Told) -> Request {
     Request::new(method, target, version, headers)
 }
 
-fn head<'a>(request: &'a Request, told: &'a [(HeaderName, HeaderValue)]) -> RequestHead<'a> {
-    RequestHead { method: request.method(), target: request.target(), headers: request.headers(), told }
+fn head<'a>(
+    request: &'a Request,
+    told: &'a [(HeaderName, HeaderValue)],
+    client: Option<&'a Addresses>,
+) -> RequestHead<'a> {
+    let (method, target, headers) = (request.method(), request.target(), request.headers());
+    RequestHead { method, target, headers, told, client }
+}
+
+/// Both ends of the client's connection. Behind a trusted proxy the client's port is not known.
+fn addresses(live: &mut Live) -> Addresses {
+    let client = live.exchange().client();
+    let connection = &live.client().connection;
+    let is_peer = connection.peer.ip().to_canonical() == client;
+    let source = if is_peer { connection.peer } else { SocketAddr::new(client, 0) };
+    Addresses { source, destination: connection.local }
 }

@@ -11,8 +11,8 @@ use std::sync::{Arc, RwLock};
 
 use portcullis_plugin::{BuildContext, BuildError, HookName};
 use rhai::{
-    AST, ASTNode, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Module, ModuleResolver, OptimizationLevel, Position,
-    Scope, Shared, Stmt,
+    AST, ASTNode, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Module, ModuleResolver,
+    OptimizationLevel, Position, Scope, Shared, Stmt,
 };
 use serde_json::{Map, Value};
 use thread_local::ThreadLocal;
