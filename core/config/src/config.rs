@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::diagnostics::Span;
 use crate::node::Node;
 use crate::schema;
+use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
@@ -368,6 +369,8 @@ pub struct Route {
     /// What answers them.
     #[schemars(flatten)]
     pub action: Action,
+    /// Copies of these requests for another upstream. Default: none.
+    pub mirror: Option<Mirror>,
     /// Whether all of it but the plugins could be read. What a route with errors matches and does is unknown.
     #[schemars(skip)]
     pub whole: bool,
@@ -423,8 +426,8 @@ pub struct Rewrite {
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(rename_all = "snake_case")]
 pub enum Action {
-    /// The name of an upstream.
-    Upstream(String),
+    /// The name of an upstream, or `{ split: [...] }` among several.
+    Upstream(Target),
     /// A redirect.
     Redirect(Redirect),
     /// A fixed answer.

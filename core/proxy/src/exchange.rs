@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
 use http::{Method, Response, StatusCode};
 use http_body::Body;
 use portcullis_plugin::{Attempt, Content, End, HookName, Reply, Request};
@@ -16,13 +16,15 @@ use crate::body::{
 use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{Told, client_address, remove_claims};
-use crate::generation::{Action, Rewrite};
+use crate::generation::{Action, Rewrite, Route};
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::http1::Refusal;
 use crate::live::Live;
+use crate::mirror::Mirrored;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
+use crate::split::Choice;
 use crate::upstream::{
     AttemptError, AttemptFailure, Endpoint, HostHeader, RequestHead, Upstream, UpstreamBody, send,
 };
@@ -241,11 +243,27 @@ async fn act(live: &mut Live, body: RequestBody) -> Answer {
                 Err(_) => Fault::Rewrite.into(),
             }
         }
-        Action::Upstream(upstream) => match apply(&route.rewrite, live) {
-            Ok(()) => attempt(live, upstream, route.rewrite.host.as_ref(), body).await,
-            Err(fault) => fault.into(),
-        },
+        Action::Upstream(upstream) => pass_on(live, route, upstream, body).await,
+        Action::Split(split) => {
+            let worker = live.client().worker.clone();
+            let Choice { upstream, cookie } = split.choose(live.exchange(), || worker.lot());
+            let mut answer = pass_on(live, route, upstream, body).await;
+            if let (Answer::Upstream(response), Some(cookie)) = (&mut answer, cookie) {
+                response.headers_mut().append(SET_COOKIE, cookie);
+            }
+            answer
+        }
     }
+}
+
+/// Sends the request to the upstream that was chosen, and a copy to where the route says.
+async fn pass_on(live: &mut Live, route: &Route, upstream: &Arc<Upstream>, mut body: RequestBody) -> Answer {
+    if let Err(fault) = apply(&route.rewrite, live) {
+        return fault.into();
+    }
+    let host = route.rewrite.host.as_ref();
+    let copy = route.mirror.as_ref().and_then(|mirror| mirror.copy(live, host, &mut body));
+    attempt(live, upstream, host, body, copy).await
 }
 
 fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {
@@ -280,6 +298,7 @@ async fn attempt(
     upstream: &Arc<Upstream>,
     host: Option<&HeaderValue>,
     body: RequestBody,
+    mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
     let start = Instant::now();
     let retries = &upstream.retries;
@@ -304,11 +323,17 @@ async fn attempt(
                 return answer;
             }
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
+            if let Some(copy) = copy.take() {
+                copy.send(outgoing.clone());
+            }
             let head = head(&outgoing, &[]);
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         } else {
+            if let Some(copy) = copy.take() {
+                copy.send(outgoing(live.request(), told.clone()));
+            }
             let head = head(live.request(), &told);
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())

@@ -264,11 +264,11 @@ impl Worker {
 
     /// A fresh request id.
     pub(crate) fn request_id(&self) -> RequestId {
-        RequestId::Bits(u128::from(self.next_random()) << 64 | u128::from(self.next_random()))
+        RequestId::Bits(u128::from(self.lot()) << 64 | u128::from(self.lot()))
     }
 
-    /// SplitMix64: ids must differ, they need not be secret.
-    fn next_random(&self) -> u64 {
+    /// A number by lot (SplitMix64): ids must differ, they need not be secret.
+    pub(crate) fn lot(&self) -> u64 {
         let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.random.set(state);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

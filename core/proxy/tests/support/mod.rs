@@ -116,6 +116,7 @@ impl Setup {
             meta: Arc::new(RouteMeta { name: "api".into(), captures: ["rest".into()].into() }),
             rewrite: Rewrite { host: self.rewrite_host.clone(), ..Rewrite::default() },
             action: Action::Upstream(Arc::new(upstream)),
+            mirror: None,
             metrics: metrics.route("api"),
         };
         let listener = Listener {
