@@ -30,6 +30,7 @@ const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
 const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
+const TRAFFIC: &str = "tests/tests/traffic.rs";
 
 /// The numbers, times and sizes of the configuration, by their path in the schema.
 const CONFIGURED: &[(&str, Known)] = &[
@@ -51,6 +52,10 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("listeners.limits.idle_timeout", Bites(LIMITS, "a_kept_connection_without_requests_is_closed")),
     ("listeners.limits.write_timeout", Bites(LIMITS, "a_client_that_takes_nothing_is_given_up")),
     ("listeners.redirect_https.port", Not("a port")),
+    ("routes.mirror.body", Bites(TRAFFIC, "a_body_that_streams_is_copied_up_to_its_limit")),
+    ("routes.mirror.max_requests", Bites(TRAFFIC, "a_shadow_that_is_behind_or_gone_costs_nothing")),
+    ("routes.mirror.share", Bites(TRAFFIC, "a_share_of_the_requests_is_copied")),
+    ("routes.upstream.split.weight", Bites(TRAFFIC, "requests_are_spread_as_the_weights_say")),
     ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
     (
         "upstreams.eject.failures",
@@ -187,6 +192,10 @@ const BUILT_IN: &[(&str, Known)] = &[
     (
         "upstream/http1/response.rs MAX_TRAILER_FIELDS",
         Bites(FRAMING, "what_two_readers_could_take_differently_is_refused"),
+    ),
+    (
+        "mirror.rs MAX_ANSWER",
+        Bites(TRAFFIC, "a_connection_is_used_again_after_an_answer_unless_that_is_too_long"),
     ),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
     (

@@ -12,6 +12,7 @@ use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::Told;
 use crate::live::Live;
+use crate::mirror::Mirrored;
 use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::upstream::{
@@ -28,6 +29,7 @@ pub(crate) async fn attempt(
     upstream: &Arc<Upstream>,
     host: Option<&HeaderValue>,
     body: RequestBody,
+    mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
     let start = Instant::now();
     let retries = &upstream.retries;
@@ -53,11 +55,17 @@ pub(crate) async fn attempt(
                 return answer;
             }
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
+            if let Some(copy) = copy.take() {
+                copy.send(outgoing.clone());
+            }
             let head = head(&outgoing, &[], client.as_ref());
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         } else {
+            if let Some(copy) = copy.take() {
+                copy.send(outgoing(live.request(), told.clone()));
+            }
             let head = head(live.request(), &told, client.as_ref());
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
@@ -176,7 +184,7 @@ fn head<'a>(
 }
 
 /// Both ends of the client's connection. Behind a trusted proxy the client's port is not known.
-fn addresses(live: &mut Live) -> Addresses {
+pub(crate) fn addresses(live: &mut Live) -> Addresses {
     let client = live.exchange().client();
     let connection = &live.client().connection;
     let is_peer = connection.peer.ip().to_canonical() == client;

@@ -227,15 +227,19 @@ fn rule(config: &config::Upstream, endpoints: &[Arc<Endpoint>]) -> Result<Balanc
         config::Balance::RoundRobin => Balance::RoundRobin,
         config::Balance::LeastRequest => Balance::LeastRequest,
         config::Balance::Random => Balance::Random,
-        config::Balance::Hash(by) => Balance::Hash(match by {
-            config::HashBy::Client => HashBy::Client,
-            config::HashBy::Principal => HashBy::Principal,
-            config::HashBy::Header(name) => HashBy::Header(
-                HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is not a header name"))?,
-            ),
-            config::HashBy::Cookie(name) => HashBy::Cookie(name.clone()),
-        }),
+        config::Balance::Hash(by) => Balance::Hash(hash_by(by)?),
         config::Balance::Sticky(sticky) => Balance::Sticky(marked(&config.name, sticky, endpoints)?),
+    })
+}
+
+pub(super) fn hash_by(config: &config::HashBy) -> Result<HashBy, String> {
+    Ok(match config {
+        config::HashBy::Client => HashBy::Client,
+        config::HashBy::Principal => HashBy::Principal,
+        config::HashBy::Header(name) => HashBy::Header(
+            HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is not a header name"))?,
+        ),
+        config::HashBy::Cookie(name) => HashBy::Cookie(name.clone()),
     })
 }
 

@@ -18,8 +18,8 @@ use http::header::HeaderValue;
 
 use crate::metrics::UpstreamMetrics;
 
-pub(crate) use balance::Wish;
 pub use balance::{Balance, Balancer, HashBy, Place, Sticky};
+pub(crate) use balance::{Wish, of as portion};
 pub(crate) use connection::{AttemptError, AttemptFailure, UpstreamBody, send};
 pub use endpoint::{Endpoint, EndpointState};
 pub(crate) use http1::RequestHead;
