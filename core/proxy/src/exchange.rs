@@ -283,6 +283,11 @@ async fn attempt(
     host: Option<&HeaderValue>,
     body: RequestBody,
 ) -> Answer {
+    let current = upstream.current();
+    let upstream = &*current;
+    if upstream.endpoints.is_empty() {
+        return Fault::NoEndpoints.into();
+    }
     let start = Instant::now();
     let retries = &upstream.retries;
     let wish = upstream.wish(live.exchange());
