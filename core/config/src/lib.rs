@@ -24,8 +24,8 @@ mod yaml;
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
     InstanceOptions, Limits, Listener, ListenerLimits, Log, LogFormat, LogLevel, Match, OnError, PluginEntry,
-    Policies, Predicate, Proxies, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite, Route, SideFile, Status,
-    Tls, TlsPolicy, TlsVersion,
+    Policies, Predicate, Proxies, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite, Route, SideFile,
+    Status, Tls, TlsPolicy, TlsVersion,
 };
 pub use de::NodeDeserializer;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
@@ -39,6 +39,6 @@ pub use upstreams::{
     RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
-    Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Percent, SizeLimit,
+    Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
+    PathTemplate, Pattern, Percent, SizeLimit,
 };

@@ -111,11 +111,8 @@ fn upstream(name: &str, place: Place<'_, '_>) -> Option<Upstream> {
     // One with errors is there all the same: nobody who names it is wrong.
     let Some(mut table) = place.table() else { return Some(upstream) };
     let is_named = table.node.child("dns").is_some_and(|dns| !dns.is_absent());
-    let endpoints = if is_named {
-        table.with("endpoints", endpoints)
-    } else {
-        table.required("endpoints", endpoints)
-    };
+    let endpoints =
+        if is_named { table.with("endpoints", endpoints) } else { table.required("endpoints", endpoints) };
     upstream.endpoints = endpoints.unwrap_or_default();
     upstream.dns = table.optional("dns");
     upstream.tls = table.optional("tls");

@@ -199,19 +199,14 @@ impl Discovered {
 
     async fn addresses(&self, resolver: &Resolver, host: &str, port: u16) -> Result<Answer<Found>, String> {
         let Answer { records, ttl } = resolver.addresses(host, self.dns.timeout.0).await?;
-        let found = |ip| Found {
-            priority: 0,
-            address: SocketAddr::new(ip, port),
-            host: host.to_owned(),
-            weight: 1,
-        };
+        let found =
+            |ip| Found { priority: 0, address: SocketAddr::new(ip, port), host: host.to_owned(), weight: 1 };
         Ok(Answer { records: records.into_iter().map(found).collect(), ttl })
     }
 
     /// The addresses of all services that have any.
     async fn services(&self, resolver: &Resolver, name: &str) -> Result<Answer<Found>, String> {
-        let Answer { records: mut services, mut ttl } =
-            resolver.services(name, self.dns.timeout.0).await?;
+        let Answer { records: mut services, mut ttl } = resolver.services(name, self.dns.timeout.0).await?;
         services.truncate(MOST_ENDPOINTS);
         let (ranks, largest) = scale(&services);
         let ask = services.iter().map(|service| self.addresses(resolver, &service.target, service.port));
@@ -219,7 +214,8 @@ impl Discovered {
         for (service, answer) in services.iter().zip(join_all(ask).await) {
             match answer {
                 Ok(answer) => {
-                    let priority = ranks.iter().position(|rank| *rank == service.priority).unwrap_or_default();
+                    let priority =
+                        ranks.iter().position(|rank| *rank == service.priority).unwrap_or_default();
                     let priority = u8::try_from(priority).unwrap_or(u8::MAX);
                     let weight = weight(service.weight, largest);
                     let found = answer.records.into_iter().map(|found| Found { priority, weight, ..found });

@@ -128,8 +128,19 @@ impl Reloader {
         let (mut checks, mut lookups) = (Checks::default(), Lookups::default());
         checks.follow(&running.upstreams);
         lookups.follow(&running.upstreams);
-        let mut reloader =
-            Reloader { sources, services, plane, running, checks, lookups, kept: None, fixed, refused, status, watch };
+        let mut reloader = Reloader {
+            sources,
+            services,
+            plane,
+            running,
+            checks,
+            lookups,
+            kept: None,
+            fixed,
+            refused,
+            status,
+            watch,
+        };
         if last_good.is_none() {
             reloader.keep().await;
         }

@@ -89,7 +89,8 @@ fn parse_line(bytes: &[u8]) -> Result<Option<(Header, usize)>, Malformed> {
         return if bytes.len() < MAX_LINE { Ok(None) } else { Err(Malformed("its line is too long")) };
     };
     let line = within.get(WORD.len()..end).and_then(|line| line.strip_suffix(b"\r"));
-    let line = line.and_then(|line| std::str::from_utf8(line).ok()).ok_or(Malformed("its line has no end"))?;
+    let line =
+        line.and_then(|line| std::str::from_utf8(line).ok()).ok_or(Malformed("its line has no end"))?;
     let mut words = line.split(' ');
     let header = match words.next() {
         // What follows is to be ignored.
@@ -105,8 +106,9 @@ fn parse_line(bytes: &[u8]) -> Result<Option<(Header, usize)>, Malformed> {
 fn ends<'a, A: FromStr + Into<IpAddr>>(
     mut words: impl Iterator<Item = &'a str>,
 ) -> Result<Addresses, Malformed> {
-    let mut address =
-        || words.next().and_then(|word| word.parse::<A>().ok()).map(Into::into).ok_or(Malformed("an address"));
+    let mut address = || {
+        words.next().and_then(|word| word.parse::<A>().ok()).map(Into::into).ok_or(Malformed("an address"))
+    };
     let (source, destination): (IpAddr, IpAddr) = (address()?, address()?);
     let mut port = || words.next().and_then(port).ok_or(Malformed("a port"));
     let (source_port, destination_port) = (port()?, port()?);

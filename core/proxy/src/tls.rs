@@ -177,8 +177,8 @@ impl ByName {
     fn new(certificates: &[Certificate], provider: &CryptoProvider) -> Result<Self, TlsError> {
         let (mut exact, mut wildcard, mut default) = (HashMap::new(), HashMap::new(), None);
         for (at, certificate) in certificates.iter().enumerate() {
-            let certified = certified(certificate, provider)
-                .map_err(|(part, message)| fault(Some(at), part, message))?;
+            let certified =
+                certified(certificate, provider).map_err(|(part, message)| fault(Some(at), part, message))?;
             let names = names(&certified);
             let certified = Arc::new(certified);
             for name in names {

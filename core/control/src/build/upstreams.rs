@@ -158,7 +158,11 @@ impl Recipe {
     }
 
     /// The upstream with the endpoints of an answer.
-    pub(crate) fn upstream_of(&self, found: &[Found], running: Option<&Upstream>) -> Result<Upstream, String> {
+    pub(crate) fn upstream_of(
+        &self,
+        found: &[Found],
+        running: Option<&Upstream>,
+    ) -> Result<Upstream, String> {
         let scheme = self.config.dns.as_ref().map_or_else(Default::default, |dns| dns.scheme);
         let spot = |found: &Found| {
             Ok(Spot {

@@ -48,13 +48,8 @@ impl UpstreamClient {
         }
         let root = PathAndQuery::from_static("/");
         let target = head.uri.path_and_query().unwrap_or(&root);
-        let sending = RequestHead {
-            method: &head.method,
-            target,
-            headers: &head.headers,
-            told: &[],
-            client: None,
-        };
+        let sending =
+            RequestHead { method: &head.method, target, headers: &head.headers, told: &[], client: None };
         let start = Instant::now();
         let sent = send(upstream, endpoint, sending, RequestBody::Whole(body), None).await;
         let response = sent.map_err(|error| {
