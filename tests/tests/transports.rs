@@ -71,6 +71,9 @@ fn authority(names: &[&str]) -> (TempDir, Authority) {
     (dir, authority)
 }
 
+/// What nginx does not do unasked.
+const MODERN: &str = "ssl_protocols TLSv1.2 TLSv1.3;";
+
 /// nginx that speaks TLS as `api.test`, with what else its server says.
 fn tls_server(settings: &str, dir: TempDir) -> (SocketAddr, Peer) {
     let address = nobody();
@@ -113,7 +116,7 @@ fn an_endpoint_shows_a_certificate_for_its_name() {
         return;
     }
     let (dir, authority) = authority(&["api.test"]);
-    let (ca, (address, _peer)) = (authority.ca(), tls_server("", dir));
+    let (ca, (address, _peer)) = (authority.ca(), tls_server(MODERN, dir));
     let url = format!("https://{address}");
     let gateway = before(&url, &format!("tls: {{ ca: \"{ca}\", server_name: api.test }}"));
     let mut client = gateway.connect();
@@ -173,8 +176,8 @@ fn the_gateway_shows_its_certificate_and_a_renewed_one_after_a_reload() {
     let (ca, read) = (authority.ca(), |name: &str| fs::read(authority.file(name)).unwrap());
     let (cert, key) = (read("gateway.test.pem"), read("gateway.test.key"));
     let (new_cert, new_key) = (read("renewed.test.pem"), read("renewed.test.key"));
-    let settings = "ssl_client_certificate DIR/ca.pem; ssl_verify_client on;";
-    let (address, _peer) = tls_server(settings, dir);
+    let settings = format!("{MODERN} ssl_client_certificate DIR/ca.pem; ssl_verify_client on;");
+    let (address, _peer) = tls_server(&settings, dir);
     let url = format!("https://{address}");
     let tls = format!(
         "tls: {{ ca: \"{ca}\", server_name: api.test, certificate: {{ cert: own.pem, key: own.key }} }}"
@@ -254,6 +257,19 @@ fn long_bodies_and_health_checks_go_over_tls() {
 }
 
 #[test]
+fn a_name_is_looked_up_for_many_connections_at_once() {
+    let origin = Origin::start();
+    let port = origin.address().port();
+    let gateway = before(&format!("http://localhost:{port}"), "max_idle: 0");
+    for _ in 0..3 {
+        assert_eq!(gateway.get("/").status, 200);
+    }
+    assert_eq!(gateway.metric("portcullis_upstream_connects_total", &[]), 3.0);
+    let resolved = gateway.status()["upstreams"][0]["endpoints"][0]["resolved"].to_string();
+    assert!(resolved.contains(&format!("\"127.0.0.1:{port}\"")), "{resolved}");
+}
+
+#[test]
 fn an_endpoint_may_be_a_unix_socket() {
     if !has(&["nginx"]) {
         return;
@@ -330,7 +346,7 @@ fn the_client_behind_a_trusted_proxy_is_whom_an_endpoint_is_told_of() {
     );
     let gateway = Setup::new(&config).start();
     let answer = gateway.ask(&request("GET", "/").header("x-forwarded-for", "192.0.2.9"));
-    assert_eq!(words(&answer)[..2], ["192.0.2.9", "0"]);
+    assert_eq!(words(&answer)[0], "192.0.2.9");
 }
 
 #[test]

@@ -219,8 +219,9 @@ impl Discovered {
                     let priority = u8::try_from(priority).unwrap_or(u8::MAX);
                     let weight = weight(service.weight, largest);
                     let found = answer.records.into_iter().map(|found| Found { priority, weight, ..found });
+                    // Where nothing was found there is nothing that holds.
+                    ttl = if found.len() == 0 { ttl } else { ttl.min(answer.ttl) };
                     records.extend(found);
-                    ttl = ttl.min(answer.ttl);
                 }
                 Err(why) => failed = Some(why),
             }
