@@ -1,7 +1,7 @@
 //! Ways to an endpoint and to the gateway: TLS, mutual TLS, Unix sockets, the PROXY protocol; with nginx and
 //! HAProxy at the other end.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on ends, and says why")]
 
 use std::fs;
 use std::io::{Read, Write};
