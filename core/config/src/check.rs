@@ -188,6 +188,10 @@ impl Check<'_> {
             let message = "a rewrite has either `path`, or `strip_prefix` and `add_prefix`";
             self.error(&format!("{path}.rewrite.path"), message, None);
         }
+        if !route.upgrades.is_empty() && route.whole && !matches!(route.action, Action::Upstream(_)) {
+            let message = "only an upstream can speak something else";
+            self.error(&format!("{path}.upgrades"), message, None);
+        }
         match &route.action {
             Action::Upstream(name) => self.upstream_exists(&format!("{path}.upstream"), name, config),
             Action::Respond(respond) if respond.body.is_some() && respond.json.is_some() => {

@@ -40,5 +40,5 @@ pub use upstreams::{
 };
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Percent, SizeLimit,
+    Percent, Protocol, SizeLimit,
 };

@@ -151,6 +151,7 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
         matches: Match::default(),
         plugins: Vec::new(),
         rewrite: Rewrite::default(),
+        upgrades: Vec::new(),
         action: Action::Respond(Respond::default()),
         whole: false,
         captures_known: false,
@@ -162,6 +163,7 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
     route.matches = table.with("match", matches).unwrap_or_default();
     route.captures_known = route.matches.path.is_some() || has_no_path(table.node);
     route.rewrite = table.optional("rewrite").unwrap_or_default();
+    route.upgrades = table.list("upgrades");
     route.action = action(&mut table).unwrap_or(route.action);
     let read = table.errors.len() == errors;
     route.plugins = table.items("plugins", |place| Some(chain_entry(place)));

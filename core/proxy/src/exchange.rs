@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Method, Response, StatusCode};
 use http_body::Body;
 use portcullis_plugin::{Attempt, Content, End, HookName, Reply, Request};
@@ -16,13 +16,14 @@ use crate::body::{
 use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{Told, client_address, remove_claims};
-use crate::generation::{Action, Rewrite};
+use crate::generation::{Action, Rewrite, Route};
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::http1::Refusal;
 use crate::live::Live;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
+use crate::tunnel::Upgrade;
 use crate::upstream::{
     AttemptError, AttemptFailure, Endpoint, HostHeader, RequestHead, Upstream, UpstreamBody, send,
 };
@@ -83,11 +84,19 @@ fn begin(client: &Rc<Client>, head: Result<Head, Refusal>) -> Option<(Box<Live>,
     let generation = client.worker.generation();
     let listener = client.listener(&generation)?;
     let serving = client.begin();
+    let mut upgrade = None;
     let (request, fault) = match head {
-        Ok(head) => understand(head, &generation.listeners[listener].limits),
+        Ok(mut head) => {
+            upgrade = head.upgrade.take();
+            understand(head, &generation.listeners[listener].limits)
+        }
         Err(refusal) => (unreadable(), Some(refusal.into())),
     };
     let mut live = Live::new(serving, generation, listener, request);
+    if let Some(Upgrade { protocol, .. }) = upgrade.as_deref() {
+        live.parts().request.core_headers().insert(UPGRADE, protocol.clone());
+    }
+    live.upgrade = upgrade;
     identify_client(&mut live);
     Some((live, fault))
 }
@@ -241,11 +250,28 @@ async fn act(live: &mut Live, body: RequestBody) -> Answer {
                 Err(_) => Fault::Rewrite.into(),
             }
         }
-        Action::Upstream(upstream) => match apply(&route.rewrite, live) {
-            Ok(()) => attempt(live, upstream, route.rewrite.host.as_ref(), body).await,
-            Err(fault) => fault.into(),
-        },
+        Action::Upstream(upstream) => {
+            match grant_upgrade(live, route).and_then(|()| apply(&route.rewrite, live)) {
+                Ok(()) => attempt(live, upstream, route.rewrite.host.as_ref(), body).await,
+                Err(fault) => fault.into(),
+            }
+        }
     }
+}
+
+/// The route says what a client may switch to, and a plugin may have taken the wish away. Where it is not granted, the
+/// request is an ordinary one (RFC 9110, 7.8), unless that would be of no use.
+fn grant_upgrade(live: &mut Live, route: &Route) -> Result<(), Fault> {
+    let Some(wanted) = &live.upgrade else { return Ok(()) };
+    if route.upgrades.contains(&wanted.protocol) && live.request().headers().contains_key(UPGRADE) {
+        return Ok(());
+    }
+    if wanted.is_needed() {
+        return Err(Fault::Upgrade);
+    }
+    live.upgrade = None;
+    live.parts().request.core_headers().remove(UPGRADE);
+    Ok(())
 }
 
 fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {
@@ -304,12 +330,12 @@ async fn attempt(
                 return answer;
             }
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
-            let head = head(&outgoing, &[]);
+            let head = head(&outgoing, &[], live.upgrade.as_deref());
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         } else {
-            let head = head(live.request(), &told);
+            let head = head(live.request(), &told, live.upgrade.as_deref());
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         };
@@ -365,6 +391,11 @@ fn answered(
     let duration = start.elapsed();
     live.upstream_duration = Some(duration);
     upstream.metrics.duration.observe(duration);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && !live.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_met(response.headers()))
+    {
+        return Fault::UpstreamFailed.into();
+    }
     Answer::Upstream(response)
 }
 
@@ -416,8 +447,14 @@ fn outgoing(request: &Request, told: Told) -> Request {
     Request::new(method, target, version, headers)
 }
 
-fn head<'a>(request: &'a Request, told: &'a [(HeaderName, HeaderValue)]) -> RequestHead<'a> {
-    RequestHead { method: request.method(), target: request.target(), headers: request.headers(), told }
+fn head<'a>(
+    request: &'a Request,
+    told: &'a [(HeaderName, HeaderValue)],
+    upgrade: Option<&'a Upgrade>,
+) -> RequestHead<'a> {
+    let (method, target, headers) = (request.method(), request.target(), request.headers());
+    let upgrade = upgrade.filter(|_| headers.contains_key(UPGRADE)).map(|upgrade| &upgrade.protocol);
+    RequestHead { method, target, headers, told, upgrade }
 }
 
 /// From what the client is to get to what its connection sends, by way of the response hooks.
@@ -438,6 +475,10 @@ async fn respond(mut live: Box<Live>, answer: Answer) -> Result<Response<Respons
             }
             Flow::Drop => return drop_connection(&mut live),
         }
+        // What follows is no body.
+        if matches!(source, Source::Switched(_)) {
+            break;
+        }
         let entered = live.entered;
         let (exchange, scope) = live.split();
         let Some(limit) = scope.chain().whole_response(exchange, entered) else { break };
@@ -456,7 +497,21 @@ async fn respond(mut live: Box<Live>, answer: Answer) -> Result<Response<Respons
             Flow::Drop => return drop_connection(&mut live),
         }
     }
+    if is_promise(&mut live, &source) {
+        source = put_fault(&mut live, &Fault::NotSwitched);
+    }
     Ok(finish(live, source))
+}
+
+/// Whether the client would take the response for the agreement to an upgrade, and there is none.
+fn is_promise(live: &mut Live, source: &Source) -> bool {
+    let is_over_http2 = live.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_over_http2());
+    let status =
+        live.parts().response.as_ref().map_or(StatusCode::BAD_GATEWAY, portcullis_plugin::Response::status);
+    match status {
+        StatusCode::SWITCHING_PROTOCOLS => !matches!(source, Source::Switched(_)),
+        status => is_over_http2 && status.is_success(),
+    }
 }
 
 fn drop_connection(live: &mut Live) -> Result<Response<ResponseBody>, Dropped> {
@@ -479,6 +534,9 @@ async fn outward(live: &mut Live, hook: HookName, below: &mut u16) -> Flow {
 fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
     let (head, body) = response.into_parts();
     live.respond(portcullis_plugin::Response::new(head.status, head.headers));
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Source::Switched(body);
+    }
     // An empty body is dropped without a look, and the upstream's connection would go with it.
     if Reply::may_have_body(head.status, live.exchange().method()) && !body.is_end_stream() {
         return Source::Upstream(body);
@@ -503,7 +561,7 @@ fn put_fault(live: &mut Live, fault: &Fault) -> Source {
 /// Reads the response's body whole, for plugins that want it so.
 async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<(), Fault> {
     let body = match std::mem::replace(source, Source::Empty) {
-        Source::Empty => Bytes::new(),
+        Source::Empty | Source::Switched(_) => Bytes::new(),
         Source::Whole(body) => body,
         Source::Upstream(mut body) => {
             let mut held = live.scope().generation.budget.hold();
@@ -524,13 +582,13 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
     let chain = scope.chain();
     let keeps_head = chain.wants(HookName::OnLog);
     let filters = match source {
-        Source::Empty => Vec::new(),
+        Source::Empty | Source::Switched(_) => Vec::new(),
         _ => chain.response_filters(exchange, entered),
     };
     let is_head_request = exchange.method() == Method::HEAD;
     let parts = exchange.core();
     let response = if keeps_head { parts.response.clone() } else { parts.response.take() };
-    let (status, mut headers) = match response {
+    let (mut status, mut headers) = match response {
         Some(response) => response.into_parts(),
         None => (StatusCode::BAD_GATEWAY, HeaderMap::new()),
     };
@@ -546,7 +604,9 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
             headers.remove(CONTENT_LENGTH);
         }
     }
-    if !Reply::may_have_body(status, &Method::GET) {
+    if let (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) = (status, &live.upgrade) {
+        status = upgrade.tell(&mut headers);
+    } else if matches!(source, Source::Switched(_)) || !Reply::may_have_body(status, &Method::GET) {
         source = Source::Empty;
     }
     live.status = Some(status);

@@ -21,6 +21,7 @@ mod reply;
 pub mod routes;
 mod timer;
 pub mod tls;
+mod tunnel;
 pub mod upstream;
 mod worker;
 

@@ -18,7 +18,7 @@ use crate::metrics::UpstreamMetrics;
 
 pub(crate) use balance::Wish;
 pub use balance::{Balance, Balancer, HashBy, Place, Sticky};
-pub(crate) use connection::{AttemptError, AttemptFailure, UpstreamBody, send};
+pub(crate) use connection::{AttemptError, AttemptFailure, Switched, UpstreamBody, send};
 pub use endpoint::{Endpoint, EndpointState};
 pub(crate) use http1::RequestHead;
 pub use judge::Ejection;
@@ -64,6 +64,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Between two chunks of a response's body.
     pub body: Duration,
+    /// For which nothing may pass through a tunnel.
+    pub tunnel: Duration,
 }
 
 /// The `Host` that the upstream sees.
@@ -84,6 +86,7 @@ impl Default for Timeouts {
             response: Duration::from_secs(30),
             idle: Duration::from_secs(60),
             body: Duration::from_secs(60),
+            tunnel: Duration::from_secs(300),
         }
     }
 }
