@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import sys
+from urllib.parse import urlsplit
 
 import websockets
 
@@ -26,9 +27,15 @@ async def serve():
         await asyncio.Future()
 
 
+def connect(url, **options):
+    if url.startswith("wss:"):
+        options["server_hostname"] = urlsplit(url).hostname
+    return websockets.connect(url, host="127.0.0.1", **options)
+
+
 async def talk(url):
     seen = {}
-    async with websockets.connect(url, max_size=None) as socket:
+    async with connect(url, max_size=None) as socket:
         await socket.send("hello")
         seen["echo"] = await socket.recv()
         large = os.urandom(3 << 20)
@@ -43,7 +50,7 @@ async def talk(url):
         seen["pong"] = True
         await socket.close(1000)
         seen["closed"] = socket.close_code
-    async with websockets.connect(url) as socket:
+    async with connect(url) as socket:
         await socket.send("close")
         try:
             await socket.recv()
