@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// How each block of the README begins, with its language, in their order.
-const BLOCKS: [(&str, &str); 11] = [
+const BLOCKS: [(&str, &str); 12] = [
     ("sh", "cargo run --release\n"),
     ("sh", "curl -i http://127.0.0.1:8080/anything\n"),
     ("sh", "sed -i 's/Hello/Good morning/' scripts/hello.rhai\n"),
@@ -30,6 +30,7 @@ const BLOCKS: [(&str, &str); 11] = [
     ("sh", "portcullis new wasm block-path\n"),
     ("yaml", "listeners:\n"),
     ("yaml", "upstreams:\n"),
+    ("yaml", "routes:\n"),
 ];
 
 /// The README's blocks with their languages.
@@ -299,6 +300,16 @@ fn the_upstream_is_right() {
     let setup = Setup::new("");
     let rest = "listeners: [{ bind: 127.0.0.1:0 }]\nroutes: [{ upstream: api }]\n";
     fs::write(setup.dir().join("gateway.yaml"), block("upstreams:\n") + rest).unwrap();
+    let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
+    assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
+}
+
+#[test]
+fn the_route_for_websockets_is_right() {
+    let setup = Setup::new("");
+    let rest =
+        "listeners: [{ bind: 127.0.0.1:0 }]\nupstreams: { api: { endpoints: [\"http://127.0.0.1:9\"] } }\n";
+    fs::write(setup.dir().join("gateway.yaml"), block("routes:\n") + rest).unwrap();
     let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
     assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
 }

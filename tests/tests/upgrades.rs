@@ -1,10 +1,9 @@
-//! What stops being HTTP: WebSockets and other upgrades over HTTP/1, and extended CONNECT over HTTP/2. And responses
-//! that go on for long, event by event.
+//! What stops being HTTP: WebSockets and other upgrades over HTTP/1, and extended CONNECT over HTTP/2.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portcullis_tests::tools::{Authority, PYTHON, has, has_module, tool};
-use portcullis_tests::{Gateway, Http2, Origin, PATIENCE, Setup, repository, request, until};
+use portcullis_tests::{Gateway, Origin, PATIENCE, Peer, Raw, Setup, repository, request, until};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -48,90 +47,17 @@ routes:
     scripts.iter().fold(setup, |setup, (name, text)| setup.file(name, text)).start()
 }
 
-/// An upstream by hand.
-struct Peer(TcpListener);
-
-impl Peer {
-    fn new() -> Self {
-        Peer(TcpListener::bind("127.0.0.1:0").unwrap())
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.0.local_addr().unwrap()
-    }
-
-    /// The next connection, and the head of the request on it, in lower case.
-    fn accept(&self) -> (Raw, String) {
-        let mut raw = Raw::new(self.0.accept().unwrap().0);
-        let head = raw.head().to_lowercase();
-        (raw, head)
-    }
-
-    /// The next connection, on which it has agreed to what was asked for.
-    fn agree(&self, protocol: &str) -> (Raw, String) {
-        let (mut raw, head) = self.accept();
-        raw.write(agreement(protocol));
-        (raw, head)
-    }
-
-    /// Whether nobody has connected.
-    fn is_alone(&self) -> bool {
-        self.0.set_nonblocking(true).unwrap();
-        let accepted = self.0.accept();
-        self.0.set_nonblocking(false).unwrap();
-        accepted.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
-    }
+/// The next connection, on which the upstream has agreed to what was asked for.
+fn agree(peer: &Peer, protocol: &str) -> (Raw, String) {
+    let (mut raw, head) = peer.accept();
+    raw.write(agreement(protocol));
+    (raw, head)
 }
 
 fn agreement(protocol: &str) -> String {
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
     )
-}
-
-/// A connection, read by hand.
-struct Raw(BufReader<TcpStream>);
-
-impl Raw {
-    fn new(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Raw(BufReader::new(stream))
-    }
-
-    fn write(&mut self, bytes: impl AsRef<[u8]>) {
-        self.0.get_mut().write_all(bytes.as_ref()).unwrap();
-    }
-
-    /// All up to a blank line.
-    fn head(&mut self) -> String {
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            assert!(self.0.read_line(&mut head).unwrap() > 0, "ended within a head: {head}");
-        }
-        head
-    }
-
-    #[track_caller]
-    fn expect(&mut self, bytes: &[u8]) {
-        let mut read = vec![0; bytes.len()];
-        self.0.read_exact(&mut read).unwrap();
-        assert_eq!(String::from_utf8_lossy(&read), String::from_utf8_lossy(bytes));
-    }
-
-    /// What comes up to the end, which may be a reset.
-    fn rest(&mut self) -> Vec<u8> {
-        let mut rest = Vec::new();
-        match self.0.read_to_end(&mut rest) {
-            Ok(_) => {}
-            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
-        }
-        rest
-    }
-
-    fn finish(&self) {
-        self.0.get_ref().shutdown(Shutdown::Write).unwrap();
-    }
 }
 
 /// A client's request to speak another protocol.
@@ -143,7 +69,7 @@ fn asking(path: &str, protocol: &str) -> String {
 
 /// A client that has asked.
 fn asked(gateway: &Gateway, path: &str, protocol: &str) -> Raw {
-    let mut client = Raw::new(TcpStream::connect(gateway.address()).unwrap());
+    let mut client = Raw::connect(gateway.address());
     client.write(asking(path, protocol));
     client
 }
@@ -151,7 +77,7 @@ fn asked(gateway: &Gateway, path: &str, protocol: &str) -> Raw {
 /// Both ends of a tunnel.
 fn tunnel(gateway: &Gateway, peer: &Peer, path: &str) -> (Raw, Raw) {
     let mut client = asked(gateway, path, "websocket");
-    let (server, _) = peer.agree("websocket");
+    let (server, _) = agree(peer, "websocket");
     let head = client.head();
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     (client, server)
@@ -168,7 +94,7 @@ fn until_closed(gateway: &Gateway) {
 
 #[test]
 fn bytes_pass_both_ways_once_the_upstream_has_agreed() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let gateway = gateway(peer.address(), "", "");
     for (path, protocol) in [("/one", "WebSocket"), ("/two", "other/2")] {
         let mut client = asked(&gateway, path, protocol);
@@ -265,9 +191,9 @@ fn what_is_no_proper_wish_is_an_ordinary_request() {
 
 #[test]
 fn nothing_passes_before_the_upstream_has_agreed() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let gateway = gateway(peer.address(), "", "");
-    let mut client = Raw::new(TcpStream::connect(gateway.address()).unwrap());
+    let mut client = Raw::connect(gateway.address());
     client.write(asking("/at-once", "websocket") + "smuggled");
     let answer = String::from_utf8(client.rest()).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("connection: close"), "{answer}");
@@ -286,7 +212,7 @@ fn nothing_passes_before_the_upstream_has_agreed() {
 
 #[test]
 fn an_upstream_may_say_no_and_the_connection_goes_on() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let gateway = gateway(peer.address(), "", "");
     let mut client = asked(&gateway, "/no", "websocket");
     let (mut server, _) = peer.accept();
@@ -303,7 +229,7 @@ fn an_upstream_may_say_no_and_the_connection_goes_on() {
 
 #[test]
 fn an_agreement_to_something_else_is_a_502() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let gateway = gateway(peer.address(), "retries: 0", "");
     let begin = "HTTP/1.1 101 Switching Protocols\r\n";
     for agreement in [
@@ -320,9 +246,9 @@ fn an_agreement_to_something_else_is_a_502() {
         assert_eq!(server.rest(), b"");
     }
     // And one that nobody asked for.
-    let mut client = Raw::new(TcpStream::connect(gateway.address()).unwrap());
+    let mut client = Raw::connect(gateway.address());
     client.write("GET /unasked HTTP/1.1\r\nHost: g\r\n\r\n");
-    let _server = peer.agree("websocket");
+    let _server = agree(&peer, "websocket");
     assert!(client.head().starts_with("HTTP/1.1 502 "));
     assert_eq!(gateway.logged_path("/unasked")["reason"], "upstream.failed");
     until_closed(&gateway);
@@ -330,18 +256,18 @@ fn an_agreement_to_something_else_is_a_502() {
 
 #[test]
 fn plugins_judge_the_handshake_and_the_agreement() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let log = "{ access_log: { target: access.log } }";
     let stamping =
         gateway(peer.address(), "", &format!("plugins: [{log}, {{ rhai: {{ file: stamp.rhai }} }}]"));
     let mut client = asked(&stamping, "/", "websocket");
-    let _server = peer.agree("websocket");
+    let _server = agree(&peer, "websocket");
     assert!(client.head().contains("x-stamp: 101\r\n"));
 
     let refusing =
         gateway(peer.address(), "", &format!("plugins: [{log}, {{ rhai: {{ file: refuse.rhai }} }}]"));
     let mut client = asked(&refusing, "/late", "websocket");
-    let (mut server, _) = peer.agree("websocket");
+    let (mut server, _) = agree(&peer, "websocket");
     let head = client.head();
     assert!(head.starts_with("HTTP/1.1 403 ") && !head.to_lowercase().contains("upgrade"), "{head}");
     assert_eq!(server.rest(), b"");
@@ -368,7 +294,7 @@ fn plugins_judge_the_handshake_and_the_agreement() {
 
 #[test]
 fn a_tunnel_through_which_nothing_passes_is_closed() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let gateway = gateway(peer.address(), "timeouts: { tunnel: 200ms }", "");
     let (mut client, mut server) = tunnel(&gateway, &peer, "/idle");
     let begin = Instant::now();
@@ -384,7 +310,7 @@ fn a_tunnel_through_which_nothing_passes_is_closed() {
 
 #[test]
 fn a_side_that_goes_takes_the_tunnel_with_it() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let gateway = gateway(peer.address(), "", "");
     let (client, mut server) = tunnel(&gateway, &peer, "/client");
     drop(client);
@@ -394,7 +320,7 @@ fn a_side_that_goes_takes_the_tunnel_with_it() {
     let (mut client, server) = tunnel(&gateway, &peer, "/server");
     // What nobody has read turns its end into a reset.
     client.write("x");
-    until("the byte to arrive", || server.0.get_ref().peek(&mut [0]).unwrap() == 1);
+    until("the byte to arrive", || server.stream().peek(&mut [0]).unwrap() == 1);
     drop(server);
     assert_eq!(client.rest(), b"");
     assert_eq!(gateway.logged_path("/server")["end"], "upstream_failed");
@@ -403,14 +329,14 @@ fn a_side_that_goes_takes_the_tunnel_with_it() {
 
 #[test]
 fn a_side_that_reads_nothing_is_not_written_to_without_end() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let gateway = gateway(peer.address(), "", "");
     let (client, mut server) = tunnel(&gateway, &peer, "/");
     let before = gateway.memory();
-    let stream = client.0.get_ref();
+    let mut stream = client.stream();
     stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let (piece, mut written) = (vec![7; 1 << 20], 0);
-    while let Ok(length) = (&*stream).write(&piece) {
+    while let Ok(length) = stream.write(&piece) {
         written += length;
         assert!(written < 64 << 20, "written without end");
     }
@@ -421,7 +347,7 @@ fn a_side_that_reads_nothing_is_not_written_to_without_end() {
 
 #[test]
 fn a_tunnel_outlives_reloads_and_ends_with_the_drain() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let gateway = gateway(peer.address(), "", "drain: 300ms");
     let (mut client, mut server) = tunnel(&gateway, &peer, "/one");
     gateway.replace("gateway.yaml", "upgrades: [websocket, other/2], ", "");
@@ -633,7 +559,7 @@ fn a_websocket_over_http2_is_one_over_http1_for_the_upstream() {
 
 #[test]
 fn over_http2_only_an_agreement_opens_a_tunnel() {
-    let peer = Peer::new();
+    let peer = Peer::default();
     let gateway = gateway(peer.address(), "retries: 0", "");
     let at = gateway.address();
     let answer = |path: &'static str, protocol| match run(connect(at, path, protocol)) {
@@ -661,57 +587,4 @@ fn over_http2_only_an_agreement_opens_a_tunnel() {
         });
     }
     until_closed(&gateway);
-}
-
-/// The head of a response of which nobody knows when it ends.
-const EVENTS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n";
-
-fn chunk(data: &[u8]) -> Vec<u8> {
-    [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat()
-}
-
-#[test]
-fn events_arrive_one_by_one() {
-    let peer = Peer::new();
-    let gateway = gateway(peer.address(), "", "");
-    let events: [&[u8]; 3] = [b"data: 1\n\n", b": alive\n\n", b"id: 3\ndata: three\n\n"];
-    for encoding in ["", "Content-Encoding: gzip\r\n"] {
-        let mut client = Raw::new(TcpStream::connect(gateway.address()).unwrap());
-        client.write("GET /one HTTP/1.1\r\nHost: g\r\nAccept-Encoding: gzip\r\n\r\n");
-        let (mut server, _) = peer.accept();
-        server.write(format!("{EVENTS}{encoding}\r\n"));
-        let head = client.head().to_lowercase();
-        assert!(head.contains("text/event-stream") && head.contains(&encoding.to_lowercase()), "{head}");
-        let mut other = Http2::open(gateway.address());
-        other.get(1, "/two", &[]);
-        let (mut second, _) = peer.accept();
-        second.write(format!("{EVENTS}{encoding}\r\n"));
-        other.read_until(Http2::HEADERS);
-        // The next is sent when this one has arrived, so nothing waits for what comes behind it.
-        for event in events {
-            server.write(chunk(event));
-            client.expect(&chunk(event));
-            second.write(chunk(event));
-            assert_eq!(other.read_until(Http2::DATA).2, event);
-        }
-    }
-}
-
-#[test]
-fn a_comment_keeps_a_stream_alive_and_silence_ends_it() {
-    let peer = Peer::new();
-    let gateway = gateway(peer.address(), "timeouts: { body: 200ms }", "");
-    let mut client = Raw::new(TcpStream::connect(gateway.address()).unwrap());
-    client.write("GET /events HTTP/1.1\r\nHost: g\r\n\r\n");
-    let (mut server, _) = peer.accept();
-    server.write(format!("{EVENTS}\r\n"));
-    client.head();
-    let begin = Instant::now();
-    while begin.elapsed() < Duration::from_millis(700) {
-        server.write(chunk(b":\n\n"));
-        client.expect(&chunk(b":\n\n"));
-    }
-    let rest = client.rest();
-    assert!(!rest.ends_with(b"0\r\n\r\n"), "it looks complete");
-    assert_eq!(gateway.logged_path("/events")["end"], "upstream_failed");
 }
