@@ -1,5 +1,6 @@
 //! The attempts of a request: which endpoint, what it is told, and whether there is another.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::Told;
 use crate::live::Live;
+use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::tunnel::Upgrade;
 use crate::upstream::{
@@ -39,6 +41,7 @@ pub(crate) async fn attempt(
         let chosen = upstream.choose(wish, avoid);
         let endpoint = chosen.endpoint;
         let told = told(live, upstream, endpoint, host);
+        let client = endpoint.is_told_clients().then(|| addresses(live));
         let parts = live.parts();
         let (name, address) = (upstream.name.clone(), endpoint.authority.clone());
         parts.attempt = Some(Attempt { number, upstream: name, endpoint: address });
@@ -51,12 +54,12 @@ pub(crate) async fn attempt(
                 return answer;
             }
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
-            let head = head(&outgoing, &[], live.upgrade.as_deref());
+            let head = head(&outgoing, &[], client.as_ref(), live.upgrade.as_deref());
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         } else {
-            let head = head(live.request(), &told, live.upgrade.as_deref());
+            let head = head(live.request(), &told, client.as_ref(), live.upgrade.as_deref());
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         };
@@ -124,6 +127,7 @@ fn fault_of(kind: AttemptFailure) -> Fault {
     match kind {
         AttemptFailure::Unreachable => Fault::Unreachable,
         AttemptFailure::ConnectTimeout => Fault::ConnectTimeout,
+        AttemptFailure::Tls => Fault::UpstreamTls,
         AttemptFailure::ResponseTimeout | AttemptFailure::OutOfTime => Fault::ResponseTimeout,
         AttemptFailure::Failed | AttemptFailure::Status(_) => Fault::UpstreamFailed,
         AttemptFailure::Overloaded => Fault::Overloaded,
@@ -171,9 +175,19 @@ fn outgoing(request: &Request, told: Told) -> Request {
 fn head<'a>(
     request: &'a Request,
     told: &'a [(HeaderName, HeaderValue)],
+    client: Option<&'a Addresses>,
     upgrade: Option<&'a Upgrade>,
 ) -> RequestHead<'a> {
     let (method, target, headers) = (request.method(), request.target(), request.headers());
     let upgrade = upgrade.filter(|_| headers.contains_key(UPGRADE)).map(|upgrade| &upgrade.protocol);
-    RequestHead { method, target, headers, told, upgrade }
+    RequestHead { method, target, headers, told, client, upgrade }
+}
+
+/// Both ends of the client's connection. Behind a trusted proxy the client's port is not known.
+fn addresses(live: &mut Live) -> Addresses {
+    let client = live.exchange().client();
+    let connection = &live.client().connection;
+    let is_peer = connection.peer.ip().to_canonical() == client;
+    let source = if is_peer { connection.peer } else { SocketAddr::new(client, 0) };
+    Addresses { source, destination: connection.local }
 }

@@ -44,13 +44,13 @@ impl UpstreamClient {
         let root = PathAndQuery::from_static("/");
         let target = head.uri.path_and_query().unwrap_or(&root);
         let (method, headers) = (&head.method, &head.headers);
-        let sending = RequestHead { method, target, headers, told: &[], upgrade: None };
+        let sending = RequestHead { method, target, headers, told: &[], client: None, upgrade: None };
         let start = Instant::now();
         let sent = send(&self.upstream, endpoint, sending, RequestBody::Whole(body), None).await;
         let response = sent.map_err(|error| {
             self.upstream.failed(chosen, error.kind);
             match error.kind {
-                AttemptFailure::Unreachable => OutboundError::Unreachable,
+                AttemptFailure::Unreachable | AttemptFailure::Tls => OutboundError::Unreachable,
                 AttemptFailure::ConnectTimeout
                 | AttemptFailure::ResponseTimeout
                 | AttemptFailure::OutOfTime => OutboundError::Timeout,
