@@ -12,6 +12,7 @@ mod dns;
 mod gateway;
 mod http2;
 mod origin;
+mod peer;
 pub mod tools;
 mod wait;
 
@@ -22,6 +23,7 @@ pub use dns::{Dns, Record};
 pub use gateway::{Ended, Gateway, Output, Setup, program, run, run_in};
 pub use http2::Http2;
 pub use origin::Origin;
+pub use peer::{Peer, Raw};
 pub use wait::{PATIENCE, until, wait_for};
 
 /// The root of the checkout.

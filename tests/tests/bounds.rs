@@ -32,6 +32,7 @@ const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
 const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
+const UPGRADES: &str = "tests/tests/upgrades.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
 const TRAFFIC: &str = "tests/tests/traffic.rs";
 
@@ -97,6 +98,7 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("upstreams.timeouts.connect", Bites(UPSTREAMS, "a_connection_that_does_not_come_about_is_a_504")),
     ("upstreams.timeouts.idle", Bites(UPSTREAMS, "an_unused_connection_is_closed")),
     ("upstreams.timeouts.response", Bites(PROXYING, "a_slow_origin_is_a_504")),
+    ("upstreams.timeouts.tunnel", Bites(UPGRADES, "a_tunnel_through_which_nothing_passes_is_closed")),
     ("workers", Bites("core/config/src/load/tests.rs", "what_contradicts_is_refused")),
     ("body_limit.request", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
     ("body_limit.response", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
@@ -183,6 +185,7 @@ const BUILT_IN: &[(&str, Known)] = &[
         Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
     ),
     ("proxy_protocol.rs PEEKED", Not("how much is looked at at once")),
+    ("tunnel.rs PIECE", Bites(UPGRADES, "a_side_that_reads_nothing_is_not_written_to_without_end")),
     (
         "upstream/balance.rs BOUND_QUARTERS",
         Bites(BALANCE, "a_hash_goes_past_an_endpoint_that_is_much_busier_than_the_average"),

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::Response;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, UPGRADE};
+use http::{Response, StatusCode};
 use portcullis_plugin::{Attempt, HookName, Request};
 
 use crate::body::{RequestBody, UploadFailure};
@@ -15,6 +15,7 @@ use crate::live::Live;
 use crate::mirror::Mirrored;
 use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
+use crate::tunnel::Upgrade;
 use crate::upstream::{
     AttemptError, AttemptFailure, Endpoint, HostHeader, RequestHead, Upstream, UpstreamBody, send,
 };
@@ -63,7 +64,7 @@ pub(crate) async fn attempt(
             if let Some(copy) = copy.take() {
                 copy.send(outgoing.clone());
             }
-            let head = head(&outgoing, &[], client.as_ref());
+            let head = head(&outgoing, &[], client.as_ref(), live.upgrade.as_deref());
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
@@ -71,7 +72,7 @@ pub(crate) async fn attempt(
             if let Some(copy) = copy.take() {
                 copy.send(outgoing(live.request(), told.clone()));
             }
-            let head = head(live.request(), &told, client.as_ref());
+            let head = head(live.request(), &told, client.as_ref(), live.upgrade.as_deref());
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         };
@@ -127,6 +128,11 @@ fn answered(
     let duration = start.elapsed();
     live.upstream_duration = Some(duration);
     upstream.metrics.duration.observe(duration);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && !live.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_met(response.headers()))
+    {
+        return Fault::UpstreamFailed.into();
+    }
     Answer::Upstream(response)
 }
 
@@ -183,9 +189,11 @@ fn head<'a>(
     request: &'a Request,
     told: &'a [(HeaderName, HeaderValue)],
     client: Option<&'a Addresses>,
+    upgrade: Option<&'a Upgrade>,
 ) -> RequestHead<'a> {
     let (method, target, headers) = (request.method(), request.target(), request.headers());
-    RequestHead { method, target, headers, told, client }
+    let upgrade = upgrade.filter(|_| headers.contains_key(UPGRADE)).map(|upgrade| &upgrade.protocol);
+    RequestHead { method, target, headers, told, client, upgrade }
 }
 
 /// Both ends of the client's connection. Behind a trusted proxy the client's port is not known.

@@ -21,6 +21,7 @@ use crate::live::Live;
 use crate::mirror::Tee;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
+use crate::tunnel::Tunnel;
 use crate::upstream::UpstreamBody;
 
 /// The process's budget of whole bodies: bytes held at once.
@@ -522,6 +523,8 @@ pub(crate) enum Source {
     Empty,
     Whole(Bytes),
     Upstream(UpstreamBody),
+    /// None: the upstream speaks something else from here on.
+    Switched(UpstreamBody),
 }
 
 /// A response's body on its way to the client. It carries the exchange: its end, or its drop, is
@@ -546,6 +549,17 @@ impl ResponseBody {
         body
     }
 
+    /// The tunnel that this is in place of a body.
+    pub(crate) fn into_tunnel(self) -> Result<Tunnel, Self> {
+        match self.source {
+            Source::Switched(body) => match body.into_switched() {
+                Some(upstream) => Ok(Tunnel::new(self.live, upstream)),
+                None => Err(ResponseBody { source: Source::Empty, ..self }),
+            },
+            source => Err(ResponseBody { source, ..self }),
+        }
+    }
+
     fn fail(&mut self, end: End, what: &'static str) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.source = Source::Empty;
         self.source_ended = true;
@@ -561,7 +575,7 @@ impl ResponseBody {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while !self.source_ended {
             let frame = match &mut self.source {
-                Source::Empty => None,
+                Source::Empty | Source::Switched(_) => None,
                 Source::Whole(bytes) if bytes.is_empty() => None,
                 Source::Whole(bytes) => Some(Ok(Frame::data(bytes.split_to(bytes.len().min(SLICE))))),
                 Source::Upstream(body) => ready!(body.poll_frame(cx)),
@@ -632,6 +646,7 @@ impl Body for ResponseBody {
             Source::Empty => true,
             Source::Whole(bytes) => bytes.is_empty(),
             Source::Upstream(body) => body.is_end_stream(),
+            Source::Switched(_) => false,
         };
         // Filters may hold something back until they are told of the end.
         self.tail.is_empty() && (self.source_ended || (source_ended && self.filters.0.is_empty()))
@@ -640,7 +655,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             _ if !self.filters.0.is_empty() => SizeHint::default(),
-            Source::Empty => SizeHint::with_exact(0),
+            Source::Empty | Source::Switched(_) => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Upstream(body) => body.size_hint(),
         }

@@ -25,6 +25,7 @@ pub mod routes;
 pub mod split;
 mod timer;
 pub mod tls;
+mod tunnel;
 pub mod upstream;
 mod worker;
 

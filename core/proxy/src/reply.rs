@@ -37,6 +37,8 @@ pub(crate) enum Fault {
     NotFound,
     /// Only the method kept routes from wanting it; the value of `Allow`.
     MethodNotAllowed(HeaderValue),
+    /// The route does not let its clients switch to this protocol.
+    Upgrade,
     /// The request's body is longer than allowed.
     BodyTooLarge,
     /// All whole bodies together are at their limit.
@@ -61,6 +63,8 @@ pub(crate) enum Fault {
     ResponseTimeout,
     /// The upstream's connection failed, or what came was not HTTP.
     UpstreamFailed,
+    /// The upstream did not agree to an upgrade, with a status that would tell so to the client.
+    NotSwitched,
     /// The upstream has as many requests as it may have.
     Overloaded,
 }
@@ -89,6 +93,7 @@ impl Fault {
             Fault::MethodNotAllowed(_) => {
                 (Client, StatusCode::METHOD_NOT_ALLOWED, "route.method_not_allowed")
             }
+            Fault::Upgrade => (Client, StatusCode::FORBIDDEN, "route.upgrade"),
             Fault::BodyTooLarge => (Client, StatusCode::PAYLOAD_TOO_LARGE, "body.too_large"),
             Fault::BodyBudget => (Gateway, StatusCode::SERVICE_UNAVAILABLE, "body.budget"),
             Fault::ClientBody => (Client, StatusCode::BAD_REQUEST, "body.incomplete"),
@@ -101,6 +106,7 @@ impl Fault {
             Fault::UpstreamTls => (Upstream, StatusCode::BAD_GATEWAY, "upstream.tls"),
             Fault::ResponseTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.response_timeout"),
             Fault::UpstreamFailed => (Upstream, StatusCode::BAD_GATEWAY, "upstream.failed"),
+            Fault::NotSwitched => (Upstream, StatusCode::BAD_GATEWAY, "upstream.not_switched"),
             Fault::Overloaded => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.overloaded"),
         }
     }
