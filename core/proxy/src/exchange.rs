@@ -19,7 +19,7 @@ use crate::forwarded::{Told, client_address, remove_claims};
 use crate::generation::{Action, Rewrite};
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
-use crate::http1::Refusal;
+use crate::http1::{HOST_MISSING, Refusal, split_authority};
 use crate::live::Live;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
@@ -177,7 +177,7 @@ fn redirect_https(live: &mut Live) -> Option<Answer> {
         Ok(location) if !live.exchange().request().host().is_empty() => {
             Answer::Reply(Box::new(Reply::redirect(redirect.status, location)))
         }
-        _ => Fault::Host.into(),
+        _ => Fault::from(HOST_MISSING).into(),
     })
 }
 
@@ -241,7 +241,7 @@ async fn act(live: &mut Live, body: RequestBody) -> Answer {
                 Err(_) => Fault::Rewrite.into(),
             }
         }
-        Action::Upstream(upstream) => match apply(&route.rewrite, live) {
+        Action::Upstream(upstream) => match apply(&route.rewrite, live).and_then(|()| judge_plugins(live)) {
             Ok(()) => attempt(live, upstream, route.rewrite.host.as_ref(), body).await,
             Err(fault) => fault.into(),
         },
@@ -254,6 +254,10 @@ fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {
         return Ok(());
     }
     let exchange = live.exchange();
+    // The server as a whole is nowhere else.
+    if exchange.request().path() == "*" {
+        return Ok(());
+    }
     let mut text = match path {
         Some(template) => template.render(exchange),
         None => exchange.request().path().to_owned(),
@@ -272,6 +276,18 @@ fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {
     let target = with_path(&text, exchange.request().target()).ok_or(Fault::Rewrite)?;
     exchange.core().request.replace_target(target);
     Ok(())
+}
+
+/// What plugins made of the request; what of it can't be wrong by its type has been judged as they wrote it.
+fn judge_plugins(live: &Live) -> Result<(), Fault> {
+    if live.scope().chain().len() == 0 { Ok(()) } else { judge_host(live.request().headers()) }
+}
+
+/// The host chooses the site at the upstream, so a plugin's is judged like a client's.
+fn judge_host(headers: &HeaderMap) -> Result<(), Fault> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let is_sound = hosts.next().is_none_or(|host| split_authority(host.as_bytes()).is_some());
+    if is_sound && hosts.next().is_none() { Ok(()) } else { Err(Fault::PluginHost) }
 }
 
 /// Sends the request upstream, again where that is safe, until there is a response or no more hope.
@@ -304,6 +320,9 @@ async fn attempt(
                 return answer;
             }
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
+            if let Err(fault) = judge_host(outgoing.headers()) {
+                return fault.into();
+            }
             let head = head(&outgoing, &[]);
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;

@@ -24,4 +24,6 @@ pub mod tls;
 pub mod upstream;
 mod worker;
 
+#[cfg(any(test, fuzzing))]
+pub use http1::fuzz;
 pub use worker::{BindError, Bound, DataPlane};

@@ -16,6 +16,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::header::HeaderMap;
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -62,7 +63,7 @@ impl From<io::Error> for Broken {
 }
 
 /// A connection that speaks HTTP/1.1.
-pub(super) struct Http1<S> {
+pub(crate) struct Http1<S> {
     io: S,
     /// Read, and not handed out yet.
     inbox: BytesMut,
@@ -85,6 +86,8 @@ struct Upload {
     text_sent: usize,
     /// Of the body, to be written after the text.
     chunk: Bytes,
+    /// Of the body, as they stand at the end of the text.
+    trailers: Option<HeaderMap>,
     body: RequestBody,
     framing: Framing,
     /// Nothing more comes from the body.
@@ -101,7 +104,7 @@ enum Download {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
-    pub(super) fn new(io: S) -> Self {
+    pub(crate) fn new(io: S) -> Self {
         Http1 {
             io,
             inbox: BytesMut::new(),
@@ -116,7 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     }
 
     /// Takes a request; nothing is written before the connection is polled.
-    pub(super) fn start(&mut self, head: &RequestHead<'_>, body: RequestBody) {
+    pub(crate) fn start(&mut self, head: &RequestHead<'_>, body: RequestBody) {
         let upload = &mut self.upload;
         upload.framing = Framing::of_request(head.method, &body.size_hint());
         write_head(head, upload.framing, &mut upload.text);
@@ -136,7 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     }
 
     /// Writes the request and reads until the response's head is there.
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Broken>> {
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Broken>> {
         if let Poll::Ready(Err(broken)) = self.poll_upload(cx) {
             return Poll::Ready(Err(broken));
         }
@@ -174,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     }
 
     /// The next of the response's body; none at its end.
-    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    pub(crate) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         loop {
             let Download::Body(decoder) = &mut self.download else { return Poll::Ready(None) };
             match decoder.advance(&mut self.inbox) {
@@ -211,7 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     }
 
     /// Whether the connection could take another request when it was last looked at.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         let is_done = self.is_end() && self.upload.is_done() && !self.upload.cut;
         is_done && self.keep_alive && self.inbox.is_empty()
     }
@@ -234,7 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     pub(super) fn rest(&mut self) {
         self.inbox = BytesMut::new();
         self.read_size = MIN_READ;
-        self.upload.body = RequestBody::Empty;
+        (self.upload.body, self.upload.trailers) = (RequestBody::Empty, None);
         if self.upload.text.capacity() > KEPT_TEXT {
             self.upload.text = Vec::new();
         }
@@ -269,6 +272,7 @@ impl Upload {
             text: Vec::new(),
             text_sent: 0,
             chunk: Bytes::new(),
+            trailers: None,
             body: RequestBody::Empty,
             framing: Framing::None,
             ended: true,
@@ -291,7 +295,7 @@ impl Upload {
         self.text.clear();
         self.text_sent = 0;
         let body = std::mem::replace(&mut self.body, RequestBody::Empty);
-        self.body = body.put_back(std::mem::take(&mut self.chunk));
+        self.body = body.put_back(std::mem::take(&mut self.chunk), self.trailers.take());
         (self.ended, self.cut) = (true, true);
     }
 
@@ -307,8 +311,8 @@ impl Upload {
                         self.ended = matches!(self.framing, Framing::Length(0));
                     }
                     Err(frame) => {
-                        let trailers = frame.into_trailers().ok();
-                        self.framing.end(trailers.as_ref(), &mut self.text).ok_or(Broken::Upload)?;
+                        self.trailers = frame.into_trailers().ok();
+                        self.framing.end(self.trailers.as_ref(), &mut self.text).ok_or(Broken::Upload)?;
                         self.ended = true;
                     }
                 },
