@@ -132,6 +132,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http1/chunked.rs MAX_TRAILERS", Bites(VERDICTS, "chunked_bodies")),
     ("http1/head.rs IN_HOST", Not("a class of bytes")),
     ("http1/head.rs IN_TARGET", Not("a class of bytes")),
+    ("http1/fuzz.rs HOUR", Not("of the properties, which wait for nothing")),
     (
         "http1/head.rs MAX_NAME",
         Bites(VERDICTS, "what_the_types_of_a_head_could_not_hold_is_refused_whatever_the_limits"),

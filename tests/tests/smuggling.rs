@@ -292,3 +292,32 @@ fn python_sees_what_the_gateway_sent() {
         compare_with("python", &Foreign::python(), Seen::clone);
     }
 }
+
+#[test]
+fn a_host_that_a_plugin_left_is_judged_like_a_clients() {
+    const HOOKS: [&str; 2] = ["on_request", "on_upstream"];
+    for hook in HOOKS {
+        let origin = Recorder::start();
+        let config = "
+plugins: [{ access_log: { target: access.log } }, { rhai: { file: host.rhai } }]
+upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
+";
+        let part = if hook == "on_request" { "request" } else { "outgoing" };
+        let script = format!(
+            "fn {hook}(ctx) {{ let host = ctx.request.query(\"host\"); \
+             if host != () {{ ctx.{part}.headers[\"host\"] = host; }} }}\n"
+        );
+        let setup = Setup::new(config).file("host.rhai", script).variable("ORIGIN", origin.address());
+        let gateway = setup.start();
+        for host in ["", "b%20c", "u%40b", "b%2Fc", "b,c"] {
+            let path = format!("/{hook}?host={host}");
+            assert_eq!(gateway.get(&path).status, 500, "{path}");
+        }
+        let line = gateway.logged_path(&format!("/{hook}"));
+        assert_eq!((&line["reason"], &line["decided_by"]), (&"exchange.host".into(), &"core.exchange".into()));
+        assert!(origin.take().is_empty());
+        assert_eq!(gateway.get("/?host=B.c:80").status, 200);
+        let seen = without_own(origin.take().remove(0));
+        assert_eq!(seen.headers, [("host".to_owned(), "B.c:80".to_owned())]);
+    }
+}
