@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use portcullis_proxy::proxy_protocol::{Header, Version, header, parse};
+
 /// A normal form stays as it is, and a server that decodes everything finds at it what it would have found at the raw
 /// path.
 pub fn path(bytes: &[u8]) {
@@ -37,6 +39,27 @@ fn decoded(path: &str) -> Vec<u8> {
     }
     bytes.extend_from_slice(rest.as_bytes());
     bytes
+}
+
+/// A header of the PROXY protocol is the same however it arrives, and means the same when it is written again.
+pub fn proxy_protocol(bytes: &[u8]) {
+    let parsed = parse(bytes);
+    for end in 0..bytes.len().min(300) {
+        let begun = parse(&bytes[..end]);
+        assert!(begun == Ok(None) || begun == parsed, "{begun:?} after {end} bytes, {parsed:?} in the end");
+    }
+    let Ok(Some((read, length))) = parsed else { return };
+    assert!(length <= bytes.len(), "{length}");
+    let Header::Client(client) = read else { return };
+    for version in [Version::V1, Version::V2] {
+        let written = header(version, Some(&client));
+        let Ok(Some((Header::Client(again), length))) = parse(&written) else { panic!("{client:?}") };
+        let ends = |(one, other): (std::net::SocketAddr, std::net::SocketAddr)| {
+            [one, other].map(|end| (end.ip().to_canonical(), end.port()))
+        };
+        let said = (client.source, client.destination);
+        assert_eq!((ends((again.source, again.destination)), length), (ends(said), written.len()));
+    }
 }
 
 /// A configuration is read, or what is wrong with it can be shown.

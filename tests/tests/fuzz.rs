@@ -21,6 +21,7 @@ fn replay(target: &str, property: fn(&[u8])) {
 fn what_fuzzers_found_holds() {
     replay("path", properties::path);
     replay("config", properties::config);
+    replay("proxy_protocol", properties::proxy_protocol);
 }
 
 #[test]

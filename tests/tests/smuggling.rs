@@ -314,7 +314,10 @@ upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
             assert_eq!(gateway.get(&path).status, 500, "{path}");
         }
         let line = gateway.logged_path(&format!("/{hook}"));
-        assert_eq!((&line["reason"], &line["decided_by"]), (&"exchange.host".into(), &"core.exchange".into()));
+        assert_eq!(
+            (&line["reason"], &line["decided_by"]),
+            (&"exchange.host".into(), &"core.exchange".into())
+        );
         assert!(origin.take().is_empty());
         assert_eq!(gateway.get("/?host=B.c:80").status, 200);
         let seen = without_own(origin.take().remove(0));

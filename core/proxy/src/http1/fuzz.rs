@@ -118,6 +118,7 @@ fn forward(wire: &Shared) -> Option<(Request, Vec<u8>)> {
         target: request.target(),
         headers: request.headers(),
         told: &[],
+        client: None,
     };
     upstream.start(&head, body.unwrap_or(RequestBody::Empty));
     // Once all is written, the response is waited for, which never comes.
@@ -247,7 +248,7 @@ fn received(upstream: &[u8], step: usize, method: &Method) -> Option<(String, Ve
     let mut cx = Context::from_waker(Waker::noop());
     let mut http = Http1::new(Memory::new(upstream, step));
     let target = http::uri::PathAndQuery::from_static("/");
-    let head = RequestHead { method, target: &target, headers: &HeaderMap::new(), told: &[] };
+    let head = RequestHead { method, target: &target, headers: &HeaderMap::new(), told: &[], client: None };
     http.start(&head, RequestBody::Empty);
     let Poll::Ready(Ok(head)) = http.poll_head(&mut cx) else { return None };
     assert!(!head.headers().iter().any(|(name, value)| is_hop_by_hop(name, value)), "{head:?}");
