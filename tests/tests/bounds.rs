@@ -173,6 +173,14 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("upstream/endpoint.rs UNHEALTHY", Not("a bit")),
     ("upstream/endpoint.rs WHOLE_SHARE", Not("a unit")),
     ("upstream/http1.rs MAX_HEAD", Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502")),
+    (
+        "upstream/http1.rs GATHERED",
+        Bites(
+            "core/proxy/src/http1/fuzz.rs",
+            "small_chunks_leave_together_and_no_more_of_them_than_is_gathered",
+        ),
+    ),
+    ("upstream/http1.rs SMALL", Not("what is copied rather than pointed at")),
     ("upstream/http1.rs KEPT_TEXT", Not("memory kept for the next request")),
     ("upstream/http1/request.rs LINES", Not("a guess, to grow less often")),
     ("upstream/http1/request.rs HEADER", Not("a guess, to grow less often")),

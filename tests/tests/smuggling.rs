@@ -11,16 +11,20 @@ use portcullis_tests::corpus::{Case, Expected, Seen, Sent, cases};
 use portcullis_tests::tools::has;
 use portcullis_tests::{Answer, Foreign, Gateway, Http, Http2, Recorder, Setup, request, until, wait_for};
 
-/// Limits that cases can reach, and an id by which what an origin saw is found in the access log.
+/// Limits that cases can reach, an id by which what an origin saw is found in the access log, and the path as plugins
+/// see it.
 const CONFIG: &str = "
-plugins: [{ request_id: {} }, { access_log: { target: access.log } }]
+plugins:
+  - request_id: {}
+  - access_log: { target: access.log }
+  - headers: { request: { set: { x-path: \"{path}\" } } }
 listeners: [{ name: main, bind: 127.0.0.1:0, limits: { header_bytes: 4KiB, header_count: 20 } }]
 upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
 ";
 
 /// What the gateway says itself in every request.
-const OWN: [&str; 5] =
-    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id"];
+const OWN: [&str; 6] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-path", "x-request-id"];
 
 fn gateway(origin: SocketAddr) -> Gateway {
     Setup::new(CONFIG).variable("ORIGIN", origin).start()
@@ -100,10 +104,11 @@ impl Record {
 
     /// Compares it all with what the gateway believes: its access log.
     fn compare(&self, gateway: &Gateway) {
-        let id_of = |seen: &Seen| {
-            let id = seen.headers.iter().find(|(name, _)| name == "x-request-id");
-            id.map(|(_, id)| id.clone()).unwrap()
+        let field = |seen: &Seen, wanted: &str| {
+            let field = seen.headers.iter().find(|(name, _)| name == wanted);
+            field.map(|(_, value)| value.clone()).unwrap()
         };
+        let id_of = |seen: &Seen| field(seen, "x-request-id");
         let log = wait_for("every exchange to be logged", || {
             let lines = gateway.access_log().into_iter();
             let log: BTreeMap<_, _> =
@@ -122,6 +127,7 @@ impl Record {
         for (seen, title) in &self.seen {
             let line = &log[&id_of(seen)];
             let path = seen.target.split('?').next().unwrap();
+            assert_eq!(field(seen, "x-path"), path, "{title}");
             assert_eq!(
                 (line["method"].as_str(), line["path"].as_str()),
                 (Some(&*seen.method), Some(path)),
@@ -323,4 +329,33 @@ upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
         let seen = without_own(origin.take().remove(0));
         assert_eq!(seen.headers, [("host".to_owned(), "B.c:80".to_owned())]);
     }
+}
+
+#[test]
+fn no_spelling_of_a_path_leads_around_its_route() {
+    const BEFORE: [&str; 9] =
+        ["/", "//", "/./", "/a/../", "/%2e/", "/a/%2E%2e/", "/a//..//", "/a;b/../", "http://gateway.test/"];
+    const NAMES: [&str; 7] =
+        ["admin", "%61dmin", "adm%69n", "%61%64%6D%69%6e", "admin%00", "admin\\", "./admin"];
+    const BEHIND: [&str; 10] =
+        ["", "/", "/x", "//x", "/./x", "/../admin/x", "%2fx", "?x", "/..;/x", "/x/..%5c.."];
+    let origin = Recorder::start();
+    let config = "
+upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
+routes:
+  - { name: admin, match: { prefix: /admin }, respond: { status: 403 } }
+  - { name: all, upstream: origin }
+";
+    let gateway = Setup::new(config).variable("ORIGIN", origin.address()).start();
+    let mut http = gateway.connect();
+    for before in BEFORE {
+        for name in NAMES {
+            for behind in BEHIND {
+                let spelling = format!("{before}{name}{behind}");
+                let status = http.ask(&request("GET", &spelling)).unwrap().status;
+                assert!([400, 403].contains(&status), "{spelling}: {status} {:?}", origin.take());
+            }
+        }
+    }
+    assert_eq!(http.ask(&request("GET", "/admin/../x")).unwrap().status, 200);
 }

@@ -192,7 +192,9 @@ fn join_cookies(headers: &mut HeaderMap) {
     if crumbs.next().is_none() || crumbs.next().is_none() {
         return;
     }
-    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // An empty one would leave a blank at the line's end.
+    let crumbs = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).filter(|crumb| !crumb.is_empty());
+    let crumbs: Vec<&[u8]> = crumbs.collect();
     // Header values joined by a header value are one.
     if let Ok(line) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
         headers.insert(COOKIE, line);

@@ -32,8 +32,7 @@ pub fn request(client: &[u8]) {
         let io: Box<dyn Stream> = Box::new(Memory::new(client, usize::MAX));
         let wire = Shared::new(Wire::new(Linger::new(io, HOUR), BytesMut::new(), limits()));
         while let Some((request, sent)) = forward(&wire) {
-            let seen = read_strictly(&sent);
-            assert_eq!(seen.head, described(&request), "{:?}", sent.escape_ascii().to_string());
+            assert_eq!(read_strictly(&sent.concat()).head, described(&request));
             let path = request.path();
             assert!(path == "*" || normalise(path).is_ok_and(|again| again == path), "{path}");
         }
@@ -100,8 +99,9 @@ fn within_runtime(act: impl FnOnce()) {
     });
 }
 
-/// The next request of a client, and what the upstream gets of it; none if there is none, or if it is refused.
-fn forward(wire: &Shared) -> Option<(Request, Vec<u8>)> {
+/// The next request of a client, and what the upstream gets of it, write by write; none if there is none, or if it is
+/// refused.
+fn forward(wire: &Shared) -> Option<(Request, Vec<Vec<u8>>)> {
     let mut cx = Context::from_waker(Waker::noop());
     let Poll::Ready(Some(Ok(head))) = wire.lock().poll_head(&mut cx) else { return None };
     let (request, fault) = understand(head, &listener_limits());
@@ -273,8 +273,8 @@ fn received(upstream: &[u8], step: usize, method: &Method) -> Option<(String, Ve
 struct Memory {
     sent: Bytes,
     step: usize,
-    /// Shared with who looks at it, by way of a lock because a client's stream may change threads.
-    written: Arc<Mutex<Vec<u8>>>,
+    /// Write by write, shared with who looks at it; by way of a lock because a client's stream may change threads.
+    written: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Memory {
@@ -297,7 +297,7 @@ impl AsyncRead for Memory {
 
 impl AsyncWrite for Memory {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).push(bytes.to_vec());
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -453,6 +453,20 @@ mod tests {
         ) {
             response(format!("HTTP/1.1 {status}\r\n{}", pieces.concat()).as_bytes());
         }
+    }
+
+    #[test]
+    fn small_chunks_leave_together_and_no_more_of_them_than_is_gathered() {
+        within_runtime(|| {
+            let head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let stream = [&head[..], &b"1\r\nx\r\n".repeat(10_000), b"0\r\n\r\n"].concat();
+            let io: Box<dyn Stream> = Box::new(Memory::new(&stream, usize::MAX));
+            let wire = Shared::new(Wire::new(Linger::new(io, HOUR), BytesMut::new(), limits()));
+            let (_, sent) = forward(&wire).unwrap();
+            let longest = sent.iter().map(Vec::len).max().unwrap();
+            assert!(sent.len() < 10 && longest < 17 * 1024, "{} writes of up to {longest}", sent.len());
+            assert!(sent.concat().ends_with(b"1\r\nx\r\n0\r\n\r\n"));
+        });
     }
 
     #[test]

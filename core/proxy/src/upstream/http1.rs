@@ -32,6 +32,10 @@ use crate::http1::{Framing, MIN_READ, poll_fill, poll_read_some};
 const MAX_HEAD: usize = 256 * 1024;
 /// A buffer for request heads that is kept between requests.
 const KEPT_TEXT: usize = 4 * 1024;
+/// Pieces of a body up to this length leave together, so that a client can't make a packet of each of its bytes.
+const SMALL: usize = 1024;
+/// What is gathered of them before it is written.
+const GATHERED: usize = 16 * 1024;
 
 /// Why a connection is of no use any more.
 #[derive(Debug)]
@@ -81,7 +85,7 @@ pub(crate) struct Http1<S> {
 
 /// The request on its way out.
 struct Upload {
-    /// Head, chunk sizes, trailers: what the gateway writes itself; the first `text_sent` are gone.
+    /// Head, chunk sizes, small chunks, trailers; the first `text_sent` bytes are gone.
     text: Vec<u8>,
     text_sent: usize,
     /// Of the body, to be written after the text.
@@ -299,15 +303,19 @@ impl Upload {
         (self.ended, self.cut) = (true, true);
     }
 
-    /// Takes the body's next chunk if there is room for it; pending if the body has none for now.
+    /// Takes the body's next chunk, or small ones, if there is room; pending if the body has none for now.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        while !self.ended && self.chunk.is_empty() {
+        while !self.ended && self.chunk.is_empty() && self.text.len() < GATHERED {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(chunk) if chunk.is_empty() => {}
                     Ok(chunk) => {
                         self.framing.begin_chunk(chunk.len(), &mut self.text).ok_or(Broken::Upload)?;
-                        self.chunk = chunk;
+                        // Of what may still be given back nothing is copied.
+                        match self.sent > 0 && chunk.len() <= SMALL {
+                            true => self.text.extend_from_slice(&chunk),
+                            false => self.chunk = chunk,
+                        }
                         self.ended = matches!(self.framing, Framing::Length(0));
                     }
                     Err(frame) => {
