@@ -9,6 +9,7 @@
 
 mod client;
 pub mod corpus;
+mod dns;
 mod gateway;
 mod http2;
 mod origin;
@@ -20,6 +21,7 @@ mod wait;
 use std::path::{Path, PathBuf};
 
 pub use client::{Answer, Http, Request, request};
+pub use dns::{Dns, Record};
 pub use gateway::{Ended, Gateway, Output, Setup, program, run, run_in};
 pub use http2::Http2;
 pub use origin::Origin;

@@ -24,12 +24,16 @@ use Known::{Bites, Not};
 
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
+const DISCOVERY: &str = "tests/tests/discovery.rs";
+const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
+const TRANSPORTS: &str = "tests/tests/transports.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
 const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
+const TRAFFIC: &str = "tests/tests/traffic.rs";
 
 /// The numbers, times and sizes of the configuration, by their path in the schema.
 const CONFIGURED: &[(&str, Known)] = &[
@@ -51,11 +55,19 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("listeners.limits.idle_timeout", Bites(LIMITS, "a_kept_connection_without_requests_is_closed")),
     ("listeners.limits.write_timeout", Bites(LIMITS, "a_client_that_takes_nothing_is_given_up")),
     ("listeners.redirect_https.port", Not("a port")),
+    ("routes.mirror.body", Bites(TRAFFIC, "a_body_that_streams_is_copied_up_to_its_limit")),
+    ("routes.mirror.max_requests", Bites(TRAFFIC, "a_shadow_that_is_behind_or_gone_costs_nothing")),
+    ("routes.mirror.share", Bites(TRAFFIC, "a_share_of_the_requests_is_copied")),
+    ("routes.upstream.split.weight", Bites(TRAFFIC, "requests_are_spread_as_the_weights_say")),
     ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
     (
         "upstreams.eject.failures",
         Bites(RESILIENCE, "failures_in_a_row_eject_an_endpoint_and_a_reload_does_not_bring_it_back"),
     ),
+    ("upstreams.dns.max_ttl", Bites(DISCOVERY, "records_hold_between_the_shortest_and_the_longest_time")),
+    ("upstreams.dns.min_ttl", Bites(DISCOVERY, "records_hold_between_the_shortest_and_the_longest_time")),
+    ("upstreams.dns.port", Not("a port")),
+    ("upstreams.dns.timeout", Bites(DISCOVERY, "the_last_good_answer_stays_while_there_is_no_other")),
     ("upstreams.eject.max_ejected", Bites(BALANCE, "no_more_than_a_share_of_the_endpoints_is_ejected")),
     ("upstreams.eject.max_time", Bites(ENDPOINT, "ejections_in_a_row_grow_up_to_the_longest")),
     ("upstreams.eject.time", Bites(RESILIENCE, "an_ejected_endpoint_is_tried_again_after_its_time")),
@@ -162,6 +174,16 @@ const BUILT_IN: &[(&str, Known)] = &[
         "logs.rs MAX_WAITING",
         Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),
     ),
+    ("proxy_protocol.rs FIXED", Not("the format's")),
+    (
+        "proxy_protocol.rs MAX_HEADER",
+        Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
+    ),
+    (
+        "proxy_protocol.rs MAX_LINE",
+        Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
+    ),
+    ("proxy_protocol.rs PEEKED", Not("how much is looked at at once")),
     (
         "upstream/balance.rs BOUND_QUARTERS",
         Bites(BALANCE, "a_hash_goes_past_an_endpoint_that_is_much_busier_than_the_average"),
@@ -197,6 +219,11 @@ const BUILT_IN: &[(&str, Known)] = &[
         "upstream/http1/response.rs MAX_TRAILER_FIELDS",
         Bites(FRAMING, "what_two_readers_could_take_differently_is_refused"),
     ),
+    (
+        "mirror.rs MAX_ANSWER",
+        Bites(TRAFFIC, "a_connection_is_used_again_after_an_answer_unless_that_is_too_long"),
+    ),
+    ("upstream/transport.rs KEPT", Bites(TRANSPORT, "the_addresses_of_a_name_are_kept_for_a_short_while")),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
     (
         "worker.rs ACCEPT_PAUSE",

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::diagnostics::Span;
 use crate::node::Node;
 use crate::schema;
+use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
@@ -380,6 +381,8 @@ pub struct Route {
     /// What answers them.
     #[schemars(flatten)]
     pub action: Action,
+    /// Copies of these requests for another upstream. Default: none.
+    pub mirror: Option<Mirror>,
     /// Whether all of it but the plugins could be read. What a route with errors matches and does is unknown.
     #[schemars(skip)]
     pub whole: bool,
@@ -435,8 +438,8 @@ pub struct Rewrite {
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(rename_all = "snake_case")]
 pub enum Action {
-    /// The name of an upstream.
-    Upstream(String),
+    /// The name of an upstream, or `{ split: [...] }` among several.
+    Upstream(Target),
     /// A redirect.
     Redirect(Redirect),
     /// A fixed answer.

@@ -13,6 +13,7 @@ use crate::exchange::{Answer, forward};
 use crate::forwarded::Told;
 use crate::http1::split_authority;
 use crate::live::Live;
+use crate::mirror::Mirrored;
 use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::upstream::{
@@ -29,9 +30,15 @@ pub(crate) async fn attempt(
     upstream: &Arc<Upstream>,
     host: Option<&HeaderValue>,
     body: RequestBody,
+    mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
     if let Err(fault) = judge_plugins(live) {
         return fault.into();
+    }
+    let current = upstream.current();
+    let upstream = &*current;
+    if upstream.endpoints.is_empty() {
+        return Fault::NoEndpoints.into();
     }
     let start = Instant::now();
     let retries = &upstream.retries;
@@ -60,11 +67,17 @@ pub(crate) async fn attempt(
             if let Err(fault) = judge_host(outgoing.headers()) {
                 return fault.into();
             }
+            if let Some(copy) = copy.take() {
+                copy.send(outgoing.clone());
+            }
             let head = head(&outgoing, &[], client.as_ref());
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
         } else {
+            if let Some(copy) = copy.take() {
+                copy.send(outgoing(live.request(), told.clone()));
+            }
             let head = head(live.request(), &told, client.as_ref());
             let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
             (sent, head.method.is_idempotent())
@@ -195,7 +208,7 @@ fn head<'a>(
 }
 
 /// Both ends of the client's connection. Behind a trusted proxy the client's port is not known.
-fn addresses(live: &mut Live) -> Addresses {
+pub(crate) fn addresses(live: &mut Live) -> Addresses {
     let client = live.exchange().client();
     let connection = &live.client().connection;
     let is_peer = connection.peer.ip().to_canonical() == client;

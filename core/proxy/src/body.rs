@@ -18,6 +18,7 @@ use portcullis_plugin::{Cursor, End, Reply};
 use crate::chain::{Filter, Instance};
 use crate::http1::{self, TRAILER_FORBIDDEN, is_forbidden_trailer};
 use crate::live::Live;
+use crate::mirror::Tee;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
 use crate::upstream::UpstreamBody;
@@ -58,7 +59,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    fn grow(&mut self, bytes: u64) -> Result<(), Fault> {
+    pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), Fault> {
         if self.budget.used.fetch_add(bytes, Relaxed) + bytes > self.budget.limit.load(Relaxed) {
             self.budget.used.fetch_sub(bytes, Relaxed);
             return Err(Fault::BodyBudget);
@@ -340,6 +341,8 @@ pub(crate) struct Upload {
     /// Trailers that wait for what the filters still held, or were not sent after all.
     trailers: Option<HeaderMap>,
     ended: bool,
+    /// Gathers a copy of what passes.
+    tee: Option<Box<Tee>>,
 }
 
 impl RequestBody {
@@ -390,6 +393,7 @@ impl RequestBody {
             ahead: Bytes::new(),
             trailers: None,
             ended: false,
+            tee: None,
         };
         (RequestBody::Stream(Box::new(upload)), state)
     }
@@ -411,10 +415,24 @@ impl Upload {
         }
     }
 
+    /// Has everything copied that passes from now on.
+    pub(crate) fn tee(&mut self, tee: Tee) {
+        self.tee = Some(Box::new(tee));
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if !self.ahead.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.ahead)))));
         }
+        let frame = ready!(self.poll_next(cx));
+        let ended = self.is_end();
+        if let Some(tee) = &mut self.tee {
+            tee.see(&frame, ended);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while !self.ended {
             let polled = Pin::new(&mut self.incoming).poll_frame(cx);
             self.state.starving.store(polled.is_pending(), Relaxed);

@@ -1,9 +1,10 @@
 //! The life of a request, from its head to the response that carries it away.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE};
 use http::{Method, Response, StatusCode};
 use http_body::Body;
 use portcullis_plugin::{Content, End, HookName, Reply};
@@ -13,14 +14,15 @@ use crate::body::{ClientBody, Incoming, RequestBody, ResponseBody, Source, pass_
 use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{client_address, remove_claims};
-use crate::generation::{Action, Rewrite};
+use crate::generation::{Action, Rewrite, Route};
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::http1::{HOST_MISSING, Refusal};
 use crate::live::Live;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
-use crate::upstream::UpstreamBody;
+use crate::split::Choice;
+use crate::upstream::{Upstream, UpstreamBody};
 use portcullis_plugin::path::normalise;
 
 /// The exchange ended without an answer: the connection is to be closed.
@@ -234,11 +236,27 @@ async fn act(live: &mut Live, body: RequestBody) -> Answer {
                 Err(_) => Fault::Rewrite.into(),
             }
         }
-        Action::Upstream(upstream) => match apply(&route.rewrite, live) {
-            Ok(()) => attempt(live, upstream, route.rewrite.host.as_ref(), body).await,
-            Err(fault) => fault.into(),
-        },
+        Action::Upstream(upstream) => pass_on(live, route, upstream, body).await,
+        Action::Split(split) => {
+            let worker = live.client().worker.clone();
+            let Choice { upstream, cookie } = split.choose(live.exchange(), || worker.lot());
+            let mut answer = pass_on(live, route, upstream, body).await;
+            if let (Answer::Upstream(response), Some(cookie)) = (&mut answer, cookie) {
+                response.headers_mut().append(SET_COOKIE, cookie);
+            }
+            answer
+        }
     }
+}
+
+/// Sends the request to the upstream that was chosen, and a copy to where the route says.
+async fn pass_on(live: &mut Live, route: &Route, upstream: &Arc<Upstream>, mut body: RequestBody) -> Answer {
+    if let Err(fault) = apply(&route.rewrite, live) {
+        return fault.into();
+    }
+    let host = route.rewrite.host.as_ref();
+    let copy = route.mirror.as_ref().and_then(|mirror| mirror.copy(live, host, &mut body));
+    attempt(live, upstream, host, body, copy).await
 }
 
 fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {

@@ -18,7 +18,9 @@ use rustls::ServerConfig;
 use crate::body::Budget;
 use crate::chain::Chain;
 use crate::metrics::RouteMetrics;
+use crate::mirror::Mirror;
 use crate::routes::RouteTable;
+use crate::split::Split;
 use crate::upstream::Upstream;
 
 /// Everything that a request needs to know.
@@ -104,6 +106,8 @@ pub struct Route {
     pub rewrite: Rewrite,
     /// What is done with it.
     pub action: Action,
+    /// Where copies go of what is sent upstream.
+    pub mirror: Option<Arc<Mirror>>,
     /// What is counted.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -112,6 +116,8 @@ pub struct Route {
 pub enum Action {
     /// Sends it upstream.
     Upstream(Arc<Upstream>),
+    /// Sends it to one of several upstreams.
+    Split(Split),
     /// Redirects; the target may use captures.
     Redirect {
         /// Status, 3xx.

@@ -18,9 +18,11 @@ mod linger;
 mod live;
 mod logs;
 pub mod metrics;
+pub mod mirror;
 pub mod proxy_protocol;
 mod reply;
 pub mod routes;
+pub mod split;
 mod timer;
 pub mod tls;
 pub mod upstream;
@@ -28,4 +30,4 @@ mod worker;
 
 #[cfg(any(test, fuzzing))]
 pub use http1::fuzz;
-pub use worker::{BindError, Bound, DataPlane};
+pub use worker::{BindError, Bound, DataPlane, Sockets};

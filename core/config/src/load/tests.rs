@@ -1,6 +1,7 @@
 use super::*;
 use crate::HostHeader;
 use crate::config::{Action, Admin, ChainEntry, OnError, Predicate};
+use crate::traffic::Target;
 
 const FULL: &str = r#"
 workers: 2
@@ -126,7 +127,7 @@ fn everything_that_can_be_said_is_read() {
     let [users, old, other] = &config.routes[..] else { panic!() };
     assert_eq!(users.matches.headers.len(), 3);
     assert_eq!(users.matches.query["version"], Predicate::Is("2".to_owned()));
-    assert_eq!(users.action, Action::Upstream("api".to_owned()));
+    assert_eq!(users.action, Action::Upstream(Target::Upstream("api".to_owned())));
     assert_eq!(old.name, "route-1");
     assert!(matches!(&old.action, Action::Redirect(redirect) if redirect.status.code() == 308));
     assert!(matches!(&other.action, Action::Respond(respond) if respond.status.code() == 404));
