@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Response, StatusCode};
 use portcullis_plugin::{Attempt, HookName, Request};
 
 use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::Told;
+use crate::http1::split_authority;
 use crate::live::Live;
 use crate::mirror::Mirrored;
 use crate::proxy_protocol::Addresses;
@@ -32,6 +33,9 @@ pub(crate) async fn attempt(
     body: RequestBody,
     mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
+    if let Err(fault) = judge_plugins(live) {
+        return fault.into();
+    }
     let current = upstream.current();
     let upstream = &*current;
     if upstream.endpoints.is_empty() {
@@ -61,6 +65,9 @@ pub(crate) async fn attempt(
                 return answer;
             }
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
+            if let Err(fault) = judge_host(outgoing.headers()) {
+                return fault.into();
+            }
             if let Some(copy) = copy.take() {
                 copy.send(outgoing.clone());
             }
@@ -117,6 +124,18 @@ pub(crate) async fn attempt(
         number += 1;
         avoid = Some(endpoint.id);
     }
+}
+
+/// What plugins made of the request; what of it can't be wrong by its type was judged as they wrote it.
+fn judge_plugins(live: &Live) -> Result<(), Fault> {
+    if live.scope().chain().len() == 0 { Ok(()) } else { judge_host(live.request().headers()) }
+}
+
+/// The host chooses the site at the upstream, so a plugin's is judged like a client's.
+fn judge_host(headers: &HeaderMap) -> Result<(), Fault> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let is_sound = hosts.next().is_none_or(|host| split_authority(host.as_bytes()).is_some());
+    if is_sound && hosts.next().is_none() { Ok(()) } else { Err(Fault::PluginHost) }
 }
 
 fn answered(

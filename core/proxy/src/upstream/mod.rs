@@ -24,6 +24,8 @@ pub use balance::{Balance, Balancer, HashBy, Place, Sticky};
 pub(crate) use balance::{Wish, of as portion};
 pub(crate) use connection::{AttemptError, AttemptFailure, Switched, UpstreamBody, send};
 pub use endpoint::{Endpoint, EndpointState};
+#[cfg(any(test, fuzzing))]
+pub(crate) use http1::Http1;
 pub(crate) use http1::RequestHead;
 pub use judge::Ejection;
 pub use outbound::UpstreamClient;
