@@ -7,7 +7,7 @@ use portcullis_proxy::proxy_protocol::{Header, Version, header, parse};
 
 /// A normal form stays as it is, and a server that decodes everything finds at it what it would have found at the raw
 /// path.
-pub fn path(bytes: &[u8]) {
+pub(crate) fn path(bytes: &[u8]) {
     let Ok(raw) = std::str::from_utf8(bytes) else { return };
     let Ok(normal) = portcullis_plugin::path::normalise(raw) else { return };
     assert_eq!(portcullis_plugin::path::normalise(&normal).as_deref(), Ok(&*normal), "{raw}");
@@ -42,7 +42,7 @@ fn decoded(path: &str) -> Vec<u8> {
 }
 
 /// A header of the PROXY protocol is the same however it arrives, and means the same when it is written again.
-pub fn proxy_protocol(bytes: &[u8]) {
+pub(crate) fn proxy_protocol(bytes: &[u8]) {
     let parsed = parse(bytes);
     for end in 0..bytes.len().min(300) {
         let begun = parse(&bytes[..end]);
@@ -63,7 +63,7 @@ pub fn proxy_protocol(bytes: &[u8]) {
 }
 
 /// A configuration is read, or what is wrong with it can be shown.
-pub fn config(bytes: &[u8]) {
+pub(crate) fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let environment = |name: &str| (name == "NAME").then(|| "value".to_owned());
     match portcullis_config::parse_partly(Path::new("fuzz.yaml"), text, &environment) {
