@@ -201,6 +201,28 @@ pub struct UpstreamMetrics {
     pub duration: Histogram,
 }
 
+/// What is counted of the copies of a route's requests.
+#[derive(Debug)]
+pub struct MirrorMetrics {
+    /// Copies sent.
+    pub sent: Counter,
+    /// Requests not copied because too many copies were under way, or too many bodies held in memory.
+    pub busy: Counter,
+    /// Requests not copied because their bodies are too long.
+    pub too_long: Counter,
+    /// Requests not copied because their bodies broke off, or were not sent to their end.
+    pub broken_off: Counter,
+    /// Copies under way: one number for all workers, so that the limit is exact.
+    pub(crate) under_way: AtomicU32,
+}
+
+impl MirrorMetrics {
+    /// Copies under way.
+    pub fn under_way(&self) -> u32 {
+        self.under_way.load(Relaxed)
+    }
+}
+
 /// All counters of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -218,6 +240,8 @@ pub struct Metrics {
     pub handshake_failures: Counter,
     /// Exchanges that are under way.
     pub exchanges_open: Counter,
+    /// Those of them that have become tunnels.
+    pub tunnels_open: Counter,
     /// Exchanges whose `on_log` could not run because the queue was full.
     pub logs_dropped: Counter,
     /// Whole bodies held in memory now; each configuration sets the limit.
@@ -225,6 +249,7 @@ pub struct Metrics {
     routes: Named<Box<str>, RouteMetrics>,
     plugins: Named<(Box<str>, &'static str), PluginMetrics>,
     upstreams: Named<Box<str>, UpstreamMetrics>,
+    mirrors: Named<Box<str>, MirrorMetrics>,
 }
 
 impl Metrics {
@@ -240,11 +265,13 @@ impl Metrics {
             proxy_protocol_failures: counter(),
             handshake_failures: counter(),
             exchanges_open: counter(),
+            tunnels_open: counter(),
             logs_dropped: counter(),
             whole_bodies: Budget::new(0),
             routes: Mutex::default(),
             plugins: Mutex::default(),
             upstreams: Mutex::default(),
+            mirrors: Mutex::default(),
         }
     }
 
@@ -291,6 +318,18 @@ impl Metrics {
         })
     }
 
+    /// The counters of the copies of a route's requests.
+    pub fn mirror(&self, route: &str) -> Arc<MirrorMetrics> {
+        let rows = self.rows;
+        named(&self.mirrors, route.into(), || MirrorMetrics {
+            sent: Counter::new(rows),
+            busy: Counter::new(rows),
+            too_long: Counter::new(rows),
+            broken_off: Counter::new(rows),
+            under_way: AtomicU32::new(0),
+        })
+    }
+
     /// A counter that belongs to nobody yet.
     pub(crate) fn counter(&self) -> Counter {
         Counter::new(self.rows)
@@ -304,6 +343,11 @@ impl Metrics {
     /// All plugin instances seen so far, by name.
     pub fn plugins(&self) -> Vec<(Box<str>, Arc<PluginMetrics>)> {
         listed(&self.plugins).into_iter().map(|((name, _), counted)| (name, counted)).collect()
+    }
+
+    /// All routes with copies seen so far, by name.
+    pub fn mirrors(&self) -> Vec<(Box<str>, Arc<MirrorMetrics>)> {
+        listed(&self.mirrors)
     }
 
     /// All upstreams seen so far, by name.

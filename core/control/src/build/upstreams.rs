@@ -247,6 +247,7 @@ impl Recipe {
                 response: config.timeouts.response.0,
                 idle: config.timeouts.idle.0,
                 body: config.timeouts.body.0,
+                tunnel: config.timeouts.tunnel.0,
             },
             max_idle: config.max_idle as usize,
             retries: retries(&config.retries),
@@ -279,15 +280,19 @@ fn rule(config: &config::Upstream, endpoints: &[Arc<Endpoint>]) -> Result<Balanc
         config::Balance::RoundRobin => Balance::RoundRobin,
         config::Balance::LeastRequest => Balance::LeastRequest,
         config::Balance::Random => Balance::Random,
-        config::Balance::Hash(by) => Balance::Hash(match by {
-            config::HashBy::Client => HashBy::Client,
-            config::HashBy::Principal => HashBy::Principal,
-            config::HashBy::Header(name) => HashBy::Header(
-                HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is not a header name"))?,
-            ),
-            config::HashBy::Cookie(name) => HashBy::Cookie(name.clone()),
-        }),
+        config::Balance::Hash(by) => Balance::Hash(hash_by(by)?),
         config::Balance::Sticky(sticky) => Balance::Sticky(marked(&config.name, sticky, endpoints)?),
+    })
+}
+
+pub(super) fn hash_by(config: &config::HashBy) -> Result<HashBy, String> {
+    Ok(match config {
+        config::HashBy::Client => HashBy::Client,
+        config::HashBy::Principal => HashBy::Principal,
+        config::HashBy::Header(name) => HashBy::Header(
+            HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is not a header name"))?,
+        ),
+        config::HashBy::Cookie(name) => HashBy::Cookie(name.clone()),
     })
 }
 

@@ -50,6 +50,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     routes(&mut page, metrics);
     plugins(&mut page, metrics);
     plugins_own(&mut page, metrics);
+    mirrors(&mut page, metrics);
     upstreams(&mut page, metrics);
     endpoints(&mut page, facts);
     page.text
@@ -100,6 +101,8 @@ fn connections(page: &mut Page, metrics: &Metrics) {
     page.counter("tls_handshake_failures_total", "TLS handshakes that failed")
         .value(&metrics.handshake_failures);
     page.gauge("exchanges_open", "exchanges under way").value(&metrics.exchanges_open);
+    page.gauge("tunnels_open", "exchanges that have become tunnels: WebSockets and other upgrades")
+        .value(&metrics.tunnels_open);
     page.gauge("whole_bodies_bytes", "bytes of bodies held in memory; `limits.whole_bodies` bounds them")
         .sample(&[], metrics.whole_bodies.used());
     page.counter(
@@ -233,6 +236,29 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     let mut in_flight = page.gauge("upstream_in_flight", "requests under way to an upstream");
     for (upstream, counted) in &upstreams {
         in_flight.sample(&[("upstream", upstream)], counted.in_flight.value());
+    }
+}
+
+fn mirrors(page: &mut Page, metrics: &Metrics) {
+    let mirrors = metrics.mirrors();
+    let mut sent = page.counter("mirrored_total", "copies of a route's requests that were sent");
+    for (route, counted) in &mirrors {
+        sent.sample(&[("route", route)], counted.sent.value());
+    }
+    let mut skipped = page.counter(
+        "mirror_skipped_total",
+        "requests that were not copied: too many copies were under way (`busy`), the body was too long or broke off",
+    );
+    for (route, counted) in &mirrors {
+        let reasons =
+            [("busy", &counted.busy), ("too_long", &counted.too_long), ("broken_off", &counted.broken_off)];
+        for (reason, count) in reasons {
+            skipped.sample(&[("route", route), ("reason", reason)], count.value());
+        }
+    }
+    let mut under_way = page.gauge("mirrors_in_flight", "copies of a route's requests under way");
+    for (route, counted) in &mirrors {
+        under_way.sample(&[("route", route)], counted.under_way());
     }
 }
 
