@@ -71,8 +71,9 @@ pub(crate) enum Stage {
 pub(crate) struct Live {
     store: Store<Host>,
     instance: Option<Instance>,
-    /// Its functions that were called already: looking one up compares its types.
-    known: [Option<TypedFunc<(), Answer<types::Verdict>>>; HookName::ALL.len()],
+    /// If it serves more than once, its functions that were called already: looking one up compares
+    /// its types.
+    known: Option<Box<Known>>,
     /// Index of its [`Prepared`].
     lane: usize,
     uses_left: u32,
@@ -86,6 +87,9 @@ enum Failure {
     Exhausted,
     Plugin(PluginError),
 }
+
+/// Functions of an instance, by hook.
+type Known = [Option<TypedFunc<(), Answer<types::Verdict>>>; HookName::ALL.len()];
 
 /// What every hook returns: its verdict, or how the policy itself failed.
 type Answer<T> = (Result<T, String>,);
@@ -211,7 +215,14 @@ impl Guest {
         store.limiter(|host| host);
         store.epoch_deadline_callback(|mut context| context.data_mut().tick());
         store.set_hostcall_fuel(self.about.transfer);
-        Live { store, instance: None, known: Default::default(), lane, uses_left: self.uses, permit }
+        Live {
+            store,
+            instance: None,
+            known: (self.uses > 1).then(Box::default),
+            lane,
+            uses_left: self.uses,
+            permit,
+        }
     }
 
     /// Keeps an instance for its next exchange if it may have one.
@@ -259,11 +270,14 @@ impl Guest {
         hook: HookName,
         index: Option<ComponentExportIndex>,
     ) -> wasmtime::Result<Answer<types::Verdict>> {
-        let function = match live.known[hook as usize] {
+        let known = live.known.as_ref().and_then(|known| known[hook as usize]);
+        let function = match known {
             Some(known) => known,
             None => self.function(live, index).await?,
         };
-        live.known[hook as usize] = Some(function);
+        if let Some(known) = &mut live.known {
+            known[hook as usize] = Some(function);
+        }
         live.store.set_epoch_deadline(1);
         function.call_async(&mut live.store, ()).await
     }
