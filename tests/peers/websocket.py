@@ -1,12 +1,13 @@
 """WebSockets by a library that is not ours: a server that echoes, and a client that says what it saw.
 
-    websocket.py serve       prints its port, serves until it is ended
-    websocket.py talk URL    one line of JSON: what came of a conversation
+    websocket.py serve [CERT KEY]    prints its port, serves until it is ended; with a certificate over TLS
+    websocket.py talk URL            one line of JSON: what came of a conversation
 """
 
 import asyncio
 import json
 import os
+import ssl
 import sys
 from urllib.parse import urlsplit
 
@@ -21,8 +22,12 @@ async def echo(socket, _path=None):
             await socket.send(message)
 
 
-async def serve():
-    async with websockets.serve(echo, "127.0.0.1", 0, max_size=None) as server:
+async def serve(*certificate):
+    context = None
+    if certificate:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*certificate)
+    async with websockets.serve(echo, "127.0.0.1", 0, max_size=None, ssl=context) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
         await asyncio.Future()
 
@@ -59,4 +64,4 @@ async def talk(url):
     print(json.dumps(seen))
 
 
-asyncio.run(talk(sys.argv[2]) if sys.argv[1] == "talk" else serve())
+asyncio.run({"serve": serve, "talk": talk}[sys.argv[1]](*sys.argv[2:]))

@@ -394,8 +394,14 @@ struct Echo {
 
 impl Echo {
     fn start() -> Self {
-        let mut process =
-            Command::new(PYTHON).arg(script()).arg("serve").stdout(Stdio::piped()).spawn().unwrap();
+        Echo::serving(&[])
+    }
+
+    /// With a certificate and its key.
+    fn serving(certificate: &[&str]) -> Self {
+        let mut python = Command::new(PYTHON);
+        python.arg(script()).arg("serve").args(certificate).stdout(Stdio::piped());
+        let mut process = python.spawn().unwrap();
         let mut port = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut port).unwrap();
         Echo { process, address: format!("127.0.0.1:{}", port.trim()).parse().unwrap() }
@@ -429,23 +435,26 @@ fn websockets_of_a_real_client_reach_a_real_server() {
 }
 
 #[test]
-fn websockets_pass_through_tls() {
+fn websockets_pass_through_tls_on_both_sides() {
     if !has_module("websockets") || !has(&["openssl"]) {
         return;
     }
-    let server = Echo::start();
-    let listener = "
+    let config = "
 listeners:
   - name: main
     bind: 127.0.0.1:0
     tls: { certificates: [{ cert: tls/one.test.pem, key: tls/one.test.key }] }
-upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
+upstreams:
+  origin:
+    endpoints: [\"https://127.0.0.1:${PORT}\"]
+    tls: { ca: tls/ca.pem, server_name: two.test }
 routes: [{ upgrades: [websocket], upstream: origin }]
 ";
-    let setup = Setup::new(listener).variable("ORIGIN", server.address);
+    let setup = Setup::new(config);
     let authority = Authority::new(&setup.dir().join("tls"));
-    authority.issue("one.test");
-    let gateway = setup.start();
+    ["one.test", "two.test"].iter().for_each(|name| authority.issue(name));
+    let server = Echo::serving(&[&authority.file("two.test.pem"), &authority.file("two.test.key")]);
+    let gateway = setup.variable("PORT", server.address.port()).start();
     let url = format!("wss://one.test:{}/chat", gateway.address().port());
     let ca = format!("SSL_CERT_FILE={}", authority.ca());
     let seen = tool("env", &[&ca, PYTHON, script().to_str().unwrap(), "talk", &url]);

@@ -6,6 +6,7 @@
 
 mod attempt;
 pub mod body;
+mod budget;
 pub mod chain;
 mod client;
 mod exchange;

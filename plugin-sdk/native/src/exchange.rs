@@ -257,7 +257,7 @@ pub enum End {
     ClientGone,
     /// The upstream failed within the response's body.
     UpstreamFailed,
-    /// A plugin ended it within a body, or dropped it.
+    /// A plugin ended it within a body, or dropped it; or a tunnel was idle for too long.
     Refused,
 }
 
