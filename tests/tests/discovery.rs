@@ -217,3 +217,25 @@ fn a_reload_asks_for_nothing_that_is_known() {
     gateway.wait_generation(3);
     assert_eq!((gateway.get("/").status, dns.asked("other.test")), (200, 2));
 }
+
+#[test]
+fn copies_go_to_endpoints_that_were_found() {
+    let (dns, origin) = (Dns::start(), Origin::start());
+    let (port, shadows) = origins(&[2]);
+    dns.mute(true);
+    let table = format!(
+        "host: api.test, port: {port}, min_ttl: 20ms, timeout: 100ms, resolver: \"{}\"",
+        dns.address()
+    );
+    let gateway = Setup::new(&format!(
+        "upstreams:\n  origin: {{ endpoints: [\"http://{}\"] }}\n  shadow: {{ dns: {{ {table} }} }}\nroutes: [{{ upstream: origin, mirror: {{ upstream: shadow }} }}]\n",
+        origin.address()
+    ));
+    let gateway = gateway.start();
+    assert_eq!(gateway.get("/").status, 200);
+    let skipped = gateway.metric("portcullis_mirror_skipped_total", &["reason=\"no_endpoints\""]);
+    assert_eq!(skipped, 1.0);
+    dns.say("api.test", 0, vec![address(2)]);
+    dns.mute(false);
+    until("a copy", || gateway.get("/").status == 200 && shadows[0].served() > 0);
+}

@@ -210,6 +210,8 @@ pub struct MirrorMetrics {
     pub busy: Counter,
     /// Requests not copied because their bodies are too long.
     pub too_long: Counter,
+    /// Requests not copied because nobody had said yet where the upstream is.
+    pub nowhere: Counter,
     /// Requests not copied because their bodies broke off, or were not sent to their end.
     pub broken_off: Counter,
     /// Copies under way: one number for all workers, so that the limit is exact.
@@ -325,6 +327,7 @@ impl Metrics {
             sent: Counter::new(rows),
             busy: Counter::new(rows),
             too_long: Counter::new(rows),
+            nowhere: Counter::new(rows),
             broken_off: Counter::new(rows),
             under_way: AtomicU32::new(0),
         })

@@ -42,6 +42,8 @@ pub struct Mirror {
 /// A copy that waits for what the first attempt says.
 pub(crate) struct Mirrored {
     mirror: Arc<Mirror>,
+    /// The mirror's upstream as it was then: a wish may name one of its endpoints.
+    upstream: Arc<Upstream>,
     wish: Wish,
     /// The `Host` for an upstream that gets the client's.
     host: Option<HeaderValue>,
@@ -85,6 +87,11 @@ impl Mirror {
             metrics.too_long.increment();
             return None;
         }
+        let upstream = Arc::clone(&self.upstream.current());
+        if upstream.endpoints.is_empty() {
+            metrics.nowhere.increment();
+            return None;
+        }
         let Some(under_way) = UnderWay::begin(metrics, self.max_requests) else {
             metrics.busy.increment();
             return None;
@@ -112,9 +119,9 @@ impl Mirror {
             }
         };
         let host = host.or_else(|| live.request().headers().get(HOST)).cloned();
-        let wish = self.upstream.wish(live.exchange());
+        let wish = upstream.wish(live.exchange());
         let client = addresses(live);
-        Some(Box::new(Mirrored { mirror: self.clone(), wish, host, client, body, under_way }))
+        Some(Box::new(Mirrored { mirror: self.clone(), upstream, wish, host, client, body, under_way }))
     }
 }
 
@@ -125,7 +132,7 @@ impl Mirrored {
     }
 
     async fn run(self: Box<Self>, head: Request) {
-        let Mirrored { mirror, wish, host, client, body, under_way } = *self;
+        let Mirrored { mirror, upstream, wish, host, client, body, under_way } = *self;
         let (bytes, _held) = match body {
             Copied::Whole(bytes, held) => (bytes, held),
             Copied::Streaming(passed) => match passed.await {
@@ -135,7 +142,7 @@ impl Mirrored {
             },
         };
         mirror.metrics.sent.increment();
-        let upstream = &mirror.upstream;
+        let upstream = &upstream;
         let chosen = upstream.choose(wish, None);
         let endpoint = chosen.endpoint;
         let (method, target, version, mut headers) = head.into_parts();

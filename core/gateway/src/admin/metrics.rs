@@ -250,8 +250,12 @@ fn mirrors(page: &mut Page, metrics: &Metrics) {
         "requests that were not copied: too many copies were under way (`busy`), the body was too long or broke off",
     );
     for (route, counted) in &mirrors {
-        let reasons =
-            [("busy", &counted.busy), ("too_long", &counted.too_long), ("broken_off", &counted.broken_off)];
+        let reasons = [
+            ("busy", &counted.busy),
+            ("too_long", &counted.too_long),
+            ("no_endpoints", &counted.nowhere),
+            ("broken_off", &counted.broken_off),
+        ];
         for (reason, count) in reasons {
             skipped.sample(&[("route", route), ("reason", reason)], count.value());
         }

@@ -94,7 +94,8 @@ async fn send_counted(
     mut body: RequestBody,
     running: Running<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
-    let client = head.client;
+    // Others need not know, and share their connections.
+    let client = head.client.filter(|_| endpoint.is_told_clients());
     while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, client, cx))).await {
         // A connection outlives reloads, the settings it was opened under must not.
         if !Arc::ptr_eq(&conn.upstream, upstream) {
