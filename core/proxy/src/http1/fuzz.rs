@@ -441,8 +441,14 @@ mod tests {
         })
     }
 
+    /// More cases if `PROPTEST_CASES` says so.
+    fn config() -> ProptestConfig {
+        let config = ProptestConfig::default();
+        ProptestConfig { cases: config.cases.max(2000), failure_persistence: None, ..config }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(config())]
 
         #[test]
         fn requests_reach_the_upstream_as_one_request_each(stream in streams()) {
