@@ -4,7 +4,6 @@
 //! takes the current one at its beginning and keeps it to its end. Nothing here is looked up by
 //! name while traffic flows.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -227,9 +226,6 @@ fn capture(exchange: &portcullis_plugin::Exchange, at: usize) -> Option<&str> {
     let (start, end) = *parts.captures.get(at)?;
     parts.matched.path().get(start as usize..end as usize)
 }
-
-/// The sockets of a worker, by address; bound once and kept while the address is configured.
-pub type Sockets = BTreeMap<SocketAddr, std::net::TcpListener>;
 
 /// The endpoint that a URL of the configuration names: `http://host:port`.
 pub fn endpoint_authority(url: &str) -> Result<String, String> {

@@ -26,4 +26,4 @@ pub mod tls;
 pub mod upstream;
 mod worker;
 
-pub use worker::{BindError, Bound, DataPlane};
+pub use worker::{BindError, Bound, DataPlane, Sockets};

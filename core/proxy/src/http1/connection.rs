@@ -123,14 +123,12 @@ impl Connection {
                 has_begun = wire.has_begun();
                 if has_begun {
                     clock.start(self.limits.header_timeout);
-                } else if self.is_draining.get() {
-                    return Poll::Ready(None);
                 } else if !std::mem::replace(&mut is_idle, true) {
                     clock.start(self.limits.idle_timeout);
                 }
             }
-            // After a TLS handshake nothing has been heard of it yet.
-            let is_silent = is_first && self.is_draining.get() && !wire.has_begun();
+            // Its next request may be on its way; after a TLS handshake nothing has been heard of it yet.
+            let is_silent = self.is_draining.get() && !wire.has_begun();
             if is_silent && !std::mem::replace(&mut is_pressed, true) {
                 clock.start(BEGIN);
             }

@@ -148,7 +148,7 @@ impl Setup {
     /// Starts a gateway; the setup can be changed and [swapped](Gateway::swap) in.
     pub fn start_kept(&mut self) -> Gateway {
         let metrics = Arc::new(Metrics::new(1));
-        let plane = DataPlane::new(1, metrics.clone()).unwrap();
+        let plane = DataPlane::new(1, metrics.clone(), Vec::new()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let bound = plane.bind(&[ANY]).unwrap();
         runtime.block_on(plane.swap(self.generation(1, &metrics, ANY), bound));
