@@ -87,11 +87,10 @@ impl Inherited {
         let count: RawFd = count.map_err(|_| "LISTEN_FDS is not a number".to_owned())?;
         let names = variable("LISTEN_FDNAMES").unwrap_or_default();
         let names = names.split(':').chain(std::iter::repeat(""));
-        let managed = |(descriptor, name): (RawFd, &str)| {
-            Ok((Socket::Managed(name.to_owned()), listening(descriptor)?))
-        };
-        let sockets =
-            (FIRST..FIRST.saturating_add(count)).zip(names).map(managed).collect::<Result<_, _>>()?;
+        let mut sockets = Vec::new();
+        for (descriptor, name) in (FIRST..FIRST.saturating_add(count)).zip(names) {
+            sockets.push((Socket::Managed(name.to_owned()), listening(descriptor)?));
+        }
         Ok(Inherited { sockets, predecessor: None })
     }
 

@@ -14,9 +14,11 @@ use portcullis_plugin::Request;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::attempt::addresses;
 use crate::body::{BodyError, Held, RequestBody};
 use crate::live::Live;
 use crate::metrics::MirrorMetrics;
+use crate::proxy_protocol::Addresses;
 use crate::upstream::{HostHeader, RequestHead, Upstream, Wish, portion, send};
 
 /// Bytes of an answer that are read so that its connection can be used again; with more, it is closed.
@@ -43,6 +45,7 @@ pub(crate) struct Mirrored {
     wish: Wish,
     /// The `Host` for an upstream that gets the client's.
     host: Option<HeaderValue>,
+    client: Addresses,
     body: Copied,
     under_way: UnderWay,
 }
@@ -110,7 +113,8 @@ impl Mirror {
         };
         let host = host.or_else(|| live.request().headers().get(HOST)).cloned();
         let wish = self.upstream.wish(live.exchange());
-        Some(Box::new(Mirrored { mirror: self.clone(), wish, host, body, under_way }))
+        let client = addresses(live);
+        Some(Box::new(Mirrored { mirror: self.clone(), wish, host, client, body, under_way }))
     }
 }
 
@@ -121,7 +125,7 @@ impl Mirrored {
     }
 
     async fn run(self: Box<Self>, head: Request) {
-        let Mirrored { mirror, wish, host, body, under_way } = *self;
+        let Mirrored { mirror, wish, host, client, body, under_way } = *self;
         let (bytes, _held) = match body {
             Copied::Whole(bytes, held) => (bytes, held),
             Copied::Streaming(passed) => match passed.await {
@@ -144,8 +148,13 @@ impl Mirrored {
             },
         );
         let head = Request::new(method, target, version, headers);
-        let sending =
-            RequestHead { method: head.method(), target: head.target(), headers: head.headers(), told: &[] };
+        let sending = RequestHead {
+            method: head.method(),
+            target: head.target(),
+            headers: head.headers(),
+            told: &[],
+            client: endpoint.is_told_clients().then_some(&client),
+        };
         match send(upstream, endpoint, sending, RequestBody::Whole(bytes), None).await {
             Ok(response) => {
                 upstream.answered(chosen, response.status());

@@ -480,8 +480,9 @@ async fn obey(
                 let old = worker.generation.replace(Some(Rc::new(own)));
                 let is_kept = |address: &SocketAddr| listener_at(&generation, address).is_some();
                 // What was agreed on at a connection's beginning must not outlive the listener's word.
-                let has_tls =
-                    |of: &Generation, at| listener_at(of, at).is_some_and(|found| found.tls.is_some());
+                let has_tls = |of: &Generation, at: &SocketAddr| {
+                    listener_at(of, at).is_some_and(|found| found.tls.is_some())
+                };
                 let is_same = |at: &SocketAddr| {
                     old.as_ref().is_none_or(|old| has_tls(old, at) == has_tls(&generation, at))
                 };
