@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on ends, and says why")]
 
 mod client;
+mod dns;
 mod gateway;
 mod http2;
 mod origin;
@@ -17,6 +18,7 @@ mod wait;
 use std::path::{Path, PathBuf};
 
 pub use client::{Answer, Http, Request, request};
+pub use dns::{Dns, Record};
 pub use gateway::{Ended, Gateway, Output, Setup, program, run, run_in};
 pub use http2::Http2;
 pub use origin::Origin;

@@ -24,6 +24,9 @@ use Known::{Bites, Not};
 
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
+const DISCOVERY: &str = "tests/tests/discovery.rs";
+const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
+const TRANSPORTS: &str = "tests/tests/transports.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
@@ -61,6 +64,10 @@ const CONFIGURED: &[(&str, Known)] = &[
         "upstreams.eject.failures",
         Bites(RESILIENCE, "failures_in_a_row_eject_an_endpoint_and_a_reload_does_not_bring_it_back"),
     ),
+    ("upstreams.dns.max_ttl", Bites(DISCOVERY, "records_hold_between_the_shortest_and_the_longest_time")),
+    ("upstreams.dns.min_ttl", Bites(DISCOVERY, "records_hold_between_the_shortest_and_the_longest_time")),
+    ("upstreams.dns.port", Not("a port")),
+    ("upstreams.dns.timeout", Bites(DISCOVERY, "the_last_good_answer_stays_while_there_is_no_other")),
     ("upstreams.eject.max_ejected", Bites(BALANCE, "no_more_than_a_share_of_the_endpoints_is_ejected")),
     ("upstreams.eject.max_time", Bites(ENDPOINT, "ejections_in_a_row_grow_up_to_the_longest")),
     ("upstreams.eject.time", Bites(RESILIENCE, "an_ejected_endpoint_is_tried_again_after_its_time")),
@@ -166,6 +173,16 @@ const BUILT_IN: &[(&str, Known)] = &[
         "logs.rs MAX_WAITING",
         Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),
     ),
+    ("proxy_protocol.rs FIXED", Not("the format's")),
+    (
+        "proxy_protocol.rs MAX_HEADER",
+        Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
+    ),
+    (
+        "proxy_protocol.rs MAX_LINE",
+        Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
+    ),
+    ("proxy_protocol.rs PEEKED", Not("how much is looked at at once")),
     (
         "upstream/balance.rs BOUND_QUARTERS",
         Bites(BALANCE, "a_hash_goes_past_an_endpoint_that_is_much_busier_than_the_average"),
@@ -197,6 +214,7 @@ const BUILT_IN: &[(&str, Known)] = &[
         "mirror.rs MAX_ANSWER",
         Bites(TRAFFIC, "a_connection_is_used_again_after_an_answer_unless_that_is_too_long"),
     ),
+    ("upstream/transport.rs KEPT", Bites(TRANSPORT, "the_addresses_of_a_name_are_kept_for_a_short_while")),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
     (
         "worker.rs ACCEPT_PAUSE",

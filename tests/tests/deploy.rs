@@ -169,10 +169,14 @@ fn the_service_manager_and_the_pid_file_follow_the_new_process() {
     let path = setup.dir().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let told = || {
+    // How it is, is told at any time.
+    let told = || loop {
         let mut message = [0; 1024];
         let length = socket.recv(&mut message).unwrap();
-        String::from_utf8_lossy(&message[..length]).into_owned()
+        let message = String::from_utf8_lossy(&message[..length]).into_owned();
+        if !message.starts_with("STATUS=") {
+            return message;
+        }
     };
     let gateway = setup.variable("NOTIFY_SOCKET", path.display()).start();
     assert!(told().starts_with("READY=1"));
@@ -182,7 +186,7 @@ fn the_service_manager_and_the_pid_file_follow_the_new_process() {
     let pid_file = gateway.dir().join("gateway.pid");
     assert_eq!(fs::read_to_string(&pid_file).unwrap().trim(), gateway.pid().to_string());
     gateway.signal("TERM");
-    while !told().starts_with("STOPPING=1") {}
+    assert!(told().starts_with("STOPPING=1"));
     until("the PID file to go", || !pid_file.exists());
     gateway.wait();
 }
@@ -297,10 +301,9 @@ fn tls_comes_and_goes_with_a_reload() {
     if !has(&["openssl", "curl"]) {
         return;
     }
-    let plain = "bind: 127.0.0.1:0 }";
-    let tls =
-        "bind: 127.0.0.1:0, tls: { certificates: [{ cert: tls/one.test.pem, key: tls/one.test.key }] } }";
-    let setup = Setup::new(&format!("listeners: [{{ name: main, {plain}]\n{ANSWERING}"));
+    let plain = "name: main, bind: 127.0.0.1:0 }";
+    let tls = "name: main, bind: 127.0.0.1:0, tls: { certificates: [{ cert: tls/one.test.pem, key: tls/one.test.key }] } }";
+    let setup = Setup::new(&format!("listeners: [{{ {plain}]\n{ANSWERING}"));
     let authority = Authority::new(&setup.dir().join("tls"));
     authority.issue("one.test");
     let gateway = setup.start();

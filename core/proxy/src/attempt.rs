@@ -32,6 +32,11 @@ pub(crate) async fn attempt(
     body: RequestBody,
     mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
+    let current = upstream.current();
+    let upstream = &*current;
+    if upstream.endpoints.is_empty() {
+        return Fault::NoEndpoints.into();
+    }
     let start = Instant::now();
     let retries = &upstream.retries;
     let wish = upstream.wish(live.exchange());

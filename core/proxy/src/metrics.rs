@@ -177,6 +177,10 @@ pub struct UpstreamMetrics {
     pub connects: Counter,
     /// Connections that could not be opened.
     pub connect_failures: Counter,
+    /// Answers of DNS about its endpoints.
+    pub lookups: Counter,
+    /// Questions about them that DNS did not answer, or with nothing.
+    pub lookup_failures: Counter,
     /// Attempts that failed after a connection was there, timeouts included.
     pub failures: Counter,
     /// Attempts after the first.
@@ -297,6 +301,8 @@ impl Metrics {
             attempts: Counter::new(rows),
             connects: Counter::new(rows),
             connect_failures: Counter::new(rows),
+            lookups: Counter::new(rows),
+            lookup_failures: Counter::new(rows),
             failures: Counter::new(rows),
             retries: Counter::new(rows),
             retries_refused: Counter::new(rows),

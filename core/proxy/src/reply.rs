@@ -49,6 +49,8 @@ pub(crate) enum Fault {
     Rewrite,
     /// A whole response body is longer than a plugin can take.
     ResponseTooLarge,
+    /// Nobody has said yet where the upstream is.
+    NoEndpoints,
     /// No connection to the upstream.
     Unreachable,
     /// No connection to the upstream in time.
@@ -93,6 +95,7 @@ impl Fault {
             Fault::BodyTimeout => (Client, StatusCode::REQUEST_TIMEOUT, "body.timeout"),
             Fault::Rewrite => (Gateway, StatusCode::INTERNAL_SERVER_ERROR, "route.rewrite"),
             Fault::ResponseTooLarge => (Upstream, StatusCode::BAD_GATEWAY, "upstream.body_too_large"),
+            Fault::NoEndpoints => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.no_endpoints"),
             Fault::Unreachable => (Upstream, StatusCode::BAD_GATEWAY, "upstream.unreachable"),
             Fault::ConnectTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.connect_timeout"),
             Fault::UpstreamTls => (Upstream, StatusCode::BAD_GATEWAY, "upstream.tls"),
@@ -120,7 +123,9 @@ impl Fault {
         let reply = Reply::deny(status, reason);
         match self {
             Fault::MethodNotAllowed(allow) => reply.header(ALLOW, allow.clone()),
-            Fault::BodyBudget | Fault::Overloaded => reply.header(RETRY_AFTER, HeaderValue::from_static("1")),
+            Fault::BodyBudget | Fault::NoEndpoints | Fault::Overloaded => {
+                reply.header(RETRY_AFTER, HeaderValue::from_static("1"))
+            }
             _ => reply,
         }
     }

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
-use portcullis_control::{EndpointStatus, UpstreamStatus};
+use portcullis_control::UpstreamStatus;
 use portcullis_plugin::{CounterReading, HookName};
 use portcullis_proxy::metrics::{BUCKETS, Counter, Histogram, Metrics, PluginMetrics};
 use portcullis_proxy::upstream::Endpoint;
@@ -209,6 +209,14 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     counters("upstream_connect_failures_total", "connections that could not be opened", |upstream| {
         &upstream.connect_failures
     });
+    counters("upstream_lookups_total", "answers of DNS about the endpoints of an upstream", |upstream| {
+        &upstream.lookups
+    });
+    counters(
+        "upstream_lookup_failures_total",
+        "questions about the endpoints of an upstream that DNS did not answer, or with nothing",
+        |upstream| &upstream.lookup_failures,
+    );
     counters(
         "upstream_failures_total",
         "attempts that failed on an open connection, timeouts included",
@@ -257,7 +265,8 @@ fn endpoints(page: &mut Page, facts: &Facts) {
     let upstreams = facts.control.iter().flat_map(|control| &control.upstreams);
     let endpoints: Vec<_> = upstreams
         .flat_map(|upstream| {
-            upstream.endpoints.iter().map(|EndpointStatus(endpoint)| (&*upstream.name, endpoint))
+            let endpoints = upstream.endpoints.0.current().endpoints.clone();
+            endpoints.into_iter().map(|endpoint| (&*upstream.name, endpoint))
         })
         .collect();
     let each = |mut family: Family<'_>, value: fn(&Endpoint) -> u64| {
@@ -355,7 +364,10 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_control::Endpoints;
+    use portcullis_proxy::upstream::Upstream;
     use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
     use std::time::Duration;
 
     /// A sample line, taken apart.
@@ -435,6 +447,7 @@ mod tests {
     }
 
     fn facts() -> Facts {
+        let metrics = Metrics::new(1);
         Facts {
             uptime_seconds: 1.5,
             resident_bytes: Some(1 << 20),
@@ -447,9 +460,12 @@ mod tests {
                 refused: true,
                 upstreams: vec![UpstreamStatus {
                     name: "api".into(),
-                    endpoints: vec![EndpointStatus(
-                        Endpoint::new("10.0.0.1:80", &Metrics::new(1)).unwrap().into(),
-                    )],
+                    endpoints: Endpoints(Arc::new(Upstream::new(
+                        "api",
+                        vec![Endpoint::new("10.0.0.1:80", &metrics).unwrap().into()],
+                        metrics.upstream("api"),
+                    ))),
+                    dns: None,
                 }],
             }),
         }
