@@ -32,6 +32,7 @@ const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
 const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
+const UPGRADES: &str = "tests/tests/upgrades.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
 const TRAFFIC: &str = "tests/tests/traffic.rs";
 
@@ -97,6 +98,7 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("upstreams.timeouts.connect", Bites(UPSTREAMS, "a_connection_that_does_not_come_about_is_a_504")),
     ("upstreams.timeouts.idle", Bites(UPSTREAMS, "an_unused_connection_is_closed")),
     ("upstreams.timeouts.response", Bites(PROXYING, "a_slow_origin_is_a_504")),
+    ("upstreams.timeouts.tunnel", Bites(UPGRADES, "a_tunnel_through_which_nothing_passes_is_closed")),
     ("workers", Bites("core/config/src/load/tests.rs", "what_contradicts_is_refused")),
     ("body_limit.request", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
     ("body_limit.response", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
@@ -144,6 +146,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http1/chunked.rs MAX_TRAILERS", Bites(VERDICTS, "chunked_bodies")),
     ("http1/head.rs IN_HOST", Not("a class of bytes")),
     ("http1/head.rs IN_TARGET", Not("a class of bytes")),
+    ("http1/fuzz.rs HOUR", Not("of the properties, which wait for nothing")),
     (
         "http1/head.rs MAX_NAME",
         Bites(VERDICTS, "what_the_types_of_a_head_could_not_hold_is_refused_whatever_the_limits"),
@@ -183,6 +186,7 @@ const BUILT_IN: &[(&str, Known)] = &[
         Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
     ),
     ("proxy_protocol.rs PEEKED", Not("how much is looked at at once")),
+    ("tunnel.rs PIECE", Bites(UPGRADES, "a_side_that_reads_nothing_is_not_written_to_without_end")),
     (
         "upstream/balance.rs BOUND_QUARTERS",
         Bites(BALANCE, "a_hash_goes_past_an_endpoint_that_is_much_busier_than_the_average"),
@@ -194,6 +198,14 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("upstream/endpoint.rs UNHEALTHY", Not("a bit")),
     ("upstream/endpoint.rs WHOLE_SHARE", Not("a unit")),
     ("upstream/http1.rs MAX_HEAD", Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502")),
+    (
+        "upstream/http1.rs GATHERED",
+        Bites(
+            "core/proxy/src/http1/fuzz.rs",
+            "small_chunks_leave_together_and_no_more_of_them_than_is_gathered",
+        ),
+    ),
+    ("upstream/http1.rs SMALL", Not("what is copied rather than pointed at")),
     ("upstream/http1.rs KEPT_TEXT", Not("memory kept for the next request")),
     ("upstream/http1/request.rs LINES", Not("a guess, to grow less often")),
     ("upstream/http1/request.rs HEADER", Not("a guess, to grow less often")),

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// How each block of the README begins, with its language, in their order.
-const BLOCKS: [(&str, &str); 13] = [
+const BLOCKS: &[(&str, &str)] = &[
     ("sh", "cargo run --release\n"),
     ("sh", "curl -i http://127.0.0.1:8080/anything\n"),
     ("sh", "sed -i 's/Hello/Good morning/' scripts/hello.rhai\n"),
@@ -30,8 +30,9 @@ const BLOCKS: [(&str, &str); 13] = [
     ("sh", "portcullis new wasm block-path\n"),
     ("yaml", "listeners:\n"),
     ("yaml", "upstreams:\n  api:"),
-    ("yaml", "routes:\n"),
+    ("yaml", "routes:\n  - name: api"),
     ("yaml", "upstreams:\n  secure:"),
+    ("yaml", "routes:\n  - match: { path: /chat }"),
 ];
 
 /// The README's blocks with their languages.
@@ -327,7 +328,17 @@ fn the_split_is_right() {
     let upstream = |name: &str| format!("  {name}: {{ endpoints: [\"http://127.0.0.1:9000\"] }}\n");
     let upstreams = ["current", "next", "shadow"].map(upstream).concat();
     let rest = format!("listeners: [{{ bind: 127.0.0.1:0 }}]\nupstreams:\n{upstreams}");
-    fs::write(setup.dir().join("gateway.yaml"), block("routes:\n") + &rest).unwrap();
+    fs::write(setup.dir().join("gateway.yaml"), block("routes:\n  - name: api") + &rest).unwrap();
+    let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
+    assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
+}
+
+#[test]
+fn the_route_for_websockets_is_right() {
+    let setup = Setup::new("");
+    let rest =
+        "listeners: [{ bind: 127.0.0.1:0 }]\nupstreams: { api: { endpoints: [\"http://127.0.0.1:9\"] } }\n";
+    fs::write(setup.dir().join("gateway.yaml"), block("routes:\n  - match: { path: /chat }") + rest).unwrap();
     let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
     assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
 }

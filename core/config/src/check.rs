@@ -198,6 +198,10 @@ impl Check<'_> {
             let message = "a rewrite has either `path`, or `strip_prefix` and `add_prefix`";
             self.error(&format!("{path}.rewrite.path"), message, None);
         }
+        if !route.upgrades.is_empty() && route.whole && !matches!(route.action, Action::Upstream(_)) {
+            let message = "only an upstream can speak something else";
+            self.error(&format!("{path}.upgrades"), message, None);
+        }
         match &route.action {
             Action::Upstream(target) => {
                 for (place, name) in target.upstreams() {

@@ -14,7 +14,7 @@ use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    SizeLimit, positive, some_positive,
+    Protocol, SizeLimit, positive, some_positive,
 };
 
 /// A whole configuration file.
@@ -378,6 +378,10 @@ pub struct Route {
     /// Changes to the request before it is sent on.
     #[schemars(default)]
     pub rewrite: Rewrite,
+    /// What clients may switch to from HTTP, as `Upgrade` names it; `websocket` holds for HTTP/2 too. Plugins see the
+    /// handshake with its headers, and nothing of what passes afterwards. Default: nothing. Example: `[websocket]`.
+    #[schemars(default)]
+    pub upgrades: Vec<Protocol>,
     /// What answers them.
     #[schemars(flatten)]
     pub action: Action,

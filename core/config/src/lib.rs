@@ -42,5 +42,5 @@ pub use upstreams::{
 };
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
-    PathTemplate, Pattern, Percent, SizeLimit,
+    PathTemplate, Pattern, Percent, Protocol, SizeLimit,
 };

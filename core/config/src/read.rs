@@ -159,6 +159,7 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
         matches: Match::default(),
         plugins: Vec::new(),
         rewrite: Rewrite::default(),
+        upgrades: Vec::new(),
         action: Action::Respond(Respond::default()),
         mirror: None,
         whole: false,
@@ -171,6 +172,7 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
     route.matches = table.with("match", matches).unwrap_or_default();
     route.captures_known = route.matches.path.is_some() || has_no_path(table.node);
     route.rewrite = table.optional("rewrite").unwrap_or_default();
+    route.upgrades = table.list("upgrades");
     route.action = action(&mut table).unwrap_or(route.action);
     route.mirror = table.optional("mirror");
     let read = table.errors.len() == errors;

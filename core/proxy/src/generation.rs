@@ -102,6 +102,8 @@ pub struct ListenerLimits {
 pub struct Route {
     /// Name and captures.
     pub meta: Arc<RouteMeta>,
+    /// Protocols that clients may switch to, in lower case.
+    pub upgrades: Vec<HeaderValue>,
     /// What is changed before the request goes on.
     pub rewrite: Rewrite,
     /// What is done with it.

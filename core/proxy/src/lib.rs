@@ -25,7 +25,10 @@ pub mod routes;
 pub mod split;
 mod timer;
 pub mod tls;
+mod tunnel;
 pub mod upstream;
 mod worker;
 
+#[cfg(any(test, fuzzing))]
+pub use http1::fuzz;
 pub use worker::{BindError, Bound, DataPlane, Sockets};

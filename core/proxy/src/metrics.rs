@@ -240,6 +240,8 @@ pub struct Metrics {
     pub handshake_failures: Counter,
     /// Exchanges that are under way.
     pub exchanges_open: Counter,
+    /// Those of them that have become tunnels.
+    pub tunnels_open: Counter,
     /// Exchanges whose `on_log` could not run because the queue was full.
     pub logs_dropped: Counter,
     /// Whole bodies held in memory now; each configuration sets the limit.
@@ -263,6 +265,7 @@ impl Metrics {
             proxy_protocol_failures: counter(),
             handshake_failures: counter(),
             exchanges_open: counter(),
+            tunnels_open: counter(),
             logs_dropped: counter(),
             whole_bodies: Budget::new(0),
             routes: Mutex::default(),

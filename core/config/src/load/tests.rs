@@ -37,7 +37,7 @@ upstreams:
     endpoints:
       - http://127.0.0.1:9000
       - { url: "http://[::1]:9001", weight: 3 }
-    timeouts: { connect: 1s, response: 5s, idle: 10s, body: 20s }
+    timeouts: { connect: 1s, response: 5s, idle: 10s, body: 20s, tunnel: 1h }
     max_idle: 8
     retries: 0
     host: endpoint
@@ -51,6 +51,7 @@ routes:
       query: { version: "2" }
     plugins: [{ cors: { origins: [] } }]
     rewrite: { path: "/internal/{id}", host: internal.example }
+    upgrades: [WebSocket]
     upstream: api
   - match: { prefix: /old }
     redirect: { to: "https://x{path}" }

@@ -90,6 +90,7 @@ impl Builder<'_> {
         Some(Route {
             meta: Arc::new(RouteMeta { name: route.name.as_str().into(), captures: captures.into() }),
             rewrite: rewrite?,
+            upgrades: route.upgrades.iter().filter_map(protocol).collect(),
             action: action?,
             mirror: all_or_nothing(mirror)?,
             metrics: self.services.metrics.route(&route.name),
@@ -251,6 +252,11 @@ fn alone(path: PathPattern) -> Result<PathPattern, String> {
         Err(RouteError::Pattern { error, .. }) => Err(error.to_string()),
         _ => Ok(path),
     }
+}
+
+fn protocol(config: &config::Protocol) -> Option<HeaderValue> {
+    // What has been read is a token.
+    HeaderValue::from_str(config.as_str()).ok()
 }
 
 fn predicate(config: &config::Predicate) -> Predicate {

@@ -226,6 +226,7 @@ impl Recipe {
                 response: config.timeouts.response.0,
                 idle: config.timeouts.idle.0,
                 body: config.timeouts.body.0,
+                tunnel: config.timeouts.tunnel.0,
             },
             max_idle: config.max_idle as usize,
             retries: retries(&config.retries),

@@ -101,6 +101,8 @@ fn connections(page: &mut Page, metrics: &Metrics) {
     page.counter("tls_handshake_failures_total", "TLS handshakes that failed")
         .value(&metrics.handshake_failures);
     page.gauge("exchanges_open", "exchanges under way").value(&metrics.exchanges_open);
+    page.gauge("tunnels_open", "exchanges that have become tunnels: WebSockets and other upgrades")
+        .value(&metrics.tunnels_open);
     page.gauge("whole_bodies_bytes", "bytes of bodies held in memory; `limits.whole_bodies` bounds them")
         .sample(&[], metrics.whole_bodies.used());
     page.counter(

@@ -22,8 +22,10 @@ use crate::metrics::UpstreamMetrics;
 
 pub use balance::{Balance, Balancer, HashBy, Place, Sticky};
 pub(crate) use balance::{Wish, of as portion};
-pub(crate) use connection::{AttemptError, AttemptFailure, UpstreamBody, send};
+pub(crate) use connection::{AttemptError, AttemptFailure, Switched, UpstreamBody, send};
 pub use endpoint::{Endpoint, EndpointState};
+#[cfg(any(test, fuzzing))]
+pub(crate) use http1::Http1;
 pub(crate) use http1::RequestHead;
 pub use judge::Ejection;
 pub use outbound::UpstreamClient;
@@ -96,6 +98,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Between two chunks of a response's body.
     pub body: Duration,
+    /// For which nothing may pass through a tunnel.
+    pub tunnel: Duration,
 }
 
 /// The `Host` that the upstream sees.
@@ -116,6 +120,7 @@ impl Default for Timeouts {
             response: Duration::from_secs(30),
             idle: Duration::from_secs(60),
             body: Duration::from_secs(60),
+            tunnel: Duration::from_secs(300),
         }
     }
 }

@@ -48,8 +48,8 @@ impl UpstreamClient {
         }
         let root = PathAndQuery::from_static("/");
         let target = head.uri.path_and_query().unwrap_or(&root);
-        let sending =
-            RequestHead { method: &head.method, target, headers: &head.headers, told: &[], client: None };
+        let (method, headers) = (&head.method, &head.headers);
+        let sending = RequestHead { method, target, headers, told: &[], client: None, upgrade: None };
         let start = Instant::now();
         let sent = send(upstream, endpoint, sending, RequestBody::Whole(body), None).await;
         let response = sent.map_err(|error| {

@@ -101,6 +101,7 @@ impl Setup {
                 response: self.response_timeout,
                 idle: Duration::from_secs(30),
                 body: Duration::from_secs(5),
+                tunnel: Duration::from_secs(5),
             },
             max_idle: 8,
             ..Upstream::new("origin", vec![self.endpoint.clone()], metrics.upstream("origin"))
@@ -114,6 +115,7 @@ impl Setup {
         }]);
         let route = Route {
             meta: Arc::new(RouteMeta { name: "api".into(), captures: ["rest".into()].into() }),
+            upgrades: vec![HeaderValue::from_static("websocket")],
             rewrite: Rewrite { host: self.rewrite_host.clone(), ..Rewrite::default() },
             action: Action::Upstream(Arc::new(upstream)),
             mirror: None,
