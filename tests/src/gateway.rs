@@ -5,14 +5,16 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, PipeWriter, Read};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Answer, Http, Origin, PATIENCE, Request, request, wait_for};
+use crate::{Answer, Http, Origin, PATIENCE, Request, request, until, wait_for};
 
 /// Lines of output that are kept for a test that fails.
 const KEPT_LINES: usize = 2000;
@@ -42,11 +44,16 @@ pub struct Setup {
     arguments: Vec<String>,
     variables: BTreeMap<String, String>,
     stdout: Option<PipeWriter>,
+    stdin: Option<OwnedFd>,
+    program: PathBuf,
 }
 
 /// A gateway that runs, and ends with this value. Its output is shown if the test fails.
 pub struct Gateway {
+    /// The process that was started.
     child: Child,
+    /// The process that serves: that one, or the last that took over.
+    pid: AtomicU32,
     dir: Arc<TempDir>,
     variables: BTreeMap<String, String>,
     out: Lines,
@@ -95,7 +102,11 @@ pub fn run_in<A: AsRef<OsStr>>(dir: &Path, arguments: &[A]) -> Output {
 }
 
 fn command() -> Command {
-    let mut command = Command::new(program());
+    command_of(&program())
+}
+
+fn command_of(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for variable in ["PORTCULLIS_CONFIG", "PORTCULLIS_LOG", "NOTIFY_SOCKET", "STATE_DIRECTORY"] {
         command.env_remove(variable);
     }
@@ -113,7 +124,7 @@ impl Setup {
 
     fn within(dir: Arc<TempDir>, config: String, variables: BTreeMap<String, String>) -> Self {
         let arguments = ["run", "gateway.yaml"].map(str::to_owned).into();
-        Setup { dir, config, arguments, variables, stdout: None }
+        Setup { dir, config, arguments, variables, stdout: None, stdin: None, program: program() }
     }
 
     /// The same with these arguments instead of `run gateway.yaml`.
@@ -141,6 +152,20 @@ impl Setup {
     #[must_use]
     pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
         self.variables.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// The same with another program, such as a link to it that the test replaces.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
+    }
+
+    /// The same with this as its standard input.
+    #[must_use]
+    pub fn stdin(mut self, stdin: impl Into<OwnedFd>) -> Self {
+        self.stdin = Some(stdin.into());
         self
     }
 
@@ -204,19 +229,20 @@ fn write(path: &Path, content: &[u8]) {
 
 impl Gateway {
     fn start(setup: Setup) -> Result<Self, Ended> {
-        let Setup { dir, arguments, variables, stdout, .. } = setup;
-        let mut child = command()
+        let Setup { dir, arguments, variables, stdout, stdin, program, .. } = setup;
+        let mut child = command_of(&program)
             .args(arguments)
             .current_dir(dir.path())
             .envs(&variables)
-            .stdin(Stdio::null())
+            .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
             .stdout(stdout.map_or_else(Stdio::piped, Stdio::from))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let (out, err) = (Lines::of(child.stdout.take()), Lines::of(child.stderr.take()));
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut gateway = Gateway { child, dir, variables, out, err, admin: unknown, main: unknown };
+        let pid = AtomicU32::new(child.id());
+        let mut gateway = Gateway { child, pid, dir, variables, out, err, admin: unknown, main: unknown };
         let ready = wait_for("the gateway to be ready", || {
             if let Some(status) = gateway.child.try_wait().unwrap() {
                 return Some(Err(status));
@@ -380,7 +406,7 @@ impl Gateway {
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid.load(Ordering::SeqCst)
     }
 
     /// Memory in use, in KiB.
@@ -397,6 +423,31 @@ impl Gateway {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
+    /// Has a new process take over, and waits until it has, and until the old one has ended.
+    #[track_caller]
+    pub fn upgrade(&self) {
+        let old = self.pid();
+        self.signal("USR2");
+        self.wait_handed_over();
+        until("the old process to end", || !is_running(old));
+    }
+
+    /// Waits until a new process has taken over from the one that serves.
+    #[track_caller]
+    pub fn wait_handed_over(&self) {
+        let old = self.pid();
+        let is_it = |event: &Value| event["message"] == "taken over" && event["from"] == old;
+        wait_for("a new process", || {
+            assert!(!self.log().contains("upgrade failed"), "it failed");
+            self.events().into_iter().find(is_it)
+        });
+        let to = |event: &Value| (event["message"] == "handed over").then(|| event["to"].as_u64())?;
+        let new = wait_for("the new process's id", || {
+            self.events().iter().filter_map(to).find(|pid| is_running(*pid as u32))
+        });
+        self.pid.store(new as u32, Ordering::SeqCst);
+    }
+
     /// Ends it. Its files are as they are then, for another start.
     #[track_caller]
     pub fn stop(self) -> Setup {
@@ -411,6 +462,7 @@ impl Gateway {
     /// Waits for its end.
     #[track_caller]
     pub fn wait(mut self) -> Ended {
+        until("the gateway to end", || !is_running(self.pid()));
         let status = wait_for("the gateway to end", || self.child.try_wait().unwrap());
         self.last_words(status)
     }
@@ -420,9 +472,13 @@ impl Gateway {
     }
 
     fn admin_address(&self) -> Option<SocketAddr> {
-        let log = self.log();
-        let mut events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut events = self.events().into_iter();
         events.find(|event| event["message"] == "admin interface")?["address"].as_str()?.parse().ok()
+    }
+
+    /// The execution log's events so far.
+    fn events(&self) -> Vec<Value> {
+        self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 }
 
@@ -433,6 +489,9 @@ fn address(listener: &Value) -> SocketAddr {
 impl Drop for Gateway {
     fn drop(&mut self) {
         // It may have ended already.
+        if self.pid() != self.child.id() && is_running(self.pid()) {
+            let _ = Command::new("kill").args(["-s", "KILL", &self.pid().to_string()]).status();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -440,6 +499,12 @@ impl Drop for Gateway {
             eprintln!("--- its standard output\n{}---", self.out.all());
         }
     }
+}
+
+/// Whether a process runs; one that has ended and that nobody has asked about does not.
+fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 /// The lines that a process has written.

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::panic;
 
 /// Installs the crypto provider that all of the program uses.
@@ -54,6 +55,19 @@ pub(crate) fn is_alive(pid: i32) -> bool {
     pid > 0
         && (unsafe { libc::kill(pid, 0) } == 0
             || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM))
+}
+
+/// Takes a descriptor that whoever started the process left open for it. To be asked for once, and before the process
+/// opens anything itself.
+#[allow(unsafe_code)]
+pub(crate) fn inherited(descriptor: RawFd) -> io::Result<OwnedFd> {
+    // Not for the programs that this one starts.
+    // SAFETY: changes a flag of the descriptor, and fails if there is none of this number.
+    if unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, as was just seen, and nobody else in the process has it: it was there at the start.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// The user the process runs as.

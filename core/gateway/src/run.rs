@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_config::{Admin as AdminConfig, Config, Diagnostic, Diagnostics, Loaded};
+use portcullis_config::{Admin as AdminConfig, AdminOptions, Config, Diagnostic, Diagnostics, Loaded};
 use portcullis_control::{Control, LastGood, Options, Status, Trigger, utc};
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::{DataPlane, Sockets};
@@ -215,8 +215,10 @@ async fn serve(
     let metrics = Arc::new(Metrics::new(workers));
     let admin = Arc::new(Admin::new(metrics.clone(), sinks.clone()));
     let mut tasks = JoinSet::new();
-    let admin_socket = serve_admin(&config.admin, &admin, &mut arrival.inherited, &mut tasks)?;
-    let admin_address = admin_socket.as_ref().and_then(|socket| socket.local_addr().ok());
+    let admin_socket = admin_socket(&config.admin, &mut arrival.inherited)?;
+    if let (Some(socket), None) = (&admin_socket, arrival.predecessor) {
+        serve_admin(socket, &admin, &mut tasks)?;
+    }
 
     let inherited = std::mem::take(&mut arrival.inherited).listeners(config);
     let data = DataPlane::new(workers, metrics.clone(), inherited);
@@ -244,9 +246,17 @@ async fn serve(
     }
     if let (true, Some((_, gateway))) = (plan.tour, addresses.first()) {
         sinks.flush(FLUSH);
+        let admin_address = admin_socket.as_ref().and_then(|socket| socket.local_addr().ok());
         say::remark(&quickstart::tour(&plan.path, plan.unpacked, *gateway, admin_address));
     }
+    let is_successor = arrival.predecessor.is_some();
     let _pid_file = arrival.take_over()?;
+    if let (Some(socket), true) = (&admin_socket, is_successor) {
+        // Until now the process before this one has answered for both, and there is no way back to it.
+        if let Err(failure) = serve_admin(socket, &admin, &mut tasks) {
+            tracing::error!(target: "portcullis::run", "{}", failure.text());
+        }
+    }
     notify::tell(&Message::Ready(&summary(&control.subscribe().borrow())));
 
     let successor = || {
@@ -338,30 +348,34 @@ async fn drain(data: &DataPlane, grace: Duration, stop: &mut Stop) -> End {
     }
 }
 
-/// Serves the admin interface; returns a handle on its socket.
-fn serve_admin(
+/// The admin interface's socket, if there is one.
+fn admin_socket(
     config: &AdminConfig,
-    admin: &Arc<Admin>,
     inherited: &mut Inherited,
-    tasks: &mut JoinSet<()>,
 ) -> Result<Option<std::net::TcpListener>, Failure> {
-    let AdminConfig::On(options) = config else { return Ok(None) };
-    let failed = |error| {
-        let bind = options.bind;
+    let AdminConfig::On(AdminOptions { bind }) = config else { return Ok(None) };
+    let socket = inherited.admin(bind.0).map_or_else(|| std::net::TcpListener::bind(bind.0), Ok);
+    let socket = socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+    socket.map(Some).map_err(|error| {
         Failure::Run(format!(
             "the admin interface can't listen at {bind}: {error}; set `admin: {{ bind: .. }}`"
         ))
-    };
-    let socket =
-        inherited.admin(options.bind.0).map_or_else(|| std::net::TcpListener::bind(options.bind.0), Ok);
-    let socket = socket.map_err(failed)?;
-    socket.set_nonblocking(true).map_err(failed)?;
+    })
+}
+
+/// Serves the admin interface as long as `tasks` live.
+fn serve_admin(
+    socket: &std::net::TcpListener,
+    admin: &Arc<Admin>,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), Failure> {
+    let failed = |error| Failure::Run(format!("the admin interface can't be served: {error}"));
     let listener = socket.try_clone().and_then(TcpListener::from_std).map_err(failed)?;
     let address = socket.local_addr().map_err(failed)?;
     tracing::info!(target: "portcullis::run", %address, "admin interface");
     let admin = admin.clone();
     tasks.spawn(server::serve(listener, admin::LIMITS, move |request| admin.clone().answer(request)));
-    Ok(Some(socket))
+    Ok(())
 }
 
 fn workers(config: &Config) -> usize {

@@ -1,18 +1,23 @@
-//! Sockets that the process was started with: by a service manager (`systemd.socket(5)`), or by the process that it
-//! takes over from ([`upgrade`](crate::upgrade)). Both hand them over as `sd_listen_fds(3)` describes.
+//! Sockets that the process was started with: by a service manager (`systemd.socket(5)`, `sd_listen_fds(3)`), or by the
+//! process that it takes over from ([`upgrade`](crate::upgrade)).
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::RawFd;
 use std::str::FromStr;
 
-use listenfd::ListenFd;
 use portcullis_config::Config;
 use portcullis_proxy::Sockets;
 
+use crate::process;
 use crate::upgrade::Predecessor;
 
-/// What the sockets are for that a process hands to its successor, in the order of their descriptors.
-pub(crate) const PURPOSES: &str = "PORTCULLIS_SOCKETS";
+/// The variable that tells a successor of its sockets: the process that hands them over and a colon, then
+/// `descriptor=purpose`, separated by blanks.
+pub(crate) const HANDED: &str = "PORTCULLIS_SOCKETS";
+
+/// The first descriptor that a service manager hands over.
+const FIRST: RawFd = 3;
 
 /// What the process was started with.
 #[derive(Default)]
@@ -64,35 +69,29 @@ impl FromStr for Purpose {
 }
 
 impl Inherited {
-    /// Takes what the environment tells of. To be called once, before there is another thread.
+    /// Takes what the environment tells of. To be called once, before the process opens anything.
     pub(crate) fn take() -> Result<Self, String> {
-        let mut given = ListenFd::from_env();
-        if given.len() == 0 {
-            return Ok(Inherited::default());
+        let variable = |name: &str| std::env::var(name).ok();
+        // The variable stays in the environment of whatever the process starts.
+        let parent = std::os::unix::process::parent_id().to_string();
+        let handed = variable(HANDED);
+        let handed = handed.as_deref().and_then(|handed| handed.strip_prefix(&parent)?.strip_prefix(':'));
+        if let Some(handed) = handed {
+            let sockets = handed.split_whitespace().map(handed_socket).collect::<Result<_, _>>()?;
+            let predecessor = Predecessor::new().map_err(|error| format!("no predecessor: {error}"))?;
+            return Ok(Inherited { sockets, predecessor: Some(predecessor) });
         }
-        let purposes = std::env::var(PURPOSES).ok();
-        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
-        let mut inherited = Inherited::default();
-        for at in 0..given.len() {
-            let wrong = |why: &dyn fmt::Display| format!("socket {at} that was handed over: {why}");
-            let socket = given.take_tcp_listener(at).map_err(|error| wrong(&error))?;
-            let socket = socket.ok_or_else(|| wrong(&"it is not there"))?;
-            // The descriptor itself would stay open in every program that this one starts.
-            let socket = socket.try_clone().map_err(|error| wrong(&error))?;
-            let known = match &purposes {
-                Some(purposes) => {
-                    let purpose = purposes.split(' ').nth(at).and_then(|purpose| purpose.parse().ok());
-                    Socket::Handed(purpose.ok_or_else(|| wrong(&"nobody says what it is for"))?)
-                }
-                None => Socket::Managed(names.split(':').nth(at).unwrap_or_default().to_owned()),
-            };
-            inherited.sockets.push((known, socket));
+        let own = std::process::id().to_string();
+        let count = variable("LISTEN_FDS").filter(|_| variable("LISTEN_PID").is_some_and(|pid| pid == own));
+        let count = count.map_or(Ok(0), |count| count.parse());
+        let count: RawFd = count.map_err(|_| "LISTEN_FDS is not a number".to_owned())?;
+        let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+        let names = names.split(':').chain(std::iter::repeat(""));
+        let mut sockets = Vec::new();
+        for (descriptor, name) in (FIRST..FIRST.saturating_add(count)).zip(names) {
+            sockets.push((Socket::Managed(name.to_owned()), listening(descriptor)?));
         }
-        if purposes.is_some() {
-            let predecessor = Predecessor::new();
-            inherited.predecessor = Some(predecessor.map_err(|error| format!("no predecessor: {error}"))?);
-        }
-        Ok(inherited)
+        Ok(Inherited { sockets, predecessor: None })
     }
 
     /// The admin interface's socket at this address.
@@ -125,20 +124,34 @@ impl Inherited {
     }
 }
 
+fn handed_socket(text: &str) -> Result<(Socket, TcpListener), String> {
+    let (descriptor, purpose) = text.split_once('=').unwrap_or_default();
+    match (descriptor.parse(), purpose.parse()) {
+        (Ok(descriptor), Ok(purpose)) => Ok((Socket::Handed(purpose), listening(descriptor)?)),
+        _ => Err(format!("`{text}` in {HANDED} is no socket")),
+    }
+}
+
+fn listening(descriptor: RawFd) -> Result<TcpListener, String> {
+    let wrong = |error| format!("descriptor {descriptor}, which was handed over, is no TCP socket: {error}");
+    let socket = TcpListener::from(process::inherited(descriptor).map_err(wrong)?);
+    socket.local_addr().map_err(wrong)?;
+    Ok(socket)
+}
+
 /// The configured address that a service manager's socket is for: its own, or that of the listener with its name.
 fn configured(config: &Config, name: &str, socket: &TcpListener) -> Option<SocketAddr> {
     let own = socket.local_addr().ok()?;
-    let addresses = || config.listeners.iter().flat_map(|listener| &listener.bind);
-    let named = config.listeners.iter().find(|listener| listener.name == name);
-    let by_name = match named.map(|listener| &*listener.bind) {
-        Some([only]) if !addresses().any(|address| address.0 == own) => Some(only.0),
-        _ => None,
-    };
-    if by_name.is_none() && !addresses().any(|address| address.0 == own) {
-        tracing::warn!(target: "portcullis::run", address = %own, name, "no listener has the address or the name of a socket that was handed over");
+    if config.listeners.iter().flat_map(|listener| &listener.bind).any(|address| address.0 == own) {
+        return Some(own);
     }
-    // A reload may bring a listener with its address.
-    Some(by_name.unwrap_or(own))
+    let named = config.listeners.iter().find(|listener| listener.name == name);
+    if let Some([only]) = named.map(|listener| &*listener.bind) {
+        return Some(only.0);
+    }
+    tracing::warn!(target: "portcullis::run", address = %own, name, "a socket was handed over that no listener wants");
+    // A reload may bring one.
+    Some(own)
 }
 
 #[cfg(test)]

@@ -7,16 +7,15 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use command_fds::{CommandFdExt, FdMapping};
 use portcullis_proxy::Sockets;
 
 use crate::notify::{self, Message};
-use crate::sockets::{PURPOSES, Purpose};
+use crate::sockets::{HANDED, Purpose};
 
 /// How long a new process may take until it serves: it may have modules to compile, and this one serves meanwhile.
 const START: Duration = Duration::from_secs(120);
@@ -26,9 +25,6 @@ const TURN: Duration = Duration::from_secs(10);
 
 /// How much is read of why a new process failed.
 const LONGEST_REASON: u64 = 64 << 10;
-
-/// The first descriptor that is handed over (`sd_listen_fds(3)`).
-const FIRST: i32 = 3;
 
 const READY: &[u8; 6] = b"ready\n";
 const FAILED: &[u8; 6] = b"failed";
@@ -90,27 +86,21 @@ impl Successor {
         let failed = |error: io::Error| format!("the new process can't be started: {error}");
         let (channel, theirs) = UnixStream::pair().map_err(failed)?;
         channel.set_read_timeout(Some(START)).map_err(failed)?;
-        let handed = handed(sockets, admin);
-        let purposes: Vec<_> = handed.iter().map(|(purpose, _)| purpose.to_string()).collect();
-        let mapping = |(child_fd, (_, socket)): (i32, (Purpose, TcpListener))| FdMapping {
-            parent_fd: socket.into(),
-            child_fd,
-        };
-        let mappings = (FIRST..).zip(handed).map(mapping).collect();
+        // Descriptors that are inherited by whatever is started now, which is nothing else.
+        let handed: Vec<(Purpose, OwnedFd)> = handed(sockets, admin)
+            .into_iter()
+            .map(|(purpose, socket)| Ok((purpose, rustix::io::dup(&socket)?)))
+            .collect::<io::Result<_>>()
+            .map_err(failed)?;
+        let sockets = handed.iter().map(|(purpose, socket)| format!(" {}={purpose}", socket.as_raw_fd()));
         let mut arguments = std::env::args_os();
-        let mut command = Command::new(arguments.next().unwrap_or_else(|| OsString::from("portcullis")));
-        command
+        let child = Command::new(arguments.next().unwrap_or_else(|| OsString::from("portcullis")))
             .args(arguments)
             .stdin(OwnedFd::from(theirs))
-            .env(PURPOSES, purposes.join(" "))
-            .env("LISTEN_FDS", purposes.len().to_string())
-            // Its process id is not known yet.
-            .env_remove("LISTEN_PID")
-            .env_remove("LISTEN_FDNAMES");
-        command.fd_mappings(mappings).map_err(|error| failed(io::Error::other(error)))?;
-        let child = command.spawn().map_err(failed)?;
-        // It holds the other end of the channel.
-        drop(command);
+            .env(HANDED, format!("{}:{}", std::process::id(), sockets.collect::<String>()))
+            .spawn()
+            .map_err(failed)?;
+        drop(handed);
         let mut successor = Successor { channel, child };
         match successor.wait() {
             Ok(()) => Ok(successor),

@@ -189,6 +189,20 @@ fn the_systemd_unit_starts_this_program() {
 }
 
 #[test]
+fn the_systemd_sockets_are_those_of_the_shipped_configuration() {
+    let read = |file: &str| fs::read_to_string(repository().join("config").join(file)).unwrap();
+    let unit = read("portcullis.socket");
+    let sockets: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("ListenStream=")).collect();
+    let config = read("reverse-proxy.yaml");
+    let lists = config.lines().filter_map(|line| line.trim().strip_prefix("bind: "));
+    let bound: Vec<String> =
+        lists.flat_map(|list| serde_json::from_str::<Vec<String>>(list).unwrap()).collect();
+    assert!(!sockets.is_empty() && sockets == bound, "{sockets:?} {bound:?}");
+    // What they are handed to is named like them.
+    assert!(repository().join("config/portcullis.service").is_file());
+}
+
+#[test]
 fn the_schema_is_json_and_knows_every_plugin() {
     let output = portcullis(&["schema"]);
     let schema: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -25,7 +25,8 @@ use crate::upstream::{
 /// not count as retries, because the endpoint did not fail.
 const MAX_STALE: u32 = 3;
 
-/// Sends the request upstream, again where that is safe, until there is a response or no more hope.
+/// Sends the request upstream, again where that is safe, until there is a response or no more hope. What the first
+/// attempt says, its copy says too.
 pub(crate) async fn attempt(
     live: &mut Live,
     upstream: &Arc<Upstream>,

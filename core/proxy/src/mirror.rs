@@ -155,15 +155,9 @@ impl Mirrored {
             },
         );
         let head = Request::new(method, target, version, headers);
+        let client = endpoint.is_told_clients().then_some(&client);
         let (method, target, headers) = (head.method(), head.target(), head.headers());
-        let sending = RequestHead {
-            method,
-            target,
-            headers,
-            told: &[],
-            client: endpoint.is_told_clients().then_some(&client),
-            upgrade: None,
-        };
+        let sending = RequestHead { method, target, headers, told: &[], client, upgrade: None };
         match send(upstream, endpoint, sending, RequestBody::Whole(bytes), None).await {
             Ok(response) => {
                 upstream.answered(chosen, response.status());

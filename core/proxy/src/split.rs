@@ -154,7 +154,7 @@ mod tests {
     fn a_share_that_grows_keeps_what_it_has() {
         let small = shares(&[(5, "next"), (95, "api")], SplitBy::Lot);
         let large = shares(&[(20, "next"), (80, "api")], SplitBy::Lot);
-        let points = (0..1000_u64).map(|at| at * (u64::MAX / 1000 + 1));
+        let points = (0..1000_u64).map(|at| (2 * at + 1) * (u64::MAX / 2000));
         let next = |split: &Split, point| &*split.at(point).name == "next";
         assert!(points.clone().filter(|point| next(&small, *point)).all(|point| next(&large, point)));
         assert_eq!(points.filter(|point| next(&large, *point)).count(), 200);

@@ -617,3 +617,22 @@ fn is_of_connection(error: &io::Error) -> bool {
     use io::ErrorKind::*;
     matches!(error.kind(), ConnectionAborted | ConnectionReset | ConnectionRefused | Interrupted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_socket_and_every_worker_has_its_part() {
+        let dealt = |sockets: usize, workers: usize| {
+            let first = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let configured = first.local_addr().unwrap();
+            let sockets = (0..sockets).map(|_| first.try_clone().unwrap()).collect();
+            let mut dealt: Vec<_> = (0..workers).map(|_| Vec::new()).collect();
+            deal(&Sockets { configured, is_managed: true, sockets }, &mut dealt).unwrap();
+            dealt.iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!((dealt(1, 3), dealt(3, 3)), (vec![1, 1, 1], vec![1, 1, 1]));
+        assert_eq!((dealt(3, 2), dealt(2, 3)), (vec![2, 1], vec![1, 1, 1]));
+    }
+}

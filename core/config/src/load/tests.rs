@@ -457,6 +457,10 @@ fn what_contradicts_is_refused() {
         ["1: listeners[1].bind[0]: 0.0.0.0:80 is already used by listener `0.0.0.0:80`"]
     );
     assert_eq!(
+        messages("listeners: [{ name: a, bind: \"[::1]:0\" }, { name: b, bind: \"[::1]:0\" }]\n"),
+        ["1: listeners[1].bind[0]: [::1]:0 is already used by listener `a`"]
+    );
+    assert_eq!(
         messages(
             "listeners: [{ bind: 0.0.0.0:80, redirect_https: true, tls: { certificates: [], alpn: [] } }]\n"
         ),

@@ -1,0 +1,350 @@
+//! Deployment: listeners that come, change and go, sockets from a service manager, and another process that takes over.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use portcullis_tests::tools::{Authority, attempt, has};
+use portcullis_tests::{Gateway, Http, Http2, Origin, PATIENCE, Setup, program, request, until};
+
+const ANSWERING: &str = "routes: [{ respond: { status: 204 } }]\n";
+
+/// Clients that ask without a pause: each over one connection as long as it is kept, or over a new one each time.
+#[derive(Default)]
+struct Load {
+    stop: AtomicBool,
+    asked: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Load {
+    fn during(address: SocketAddr, act: impl FnOnce(&Load)) -> usize {
+        let load = Load::default();
+        std::thread::scope(|scope| {
+            for keeps in [true, true, true, false, false] {
+                let load = &load;
+                scope.spawn(move || load.run(address, keeps));
+            }
+            // Whatever happens, the clients end, or the scope would not.
+            let stop = Stop(&load.stop);
+            act(&load);
+            drop(stop);
+        });
+        assert_eq!(load.failed.load(SeqCst), 0, "of {} requests", load.asked.load(SeqCst));
+        load.asked.load(SeqCst)
+    }
+
+    fn run(&self, address: SocketAddr, keeps: bool) {
+        let mut client = None;
+        while !self.stop.load(SeqCst) {
+            self.asked.fetch_add(1, SeqCst);
+            let mut http = match client.take() {
+                Some(http) => http,
+                None => match Http::connect(address) {
+                    Ok(http) => http,
+                    Err(_) => {
+                        self.failed.fetch_add(1, SeqCst);
+                        continue;
+                    }
+                },
+            };
+            match http.ask(&request("GET", "/")) {
+                Ok(answer) if answer.status == 200 => {
+                    client = Some(http).filter(|_| keeps && answer.header("connection") != Some("close"));
+                }
+                _ => {
+                    self.failed.fetch_add(1, SeqCst);
+                }
+            }
+        }
+    }
+
+    /// Waits for some more requests.
+    fn go_on(&self) {
+        let from = self.asked.load(SeqCst);
+        until("more requests", || self.asked.load(SeqCst) >= from + 100);
+    }
+}
+
+struct Stop<'s>(&'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+#[test]
+fn an_upgrade_under_load_costs_no_request() {
+    let origin = Origin::start();
+    let gateway = Setup::new("workers: 2\n").before(&origin).start();
+    let first = gateway.pid();
+    let asked = Load::during(gateway.address(), |load| {
+        for _ in 0..3 {
+            load.go_on();
+            gateway.upgrade();
+        }
+        load.go_on();
+    });
+    assert!(asked >= 400 && gateway.pid() != first);
+    assert_eq!(gateway.status()["listeners"][0]["addresses"][0]["actual"], gateway.address().to_string());
+    gateway.stop();
+}
+
+#[test]
+fn workers_may_become_more_or_fewer() {
+    let gateway = Setup::new(&format!("workers: 3\n{ANSWERING}")).start();
+    for workers in [1, 4] {
+        let config = fs::read_to_string(gateway.dir().join("gateway.yaml")).unwrap();
+        let from = config.lines().find(|line| line.starts_with("workers:")).unwrap();
+        gateway.replace("gateway.yaml", from, &format!("workers: {workers}"));
+        gateway.upgrade();
+        // As many connections as find every socket.
+        for _ in 0..50 {
+            assert_eq!(gateway.get("/").status, 204);
+        }
+    }
+}
+
+#[test]
+fn what_is_under_way_ends_in_the_old_process() {
+    let origin = Origin::start();
+    let gateway = Setup::new("").before(&origin).start();
+    let mut http1 = gateway.connect();
+    http1.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    let mut http2 = Http2::open(gateway.address());
+    http2.get(1, "/hold", &[]);
+    until("the requests to be held", || origin.held() == 2);
+    let old = gateway.pid();
+    gateway.signal("USR2");
+    gateway.wait_handed_over();
+    http2.read_until(Http2::GOAWAY);
+    assert!(gateway.pid() != old && Path::new(&format!("/proc/{old}")).exists());
+    assert_eq!(gateway.admin("GET", "/readyz").status, 200);
+    assert_eq!(gateway.get("/").status, 200);
+    assert_eq!(origin.held(), 2);
+    origin.release();
+    assert_eq!(http1.answer("GET").unwrap().status, 200);
+    assert_eq!(http2.read_until(Http2::HEADERS).1, 1);
+    assert!(http1.is_closed());
+}
+
+#[test]
+fn a_new_process_that_fails_leaves_the_old_one_serving_and_says_why() {
+    let setup = Setup::new(ANSWERING);
+    let link = setup.dir().join("gateway");
+    symlink(program(), &link).unwrap();
+    let gateway = setup.program(&link).start();
+    let pid = gateway.pid();
+    let fails = |why: &str| {
+        let before = gateway.log().matches("upgrade failed").count();
+        gateway.signal("USR2");
+        until("the upgrade to fail", || gateway.log().matches("upgrade failed").count() > before);
+        let log = gateway.log();
+        let said = log.lines().rfind(|line| line.contains("upgrade failed")).unwrap();
+        assert!(said.contains(why), "{said}");
+        assert_eq!((gateway.get("/").status, gateway.pid()), (204, pid));
+    };
+    fs::remove_file(&link).unwrap();
+    fails("can't be started: No such file");
+    fs::write(&link, "#!/bin/sh\nexit 3\n").unwrap();
+    fs::set_permissions(&link, fs::Permissions::from_mode(0o755)).unwrap();
+    fails("ended with exit status: 3");
+    fs::remove_file(&link).unwrap();
+    symlink(program(), &link).unwrap();
+    gateway.edit("gateway.yaml", "listeners: [\n");
+    fails("gateway.yaml:1:");
+    assert_eq!(gateway.admin("GET", "/readyz").status, 200);
+}
+
+#[test]
+fn the_service_manager_and_the_pid_file_follow_the_new_process() {
+    let setup = Setup::new(&format!("pid_file: gateway.pid\n{ANSWERING}"));
+    let path = setup.dir().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    // How it is, is told at any time.
+    let told = || loop {
+        let mut message = [0; 1024];
+        let length = socket.recv(&mut message).unwrap();
+        let message = String::from_utf8_lossy(&message[..length]).into_owned();
+        if !message.starts_with("STATUS=") {
+            return message;
+        }
+    };
+    let gateway = setup.variable("NOTIFY_SOCKET", path.display()).start();
+    assert!(told().starts_with("READY=1"));
+    gateway.upgrade();
+    assert_eq!(told(), format!("MAINPID={}", gateway.pid()));
+    assert!(told().starts_with("READY=1"));
+    let pid_file = gateway.dir().join("gateway.pid");
+    assert_eq!(fs::read_to_string(&pid_file).unwrap().trim(), gateway.pid().to_string());
+    gateway.signal("TERM");
+    assert!(told().starts_with("STOPPING=1"));
+    until("the PID file to go", || !pid_file.exists());
+    gateway.wait();
+}
+
+/// A gateway with a socket as from a service manager.
+fn activated(config: &str, socket: &TcpListener) -> Gateway {
+    let setup = Setup::new(config);
+    let start = setup.dir().join("start");
+    let script = format!(
+        "#!/bin/sh\nexec 3<&0 </dev/null\nexport LISTEN_FDS=1 LISTEN_FDNAMES=main LISTEN_PID=$$\nexec {} \"$@\"\n",
+        program().display()
+    );
+    fs::write(&start, script).unwrap();
+    fs::set_permissions(&start, fs::Permissions::from_mode(0o755)).unwrap();
+    setup.program(&start).stdin(socket.try_clone().unwrap()).start()
+}
+
+/// How often a process has a socket open.
+fn descriptors(gateway: &Gateway, address: SocketAddr) -> usize {
+    let hex = format!("0100007F:{:04X} ", address.port());
+    let tables = fs::read_to_string("/proc/net/tcp").unwrap();
+    let listens = tables.lines().find(|line| line.contains(&hex) && line.contains(" 0A ")).unwrap();
+    let inode = listens.split_whitespace().nth(9).unwrap();
+    let open = fs::read_dir(format!("/proc/{}/fd", gateway.pid())).unwrap();
+    let links = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    links.filter(|link| link.to_string_lossy() == format!("socket:[{inode}]")).count()
+}
+
+#[test]
+fn a_socket_of_the_service_manager_is_shared_by_the_workers() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let config = |listeners: &str| format!("workers: 2\nlisteners: {listeners}\n{ANSWERING}");
+    let listener = format!("[{{ name: web, bind: \"{address}\" }}]");
+    let gateway = activated(&config(&listener), &socket);
+    assert_eq!(gateway.address(), address);
+    assert!(descriptors(&gateway, address) >= 3, "each worker has it");
+    for _ in 0..20 {
+        assert_eq!(gateway.get("/").status, 204);
+    }
+    // The listener goes and comes back, which a socket that is still open elsewhere would not allow.
+    gateway.replace("gateway.yaml", &listener, "[{ name: web, bind: 127.0.0.2:0 }]");
+    gateway.wait_generation(2);
+    gateway.replace("gateway.yaml", "[{ name: web, bind: 127.0.0.2:0 }]", &listener);
+    gateway.wait_generation(3);
+    assert_eq!(gateway.get("/").status, 204);
+    gateway.upgrade();
+    assert_eq!(gateway.get("/").status, 204);
+    gateway.replace("gateway.yaml", &listener, "[{ name: web, bind: 127.0.0.2:0 }]");
+    gateway.wait_generation(2);
+    gateway.replace("gateway.yaml", "[{ name: web, bind: 127.0.0.2:0 }]", &listener);
+    gateway.wait_generation(3);
+    assert_eq!(gateway.get("/").status, 204);
+    // While nobody runs, the socket keeps who comes.
+    gateway.stop();
+    let mut early = Http::connect(address).unwrap();
+    early.write(b"GET / HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    let gateway = activated(&config(&listener), &socket);
+    assert_eq!(early.answer("GET").unwrap().status, 204);
+    drop(gateway);
+}
+
+#[test]
+fn a_socket_of_the_service_manager_may_belong_to_a_listener_by_its_name() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listeners = "listeners: [{ name: other, bind: 127.0.0.2:0 }, { name: main, bind: 127.0.0.3:1 }]\n";
+    let gateway = activated(&format!("{listeners}{ANSWERING}"), &socket);
+    assert_eq!(gateway.listener("main"), socket.local_addr().unwrap());
+    let mut http = Http::connect(socket.local_addr().unwrap()).unwrap();
+    assert_eq!(http.ask(&request("GET", "/")).unwrap().status, 204);
+}
+
+#[test]
+fn what_is_no_socket_is_refused() {
+    let script =
+        format!("exec 3</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec {} run gateway.yaml", program().display());
+    let ended = Command::new("sh").args(["-c", &script]).current_dir("/").output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(
+        ended.status.code() == Some(1)
+            && said.contains("descriptor 3, which was handed over, is no TCP socket"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_listener_that_is_renamed_or_moved_keeps_what_it_can() {
+    let origin = Origin::start();
+    let gateway = Setup::new("listeners: [{ name: main, bind: 127.0.0.1:0 }]\n").before(&origin).start();
+    let address = gateway.address();
+    let mut kept = gateway.connect();
+    assert_eq!(kept.ask(&request("GET", "/")).unwrap().status, 200);
+    gateway.replace("gateway.yaml", "name: main", "name: renamed");
+    gateway.wait_generation(2);
+    assert_eq!(gateway.listener("renamed"), address);
+    assert_eq!(kept.ask(&request("GET", "/")).unwrap().status, 200);
+    // On its way to another port, what is under way ends as it began.
+    kept.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    until("the request to be held", || origin.held() == 1);
+    gateway.replace("gateway.yaml", "127.0.0.1:0 }]\n", "127.0.0.2:0 }]\n");
+    gateway.wait_generation(3);
+    let moved = gateway.listener("renamed");
+    assert_eq!(Http::connect(moved).unwrap().ask(&request("GET", "/")).unwrap().status, 200);
+    until("the old port to be closed", || Http::connect(address).is_err());
+    origin.release();
+    let answer = kept.answer("GET").unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+}
+
+#[test]
+fn tls_comes_and_goes_with_a_reload() {
+    if !has(&["openssl", "curl"]) {
+        return;
+    }
+    let plain = "name: main, bind: 127.0.0.1:0 }";
+    let tls = "name: main, bind: 127.0.0.1:0, tls: { certificates: [{ cert: tls/one.test.pem, key: tls/one.test.key }] } }";
+    let setup = Setup::new(&format!("listeners: [{{ {plain}]\n{ANSWERING}"));
+    let authority = Authority::new(&setup.dir().join("tls"));
+    authority.issue("one.test");
+    let gateway = setup.start();
+    let port = gateway.address().port();
+    let status = || {
+        let (url, resolve) = (format!("https://one.test:{port}/"), format!("one.test:{port}:127.0.0.1"));
+        let curl = [
+            "-sS",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "--cacert",
+            &authority.ca(),
+            "--resolve",
+            &resolve,
+            &url,
+        ];
+        attempt("curl", &curl).out
+    };
+    let mut before = gateway.connect();
+    assert_eq!(before.ask(&request("GET", "/")).unwrap().status, 204);
+    gateway.replace("gateway.yaml", plain, tls);
+    gateway.wait_generation(2);
+    assert_eq!(status(), "204");
+    assert!(before.is_closed(), "what came in the clear ends");
+    assert!(gateway.connect().ask(&request("GET", "/")).is_err());
+    gateway.replace("gateway.yaml", tls, plain);
+    gateway.wait_generation(3);
+    assert_eq!(gateway.get("/").status, 204);
+    assert_eq!(status(), "000");
+}
+
+#[test]
+fn an_idle_connection_may_still_ask_while_its_process_ends() {
+    let gateway = Setup::new(ANSWERING).start();
+    let mut idle = gateway.connect();
+    assert_eq!(idle.ask(&request("GET", "/")).unwrap().status, 204);
+    gateway.signal("TERM");
+    until("the drain to begin", || gateway.log().contains("draining"));
+    let answer = idle.ask(&request("GET", "/")).unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (204, Some("close")));
+    gateway.wait();
+}
