@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route, TlsPolicy, TlsVersion};
 use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::node::{Node, join};
+use crate::upstreams::Deadline;
 
 /// What fits into the map that headers are kept in, with room for those that plugins add.
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
@@ -22,6 +23,7 @@ pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeEr
     check.chains(config);
     check.routes(config);
     check.endpoints(config);
+    check.limits(config);
     check.unused_upstreams(config);
     (check.errors, check.warnings)
 }
@@ -216,6 +218,21 @@ impl Check<'_> {
                     let help = "for a larger share: `{ url: ..., weight: 2 }`";
                     self.error(&path, "this endpoint stands here twice", Some(help));
                 }
+            }
+        }
+    }
+
+    /// What would do nothing is a mistake.
+    fn limits(&mut self, config: &Config) {
+        for upstream in &config.upstreams {
+            let path = join("upstreams", &upstream.name);
+            let is_limited = upstream.max_requests.is_some() || upstream.adaptive.is_some();
+            if upstream.max_pending > 0 && !is_limited {
+                let message = "nothing waits without `max_requests` or `adaptive`";
+                self.error(&format!("{path}.max_pending"), message, None);
+            }
+            if upstream.deadline.as_ref().is_some_and(|deadline| *deadline == Deadline::default()) {
+                self.error(&format!("{path}.deadline"), "expected `read`, `tell` or both", None);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, MapAccess, Visitor};
+use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::{Status, at_least_one, seconds};
@@ -29,15 +29,26 @@ pub struct Upstream {
     #[schemars(default = "default_min_healthy")]
     pub min_healthy: Percent,
     /// How long an endpoint that comes back gets less than its share, a tenth at first. Default: its share at once.
-    /// Not for `hash` and `sticky`. Example: `30s`.
+    /// Clients that have its `sticky` cookie come back at once. Example: `30s`.
     pub slow_start: Option<Duration>,
     /// When requests show that an endpoint fails: for how long it gets none, or `off`.
     #[schemars(schema_with = "crate::schema::eject", default)]
     pub eject: Eject,
     /// Checks that the gateway makes itself, independent of requests. Default: none.
     pub health: Option<Health>,
-    /// Requests under way at a time, over all workers; more are answered with 503. Default: no limit. Example: `500`.
+    /// When requests show that the upstream as a whole fails: for a while none is sent, and all are answered with
+    /// 503 at once. Default: never.
+    pub breaker: Option<Breaker>,
+    /// Requests under way at a time, over all workers; more wait or are answered with 503. Default: no limit.
+    /// Example: `500`.
     pub max_requests: Option<NonZeroU32>,
+    /// Let no more requests be under way than the upstream keeps up with, as its own answers show, and not more than
+    /// `max_requests`. Default: no such limit. Example: `{}`.
+    pub adaptive: Option<Adaptive>,
+    /// Requests that may wait for others to end, for as long as `timeouts.pending` says; more are answered with 503.
+    /// Default `0`. Example: `100`.
+    #[schemars(default)]
+    pub max_pending: u32,
     /// Timeouts.
     #[schemars(default)]
     pub timeouts: Timeouts,
@@ -47,6 +58,11 @@ pub struct Upstream {
     /// Further attempts after a failed one, where repeating is safe: how many, or a table. Default `1`.
     #[schemars(schema_with = "crate::schema::retries", default)]
     pub retries: Retries,
+    /// Make another attempt beside one that takes long, elsewhere: of requests that may be repeated, within the budget
+    /// of retries. Default: no. Example: `{ after: p95 }`.
+    pub hedge: Option<Hedge>,
+    /// Headers that tell how long a request may take. Default: none.
+    pub deadline: Option<Deadline>,
     /// The `Host` header that is sent: `preserve` the client's, the `endpoint`'s, or this name. Default `preserve`.
     #[schemars(with = "String", default)]
     pub host: HostHeader,
@@ -122,8 +138,81 @@ pub struct Eject {
     /// The longest time. Default `5m`.
     #[serde(deserialize_with = "positive")]
     pub max_time: Duration,
+    /// Share of an endpoint's requests within the window that must fail, in a row or not. Default: their share does
+    /// not matter. Example: `20%`.
+    pub error_rate: Option<Percent>,
+    /// How many times longer than at the other endpoints its requests must take on average, to the response's
+    /// headers. Default: that does not matter. Example: `4`.
+    pub latency_factor: Option<NonZeroU32>,
+    /// The time over which both are judged. Default `10s`.
+    #[serde(deserialize_with = "positive")]
+    pub window: Duration,
+    /// Requests that an endpoint must have had in that time to be judged by them. Default `50`.
+    pub min_requests: NonZeroU32,
     /// Share of the endpoints that may be ejected together. Default `50%`; `0%` ejects none.
     pub max_ejected: Percent,
+}
+
+/// The circuit breaker: when it opens, and how it closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Breaker {
+    /// Share of the requests within the window that must fail, after all retries. Default `50%`.
+    pub error_rate: Percent,
+    /// Requests that there must have been in the window. Default `20`.
+    pub min_requests: NonZeroU32,
+    /// The time over which requests are counted; then they are counted anew. Default `10s`.
+    #[serde(deserialize_with = "positive")]
+    pub window: Duration,
+    /// Whether responses with status 500 to 599 are failures, too. Default `true`.
+    pub server_errors: bool,
+    /// For how long no request is sent. Default `5s`.
+    #[serde(deserialize_with = "positive")]
+    pub time: Duration,
+    /// Requests at a time that then try whether the upstream is back; when so many have gone well, all are sent
+    /// again. Default `3`.
+    pub probes: NonZeroU32,
+}
+
+/// A limit that adapts to what the upstream keeps up with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Adaptive {
+    /// The lowest limit, with which it begins, too. Default `10`.
+    pub min: NonZeroU32,
+    /// How many times as long as with little to do the upstream may take on average. Default `2`.
+    pub tolerance: NonZeroU32,
+}
+
+/// Another attempt beside one that takes long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Hedge {
+    /// How long the first attempt has: a time, or `p95`, what 95 of 100 requests to the upstream take at most.
+    #[schemars(schema_with = "crate::schema::hedge_after")]
+    pub after: HedgeAfter,
+}
+
+/// How long a first attempt has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HedgeAfter {
+    /// This time.
+    Time(Duration),
+    /// As long as 95 of 100 requests take at most.
+    P95,
+}
+
+/// Headers that tell how long a request may take. The name says the form: `grpc-timeout` has gRPC's, one that ends in
+/// `-ms` is a number of milliseconds, any other a number of seconds or a time such as `250ms`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Deadline {
+    /// What `trusted_proxies` say; it can make `retries.timeout` shorter, not longer. From others it is removed.
+    /// Default: none. Example: `x-request-timeout`.
+    pub read: Option<HeaderName>,
+    /// What the upstream is told: the time that is left when an attempt begins, if there is a limit. Default: none.
+    /// Example: `x-request-timeout`.
+    pub tell: Option<HeaderName>,
 }
 
 /// Checks that the gateway makes itself.
@@ -200,6 +289,9 @@ pub struct Timeouts {
     /// From the end of the request to the response's headers. Default `30s`.
     #[serde(deserialize_with = "positive")]
     pub response: Duration,
+    /// To wait for other requests to end, where their number is limited. Default `1s`.
+    #[serde(deserialize_with = "positive")]
+    pub pending: Duration,
     /// An unused connection is closed after this. Default `60s`.
     #[serde(deserialize_with = "positive")]
     pub idle: Duration,
@@ -231,10 +323,15 @@ impl Upstream {
             slow_start: None,
             eject: Eject::default(),
             health: None,
+            breaker: None,
             max_requests: None,
+            adaptive: None,
+            max_pending: 0,
             timeouts: Timeouts::default(),
             max_idle: default_max_idle(),
             retries: Retries::default(),
+            hedge: None,
+            deadline: None,
             host: HostHeader::default(),
         }
     }
@@ -247,8 +344,31 @@ impl Default for Eject {
             server_errors: false,
             time: seconds(10),
             max_time: seconds(300),
+            error_rate: None,
+            latency_factor: None,
+            window: seconds(10),
+            min_requests: at_least_one(50),
             max_ejected: Percent(50),
         }
+    }
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            error_rate: Percent(50),
+            min_requests: at_least_one(20),
+            window: seconds(10),
+            server_errors: true,
+            time: seconds(5),
+            probes: at_least_one(3),
+        }
+    }
+}
+
+impl Default for Adaptive {
+    fn default() -> Self {
+        Self { min: at_least_one(10), tolerance: at_least_one(2) }
     }
 }
 
@@ -285,7 +405,13 @@ impl Default for RetryBudget {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: seconds(2), response: seconds(30), idle: seconds(60), body: seconds(60) }
+        Self {
+            connect: seconds(2),
+            response: seconds(30),
+            pending: seconds(1),
+            idle: seconds(60),
+            body: seconds(60),
+        }
     }
 }
 
@@ -392,6 +518,29 @@ impl<'de> Visitor<'de> for HashByVisitor {
     }
 }
 
+impl<'de> Deserialize<'de> for HedgeAfter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(HedgeAfterVisitor)
+    }
+}
+
+struct HedgeAfterVisitor;
+
+impl Visitor<'_> for HedgeAfterVisitor {
+    type Value = HedgeAfter;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a duration such as `50ms`, or `p95`")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<HedgeAfter, E> {
+        if text == "p95" {
+            return Ok(HedgeAfter::P95);
+        }
+        positive(text.into_deserializer()).map(HedgeAfter::Time)
+    }
+}
+
 impl Serialize for RetryOn {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -438,6 +587,7 @@ impl Visitor<'_> for RetryOnVisitor {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::time::Duration as StdDuration;
 
     use super::*;
 
@@ -472,6 +622,11 @@ mod tests {
         let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;
         assert_eq!((retries.attempts, retries.on), (1, vec![RetryOn::Connect, RetryOn::Status(503)]));
         assert_eq!((retries.budget.share, retries.budget.min), (Percent(5), 10));
+        assert_eq!(read("hedge: { after: 50ms }").hedge.unwrap().after, HedgeAfter::Time(Duration(StdDuration::from_millis(50))));
+        assert_eq!(read("hedge: { after: p95 }").hedge.unwrap().after, HedgeAfter::P95);
+        assert_eq!(read("adaptive: {}").adaptive.unwrap().tolerance.get(), 2);
+        assert_eq!(read("breaker: { error_rate: 20% }").breaker.unwrap().error_rate, Percent(20));
+        assert_eq!(read("max_requests: 2, max_pending: 7").max_pending, 7);
         assert_eq!(read("eject: off").eject.max_ejected, Percent(0));
         assert_eq!(read("health: { path: /healthz }").health.unwrap().unhealthy.get(), 3);
     }
@@ -501,6 +656,11 @@ mod tests {
             ("eject: { max_ejected: 101% }", "2: upstreams.api.eject.max_ejected: expected a share"),
             ("eject: { time: 0s }", "2: upstreams.api.eject.time: must be longer than zero"),
             ("health: { interval: 0s }", "2: upstreams.api.health.interval: must be longer than zero"),
+            ("hedge: { after: p99 }", "2: upstreams.api.hedge.after: expected a duration such as `10s`"),
+            ("hedge: {}", "2: missing key `after` in `hedge`"),
+            ("breaker: { probes: 0 }", "2: upstreams.api.breaker.probes: expected a whole number, 1 or more"),
+            ("max_pending: 3", "2: upstreams.api.max_pending: nothing waits without `max_requests` or `adaptive`"),
+            ("deadline: {}", "2: upstreams.api.deadline: expected `read`, `tell` or both"),
             ("max_requests: 0", "2: upstreams.api.max_requests: expected a whole number, 1 or more"),
         ] {
             assert!(wrong(settings).starts_with(expected), "{settings}: {}", wrong(settings));

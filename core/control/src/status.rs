@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use portcullis_config::Diagnostics;
-use portcullis_proxy::upstream::Endpoint;
+use portcullis_proxy::upstream::{Endpoint, Upstream};
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
@@ -95,8 +95,34 @@ pub struct PluginStatus {
 pub struct UpstreamStatus {
     /// Its name.
     pub name: Arc<str>,
+    /// Whether requests are sent to it, if it has a breaker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub circuit: Option<CircuitStatus>,
+    /// How many requests may be under way now, if that is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitStatus>,
     /// Its endpoints, in the order of the configuration.
     pub endpoints: Vec<EndpointStatus>,
+}
+
+/// An upstream whose circuit may open; its state is read when it is asked for.
+#[derive(Debug, Clone)]
+pub struct CircuitStatus(pub Arc<Upstream>);
+
+impl Serialize for CircuitStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.metrics.circuit.state().as_str())
+    }
+}
+
+/// An upstream whose requests are limited; the limit is read when it is asked for.
+#[derive(Debug, Clone)]
+pub struct LimitStatus(pub Arc<Upstream>);
+
+impl Serialize for LimitStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.limit().serialize(serializer)
+    }
 }
 
 /// An endpoint; how it is is read when it is asked for.
@@ -155,6 +181,8 @@ impl Status {
         });
         let upstreams = built.upstreams.iter().map(|built| UpstreamStatus {
             name: built.upstream.name.clone(),
+            circuit: built.upstream.breaker.map(|_| CircuitStatus(built.upstream.clone())),
+            limit: built.upstream.limit().map(|_| LimitStatus(built.upstream.clone())),
             endpoints: built.upstream.endpoints.iter().cloned().map(EndpointStatus).collect(),
         });
         Status {

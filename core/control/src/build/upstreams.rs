@@ -9,7 +9,8 @@ use http::header::{HeaderName, HeaderValue};
 use portcullis_config as config;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::upstream::{
-    Balance, Balancer, Ejection, Endpoint, HashBy, HostHeader, Place, Retries, Sticky, Timeouts, Upstream,
+    Adaptive, Balance, Balancer, Breaker, Deadline, Ejection, Endpoint, HashBy, Hedge, HostHeader, Pending,
+    Place, Retries, Sticky, Timeouts, Upstream,
 };
 
 use super::Builder;
@@ -47,12 +48,17 @@ impl Builder<'_> {
         let host = host(&config.host).map_err(|message| self.error(&format!("{path}.host"), message));
         let rule =
             rule(config, &endpoints).map_err(|message| self.error(&format!("{path}.balance"), message));
+        let deadline = config.deadline.as_ref().map(deadline).transpose();
+        let deadline = deadline.map_err(|message| self.error(&format!("{path}.deadline"), message)).ok();
         let places = config.endpoints.iter().map(place).collect();
         let upstream = Upstream {
-            balancer: Balancer::new(rule.ok()?, places, config.min_healthy.0),
+            balancer: Balancer::new(rule.ok()?, &endpoints, places, config.min_healthy.0),
             slow_start: config.slow_start.map_or(Duration::ZERO, |length| length.0),
             ejection: ejection(&config.eject),
+            breaker: config.breaker.as_ref().map(breaker),
             max_requests: config.max_requests.map(Into::into),
+            adaptive: config.adaptive.as_ref().map(adaptive),
+            pending: Pending { most: config.max_pending, timeout: config.timeouts.pending.0 },
             timeouts: Timeouts {
                 connect: config.timeouts.connect.0,
                 response: config.timeouts.response.0,
@@ -61,6 +67,8 @@ impl Builder<'_> {
             },
             max_idle: config.max_idle as usize,
             retries: retries(&config.retries),
+            hedge: config.hedge.as_ref().map(hedge),
+            deadline: deadline?,
             host: host.ok()?,
             ..Upstream::new(&config.name, endpoints, self.services.metrics.upstream(&config.name))
         };
@@ -99,9 +107,7 @@ fn rule(config: &config::Upstream, endpoints: &[Arc<Endpoint>]) -> Result<Balanc
         config::Balance::Hash(by) => Balance::Hash(match by {
             config::HashBy::Client => HashBy::Client,
             config::HashBy::Principal => HashBy::Principal,
-            config::HashBy::Header(name) => HashBy::Header(
-                HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is not a header name"))?,
-            ),
+            config::HashBy::Header(name) => HashBy::Header(header_name(name)?),
             config::HashBy::Cookie(name) => HashBy::Cookie(name.clone()),
         }),
         config::Balance::Sticky(sticky) => Balance::Sticky(marked(&config.name, sticky, endpoints)?),
@@ -134,10 +140,45 @@ fn ejection(config: &config::Eject) -> Ejection {
     Ejection {
         failures: config.failures.get(),
         server_errors: config.server_errors,
+        error_rate: config.error_rate.map(|share| share.0),
+        latency_factor: config.latency_factor.map(Into::into),
+        window: config.window.0,
+        min_requests: config.min_requests.get(),
         time: config.time.0,
         max_time: config.max_time.0,
         max_ejected: config.max_ejected.0,
     }
+}
+
+fn breaker(config: &config::Breaker) -> Breaker {
+    Breaker {
+        error_rate: config.error_rate.0,
+        min_requests: config.min_requests.get(),
+        window: config.window.0,
+        server_errors: config.server_errors,
+        time: config.time.0,
+        probes: config.probes.get(),
+    }
+}
+
+fn adaptive(config: &config::Adaptive) -> Adaptive {
+    Adaptive { min: config.min.get(), tolerance: config.tolerance.get() }
+}
+
+fn hedge(config: &config::Hedge) -> Hedge {
+    match config.after {
+        config::HedgeAfter::Time(time) => Hedge::After(time.0),
+        config::HedgeAfter::P95 => Hedge::P95,
+    }
+}
+
+fn deadline(config: &config::Deadline) -> Result<Box<Deadline>, String> {
+    let name = |name: &Option<config::HeaderName>| name.as_ref().map(header_name).transpose();
+    Ok(Box::new(Deadline { read: name(&config.read)?, tell: name(&config.tell)? }))
+}
+
+fn header_name(name: &config::HeaderName) -> Result<HeaderName, String> {
+    HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is not a header name"))
 }
 
 fn retries(config: &config::Retries) -> Retries {

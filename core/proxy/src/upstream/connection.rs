@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::http1::{Broken, Http1, RequestHead};
 use super::judge::Running;
 use super::retry::TryLimit;
+use super::slots::Slot;
 use super::{Endpoint, Upstream, pool};
 use crate::body::{RequestBody, UploadState};
 use crate::reply::Fault;
@@ -60,8 +61,12 @@ pub(crate) enum AttemptFailure {
     Status(StatusCode),
     /// The time for all attempts together is over.
     OutOfTime,
-    /// The upstream has as many requests as it may have.
+    /// The time that the request itself gave is over.
+    Deadline,
+    /// The upstream has as many requests as it may have, and as many wait.
     Overloaded,
+    /// The upstream has had as many requests as it may have for too long.
+    PendingTimeout,
 }
 
 /// Sends a request to an endpoint, over an idle connection if a live one is there.
@@ -71,21 +76,24 @@ pub(crate) async fn send(
     head: RequestHead<'_>,
     body: RequestBody,
     limit: Option<TryLimit>,
+    slot: Slot<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
-    let Some(running) = upstream.begin(endpoint) else {
-        return Err(AttemptError { kind: AttemptFailure::Overloaded, unsent: Some(body), reused: false });
-    };
-    let sending = send_counted(upstream, endpoint, head, body, running);
+    let mut body = Some(body);
+    let sending = send_counted(upstream, endpoint, head, &mut body, Running::begin(slot, endpoint));
     let Some(TryLimit { length, failure }) = limit else { return sending.await };
-    let cut_off = AttemptError { kind: failure, unsent: None, reused: false };
-    timeout(length, sending).await.unwrap_or(Err(cut_off))
+    match timeout(length, sending).await {
+        Ok(sent) => sent,
+        // The body is still here if there was no connection yet.
+        Err(_) => Err(AttemptError { kind: failure, unsent: body, reused: false }),
+    }
 }
 
+/// Sends the request over a connection, of which the body is taken once there is one.
 async fn send_counted(
     upstream: &Arc<Upstream>,
     endpoint: &Arc<Endpoint>,
     head: RequestHead<'_>,
-    mut body: RequestBody,
+    body: &mut Option<RequestBody>,
     running: Running<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
     while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, cx))).await {
@@ -93,18 +101,18 @@ async fn send_counted(
         if !Arc::ptr_eq(&conn.upstream, upstream) {
             conn.upstream = upstream.clone();
         }
-        match conn.exchange(head, body).await {
+        match conn.exchange(head, body.take().unwrap_or(RequestBody::Empty)).await {
             // It was closed while it lay idle; nothing was sent.
-            Err(AttemptError { unsent: Some(unsent), .. }) => body = unsent,
+            Err(AttemptError { unsent: Some(unsent), .. }) => *body = Some(unsent),
             result => return result.map(|response| response.map(|body| body.counted(running))),
         }
     }
     match Conn::open(upstream, endpoint).await {
         Ok(conn) => {
-            let result = conn.exchange(head, body).await;
+            let result = conn.exchange(head, body.take().unwrap_or(RequestBody::Empty)).await;
             result.map(|response| response.map(|body| body.counted(running)))
         }
-        Err(kind) => Err(AttemptError { kind, unsent: Some(body), reused: false }),
+        Err(kind) => Err(AttemptError { kind, unsent: body.take(), reused: false }),
     }
 }
 
