@@ -11,6 +11,7 @@ mod client;
 mod gateway;
 mod http2;
 mod origin;
+mod server;
 pub mod tools;
 mod wait;
 
@@ -20,6 +21,7 @@ pub use client::{Answer, Http, Request, request};
 pub use gateway::{Ended, Gateway, Output, Setup, program, run, run_in};
 pub use http2::Http2;
 pub use origin::Origin;
+pub use server::{nobody, server};
 pub use wait::{PATIENCE, until, wait_for};
 
 /// The root of the checkout.

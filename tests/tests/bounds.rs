@@ -89,7 +89,10 @@ const CONFIGURED: &[(&str, Known)] = &[
     ),
     (
         "upstreams.eject.window",
-        Bites("core/proxy/src/upstream/window.rs", "a_window_begins_anew_when_it_is_over_and_says_what_it_held"),
+        Bites(
+            "core/proxy/src/upstream/window.rs",
+            "a_window_begins_anew_when_it_is_over_and_says_what_it_held",
+        ),
     ),
     (
         "upstreams.eject.failures",

@@ -45,8 +45,14 @@ fn an_upstream_that_fails_gets_a_rest_and_comes_back() {
     assert!(refused.status == 503 && (3500..=3600).contains(&wait), "{refused:?}");
     assert_eq!(gateway.logged_path("/refused")["reason"], "upstream.circuit_open");
     assert_eq!(origin.served(), 4, "nothing was sent");
-    assert_eq!((counted(&gateway, "circuit"), gateway.status()["upstreams"][0]["circuit"].clone()), (2.0, json!("open")));
-    assert_eq!((counted(&gateway, "circuit_opens_total"), counted(&gateway, "circuit_refusals_total")), (1.0, 1.0));
+    assert_eq!(
+        (counted(&gateway, "circuit"), gateway.status()["upstreams"][0]["circuit"].clone()),
+        (2.0, json!("open"))
+    );
+    assert_eq!(
+        (counted(&gateway, "circuit_opens_total"), counted(&gateway, "circuit_refusals_total")),
+        (1.0, 1.0)
+    );
     // A reload changes when it ends, not that it is open: until then nothing is sent.
     gateway.replace("gateway.yaml", "time: 1h", "time: 50ms");
     gateway.wait_generation(2);

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use portcullis_tests::{Answer, Gateway, Origin, Setup, request, until, wait_for};
+use portcullis_tests::{Answer, Gateway, Origin, Setup, nobody, request, server, until};
 use serde_json::{Value, json};
 
 /// A gateway before these endpoints.
@@ -21,20 +21,6 @@ fn with(upstream: &str) -> Gateway {
         "plugins: [{{ access_log: {{ target: access.log }} }}]\nupstreams: {{ origin: {{ {upstream} }} }}\n"
     );
     Setup::new(&config).start()
-}
-
-/// An address at which nobody listens.
-fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-/// A server in a process of its own, which answers with its name. The port may be in use for a moment,
-/// by a connection that the system made from it.
-fn server(name: &str, address: SocketAddr) -> Gateway {
-    let config = format!(
-        "listeners: [{{ name: main, bind: \"{address}\" }}]\nroutes: [{{ respond: {{ body: {name} }} }}]\n"
-    );
-    wait_for("the server to start", || Setup::new(&config).try_start().ok())
 }
 
 fn metric(gateway: &Gateway, name: &str, endpoint: SocketAddr) -> f64 {
@@ -316,7 +302,9 @@ fn a_request_that_takes_long_is_sent_elsewhere_too() {
     let gateway = before(&[one.address(), other.address()], "hedge: { after: 20ms }");
     let ask = |method: &str| {
         let mut client = gateway.connect();
-        client.write(format!("{method} /hold HTTP/1.1\r\nhost: g\r\ncontent-length: 0\r\n\r\n").as_bytes()).unwrap();
+        client
+            .write(format!("{method} /hold HTTP/1.1\r\nhost: g\r\ncontent-length: 0\r\n\r\n").as_bytes())
+            .unwrap();
         client
     };
     let mut posted = ask("POST");

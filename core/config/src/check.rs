@@ -12,6 +12,18 @@ use crate::upstreams::Deadline;
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
 /// A head of less could hardly name its host; more is a body.
 const HEADER_BYTES: RangeInclusive<u64> = 512..=16 << 20;
+/// Headers that frame a message or say where it goes: not for times.
+const TAKEN_HEADERS: [&str; 9] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 /// All streams together may hold a window each, and that is bounded (RFC 9113, 6.9.1).
 const STREAMS: RangeInclusive<u64> = 1..=8_000;
 
@@ -231,8 +243,18 @@ impl Check<'_> {
                 let message = "nothing waits without `max_requests` or `adaptive`";
                 self.error(&format!("{path}.max_pending"), message, None);
             }
-            if upstream.deadline.as_ref().is_some_and(|deadline| *deadline == Deadline::default()) {
+            let Some(deadline) = &upstream.deadline else { continue };
+            if *deadline == Deadline::default() {
                 self.error(&format!("{path}.deadline"), "expected `read`, `tell` or both", None);
+            }
+            for (key, name) in [("read", &deadline.read), ("tell", &deadline.tell)] {
+                if let Some(name) = name.as_ref().filter(|name| TAKEN_HEADERS.contains(&name.as_str())) {
+                    self.error(
+                        &format!("{path}.deadline.{key}"),
+                        &format!("`{name}` has a meaning already"),
+                        None,
+                    );
+                }
             }
         }
     }

@@ -622,7 +622,10 @@ mod tests {
         let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;
         assert_eq!((retries.attempts, retries.on), (1, vec![RetryOn::Connect, RetryOn::Status(503)]));
         assert_eq!((retries.budget.share, retries.budget.min), (Percent(5), 10));
-        assert_eq!(read("hedge: { after: 50ms }").hedge.unwrap().after, HedgeAfter::Time(Duration(StdDuration::from_millis(50))));
+        assert_eq!(
+            read("hedge: { after: 50ms }").hedge.unwrap().after,
+            HedgeAfter::Time(Duration(StdDuration::from_millis(50)))
+        );
         assert_eq!(read("hedge: { after: p95 }").hedge.unwrap().after, HedgeAfter::P95);
         assert_eq!(read("adaptive: {}").adaptive.unwrap().tolerance.get(), 2);
         assert_eq!(read("breaker: { error_rate: 20% }").breaker.unwrap().error_rate, Percent(20));
@@ -659,7 +662,14 @@ mod tests {
             ("hedge: { after: p99 }", "2: upstreams.api.hedge.after: expected a duration such as `10s`"),
             ("hedge: {}", "2: missing key `after` in `hedge`"),
             ("breaker: { probes: 0 }", "2: upstreams.api.breaker.probes: expected a whole number, 1 or more"),
-            ("max_pending: 3", "2: upstreams.api.max_pending: nothing waits without `max_requests` or `adaptive`"),
+            (
+                "max_pending: 3",
+                "2: upstreams.api.max_pending: nothing waits without `max_requests` or `adaptive`",
+            ),
+            (
+                "deadline: { tell: content-length }",
+                "2: upstreams.api.deadline.tell: `content-length` has a meaning already",
+            ),
             ("deadline: {}", "2: upstreams.api.deadline: expected `read`, `tell` or both"),
             ("max_requests: 0", "2: upstreams.api.max_requests: expected a whole number, 1 or more"),
         ] {

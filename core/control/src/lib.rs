@@ -28,6 +28,6 @@ pub use last_good::LastGood;
 pub use registry::Registry;
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
-    AddressStatus, CircuitStatus, EndpointStatus, LastError, LimitStatus, ListenerStatus, PluginStatus, ReloadCounts, Status,
-    UpstreamStatus, utc,
+    AddressStatus, CircuitStatus, EndpointStatus, LastError, LimitStatus, ListenerStatus, PluginStatus,
+    ReloadCounts, Status, UpstreamStatus, utc,
 };

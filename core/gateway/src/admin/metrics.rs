@@ -228,9 +228,11 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
         "requests refused because of `max_requests` or `adaptive`, and `max_pending`",
         |upstream| &upstream.overloads,
     );
-    counters("upstream_pending_timeouts_total", "requests refused because they waited too long", |upstream| {
-        &upstream.pending_timeouts
-    });
+    counters(
+        "upstream_pending_timeouts_total",
+        "requests refused because they waited too long",
+        |upstream| &upstream.pending_timeouts,
+    );
     counters("upstream_circuit_opens_total", "times that the circuit opened", |upstream| {
         &upstream.circuit_opens
     });

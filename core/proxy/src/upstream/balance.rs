@@ -257,7 +257,8 @@ impl Upstream {
     /// Where a hash goes if there is nothing to say against it.
     fn home(&self, hash: u64, avoid: Option<u32>) -> Option<usize> {
         let home = usize::from(*self.balancer.homes.get(bucket(hash) as usize)?);
-        let endpoint = self.endpoints.get(home).filter(|found| found.is_plain() && Some(found.id) != avoid)?;
+        let endpoint =
+            self.endpoints.get(home).filter(|found| found.is_plain() && Some(found.id) != avoid)?;
         let has_room = endpoint.in_flight.value() < self.room(home, self.balancer.weight);
         (has_room && self.first_priority_serves()).then_some(home)
     }
@@ -446,8 +447,9 @@ fn bucket(hash: u64) -> u64 {
 fn homes(endpoints: &[Arc<Endpoint>], weights: &[u32]) -> Vec<u16> {
     let winner = |bucket: u64| {
         let serving = endpoints.iter().zip(weights).enumerate().filter(|(_, (_, weight))| **weight > 0);
-        let scored = serving
-            .map(|(index, (endpoint, weight))| (score(bucket, endpoint, u64::from(*weight) * WHOLE_SHARE), index));
+        let scored = serving.map(|(index, (endpoint, weight))| {
+            (score(bucket, endpoint, u64::from(*weight) * WHOLE_SHARE), index)
+        });
         let best = scored.fold(None, |best, found| if Some(found) > best { Some(found) } else { best });
         best.map_or(0, |(_, index)| index as u16)
     };

@@ -116,7 +116,7 @@ impl Upstream {
             tracing::info!(upstream = &*self.name, "circuit is half open");
         }
         if circuit.state() == CircuitState::HalfOpen {
-            let more = |probing| (probing < breaker.probes).then_some(probing + 1);
+            let more = |probing| (probing < breaker.probes).then(|| probing + 1);
             if circuit.probing.fetch_update(Relaxed, Relaxed, more).is_ok() {
                 return passage(true);
             }
@@ -196,10 +196,7 @@ mod tests {
     fn upstream(breaker: Breaker) -> Upstream {
         let metrics = Metrics::new(1);
         let endpoint = Arc::new(Endpoint::new("a:1", &metrics).unwrap());
-        Upstream {
-            breaker: Some(breaker),
-            ..Upstream::new("api", vec![endpoint], metrics.upstream("api"))
-        }
+        Upstream { breaker: Some(breaker), ..Upstream::new("api", vec![endpoint], metrics.upstream("api")) }
     }
 
     fn end(upstream: &Upstream, verdicts: &[Verdict]) -> CircuitState {
@@ -248,7 +245,10 @@ mod tests {
         second.judge(Good);
         assert_eq!(upstream.metrics.circuit.state(), CircuitState::Closed);
         assert_eq!(end(&upstream, &[Failed; 3]), CircuitState::Closed, "it begins anew");
-        assert_eq!((upstream.metrics.circuit_opens.value(), upstream.metrics.circuit_refusals.value()), (2, 1));
+        assert_eq!(
+            (upstream.metrics.circuit_opens.value(), upstream.metrics.circuit_refusals.value()),
+            (2, 1)
+        );
     }
 
     #[test]

@@ -44,7 +44,9 @@ pub(crate) fn read(name: &HeaderName, value: &HeaderValue) -> Option<Duration> {
         (Form::Grpc, "H") => Some(Duration::from_secs(number * 3600)),
         (Form::Grpc, "M") => Some(Duration::from_secs(number * 60)),
         (Form::Grpc, "S") | (Form::Unit, "" | "s") => Some(Duration::from_secs(number)),
-        (Form::Grpc, "m") | (Form::Milliseconds, "") | (Form::Unit, "ms") => Some(Duration::from_millis(number)),
+        (Form::Grpc, "m") | (Form::Milliseconds, "") | (Form::Unit, "ms") => {
+            Some(Duration::from_millis(number))
+        }
         (Form::Grpc, "u") => Some(Duration::from_micros(number)),
         (Form::Grpc, "n") => Some(Duration::from_nanos(number)),
         _ => None,

@@ -134,9 +134,9 @@ impl Upstream {
     /// Whether `mean` is more than `factor` times what requests take at the others.
     fn is_slower(&self, endpoint: &Endpoint, mean: u64, factor: u32) -> bool {
         let others = self.endpoints.iter().filter(|other| other.id != endpoint.id && !other.is_ejected());
-        let (count, sum) = others.filter_map(|other| other.mean()).fold((0, 0), |(count, sum), mean| {
-            (count + 1, u64::saturating_add(sum, mean))
-        });
+        let (count, sum) = others
+            .filter_map(|other| other.mean())
+            .fold((0, 0), |(count, sum), mean| (count + 1, u64::saturating_add(sum, mean)));
         count > 0 && mean.saturating_mul(count) > sum.saturating_mul(factor.into())
     }
 

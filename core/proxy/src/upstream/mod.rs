@@ -24,10 +24,10 @@ use crate::metrics::UpstreamMetrics;
 
 pub use adaptive::{Adaptive, Learned};
 pub use balance::{Balance, Balancer, HashBy, Place, Sticky};
-pub use breaker::{Breaker, Circuit, CircuitState};
 pub(crate) use breaker::Verdict;
-pub use deadline::Deadline;
+pub use breaker::{Breaker, Circuit, CircuitState};
 pub(crate) use connection::{AttemptError, AttemptFailure, UpstreamBody, send};
+pub use deadline::Deadline;
 pub use endpoint::{Endpoint, EndpointState};
 pub use hedge::{Hedge, P95};
 pub(crate) use http1::RequestHead;

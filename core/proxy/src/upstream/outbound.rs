@@ -8,7 +8,9 @@ use http::uri::PathAndQuery;
 use http::{Request, Response};
 use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 
-use super::{AttemptError, AttemptFailure, HostHeader, RequestHead, Tries, Upstream, UpstreamBody, Verdict, send};
+use super::{
+    AttemptError, AttemptFailure, HostHeader, RequestHead, Tries, Upstream, UpstreamBody, Verdict, send,
+};
 use crate::body::{Budget, RequestBody, whole};
 use crate::reply::Fault;
 
@@ -72,7 +74,8 @@ impl UpstreamClient {
                     let status = response.status();
                     tries.answered(status);
                     let is_asked_again = upstream.retries.on_status.contains(&status);
-                    if !(is_asked_again && tries.again(AttemptFailure::Status(status), false, is_idempotent)) {
+                    if !(is_asked_again && tries.again(AttemptFailure::Status(status), false, is_idempotent))
+                    {
                         return Ok(response);
                     }
                     response.into_body().release();

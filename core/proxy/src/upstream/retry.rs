@@ -191,7 +191,8 @@ impl<'u> Tries<'u> {
             return true;
         }
         upstream.failed(self.chosen, failure, self.began.saturating_duration_since(began));
-        let is_worth_it = may_repeat && self.number <= upstream.retries.attempts && upstream.retries.follow(failure);
+        let is_worth_it =
+            may_repeat && self.number <= upstream.retries.attempts && upstream.retries.follow(failure);
         let has_time = self.left().is_none_or(|left| !left.is_zero());
         self.retrying = None;
         if is_worth_it && has_time {
@@ -212,7 +213,7 @@ impl Upstream {
         let metrics = &*self.metrics;
         let by_share = metrics.in_flight.value().saturating_mul(self.retries.share.into()) / 100;
         let most = by_share.max(self.retries.min.into());
-        let more = |retrying| (retrying < most).then_some(retrying + 1);
+        let more = |retrying| (retrying < most).then(|| retrying + 1);
         if metrics.retrying.fetch_update(Relaxed, Relaxed, more).is_err() {
             metrics.retries_refused.increment();
             return None;

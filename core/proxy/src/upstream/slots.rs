@@ -45,7 +45,7 @@ impl Slots {
     }
 
     fn take(&self, most: u32) -> bool {
-        let more = |taken| (taken < most).then_some(taken + 1);
+        let more = |taken| (taken < most).then(|| taken + 1);
         self.taken.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
@@ -63,7 +63,7 @@ impl Slots {
 
     /// A place in the queue, if it has one.
     fn wait(&self, most: u32) -> Option<Waiting<'_>> {
-        let more = |pending| (pending < most).then_some(pending + 1);
+        let more = |pending| (pending < most).then(|| pending + 1);
         self.pending.fetch_update(SeqCst, SeqCst, more).ok().map(|_| Waiting(self))
     }
 }
@@ -83,7 +83,7 @@ impl Upstream {
     pub(crate) fn slot_now(&self) -> Option<Slot<'_>> {
         let Some(most) = self.limit() else { return Some(Slot(self)) };
         let slots = &self.metrics.slots;
-        (slots.pending() == 0 && slots.take(most)).then_some(Slot(self))
+        (slots.pending() == 0 && slots.take(most)).then(|| Slot(self))
     }
 
     /// Leave for a request when enough others have ended, if that takes no longer than `left` and the queue allows.
@@ -160,9 +160,13 @@ mod tests {
     async fn those_that_wait_go_in_their_order_and_before_newcomers() {
         let upstream = upstream(2);
         let first = upstream.slot_now();
-        let (mut second, mut third) = (Box::pin(upstream.slot_later(None)), Box::pin(upstream.slot_later(None)));
+        let (mut second, mut third) =
+            (Box::pin(upstream.slot_later(None)), Box::pin(upstream.slot_later(None)));
         assert!(polled(&mut second).is_none() && polled(&mut third).is_none());
-        assert!(matches!(upstream.slot_later(None).await, Err(AttemptFailure::Overloaded)), "the queue has two places");
+        assert!(
+            matches!(upstream.slot_later(None).await, Err(AttemptFailure::Overloaded)),
+            "the queue has two places"
+        );
         drop(first);
         assert!(upstream.slot_now().is_none(), "the slot is for one that waits");
         assert!(polled(&mut third).is_none());

@@ -191,7 +191,8 @@ fn an_endpoint_that_comes_back_begins_slowly() {
 
 fn fail(upstream: &Upstream, index: usize) {
     let chosen = upstream.chosen(index, Role::Ordinary);
-    (0..upstream.ejection.failures).for_each(|_| upstream.failed(chosen, AttemptFailure::Unreachable, Duration::ZERO));
+    (0..upstream.ejection.failures)
+        .for_each(|_| upstream.failed(chosen, AttemptFailure::Unreachable, Duration::ZERO));
 }
 
 #[test]
@@ -210,7 +211,8 @@ fn a_success_in_between_begins_the_count_anew() {
     let upstream = upstream(Balance::RoundRobin, &[(1, 0), (1, 0)]);
     let chosen = upstream.chosen(0, Role::Ordinary);
     for _ in 0..10 {
-        (1..upstream.ejection.failures).for_each(|_| upstream.failed(chosen, AttemptFailure::Failed, Duration::ZERO));
+        (1..upstream.ejection.failures)
+            .for_each(|_| upstream.failed(chosen, AttemptFailure::Failed, Duration::ZERO));
         upstream.answered(chosen, http::StatusCode::OK, Duration::ZERO);
     }
     assert!(!upstream.endpoints[0].is_ejected());
@@ -301,6 +303,7 @@ fn a_home_that_is_looked_up_is_the_one_that_is_worked_out() {
         assert!(home.is_some() && home == choice.by_hash(hash), "{key}");
     }
     assert_near(&shares_of_hashes(&upstream, 6000), &[1000, 3000, 2000, 0]);
+    let upstream = self::upstream(Balance::Hash(HashBy::Client), &[(1, 0), (1, 0)]);
     check(&upstream, 1, false);
     let at_home = (0..2000).filter(|key| upstream.home(mixed(*key), None).is_some()).count();
     assert!((900..1100).contains(&at_home), "whose home is well looks it up: {at_home}");
