@@ -1,5 +1,6 @@
 //! The attempts of a request: which endpoint, what it is told, and whether there is another.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::{Told, is_trusted};
 use crate::live::Live;
+use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::upstream::{
     AttemptError, AttemptFailure, Deadline, Endpoint, Hedge, HostHeader, RequestHead, Tries, Upstream,
@@ -43,7 +45,11 @@ fn verdict(answer: &Answer) -> Verdict {
         Answer::Upstream(response) if response.status().is_server_error() => Verdict::ServerError,
         Answer::Upstream(_) => Verdict::Good,
         Answer::Fault(
-            Fault::Unreachable | Fault::ConnectTimeout | Fault::ResponseTimeout | Fault::UpstreamFailed,
+            Fault::Unreachable
+            | Fault::ConnectTimeout
+            | Fault::UpstreamTls
+            | Fault::ResponseTimeout
+            | Fault::UpstreamFailed,
         ) => Verdict::Failed,
         _ => Verdict::Unknown,
     }
@@ -138,7 +144,8 @@ async fn once(
             return Ok(Sent { result, is_idempotent: false });
         }
     };
-    let head = head(outgoing.as_ref().unwrap_or(live.request()), &told);
+    let client = endpoint.is_told_clients().then(|| addresses(live));
+    let head = head(outgoing.as_ref().unwrap_or(live.request()), &told, client.as_ref());
     let result = send(upstream, endpoint, head, body, tries.limit(), slot).await;
     Ok(Sent { result, is_idempotent: head.method.is_idempotent() })
 }
@@ -165,7 +172,9 @@ async fn hedged(
         Ok(slot) => slot,
         Err(kind) => return sent(Err(AttemptError { kind, unsent: Some(body), reused: false })),
     };
-    let sending = send(upstream, first.endpoint, head(&request, &[]), body, tries.limit(), slot);
+    let client = first.endpoint.is_told_clients().then(|| addresses(live));
+    let first_head = head(&request, &[], client.as_ref());
+    let sending = send(upstream, first.endpoint, first_head, body, tries.limit(), slot);
     let mut sending = pin!(sending);
     let leave = match timeout(after, &mut sending).await {
         Ok(result) => return sent(result),
@@ -176,7 +185,9 @@ async fn hedged(
     note(live, upstream, tries.number, second.endpoint);
     let request = outgoing(live, upstream, second.endpoint, host, tries.left()).await?;
     let began = Instant::now();
-    let hedging = send(upstream, second.endpoint, head(&request, &[]), copy, tries.limit(), slot);
+    let client = second.endpoint.is_told_clients().then(|| addresses(live));
+    let second_head = head(&request, &[], client.as_ref());
+    let hedging = send(upstream, second.endpoint, second_head, copy, tries.limit(), slot);
     let mut hedging = pin!(hedging);
     let (result, is_second) = tokio::select! {
         biased;
@@ -214,6 +225,7 @@ fn fault_of(kind: AttemptFailure) -> Fault {
     match kind {
         AttemptFailure::Unreachable => Fault::Unreachable,
         AttemptFailure::ConnectTimeout => Fault::ConnectTimeout,
+        AttemptFailure::Tls => Fault::UpstreamTls,
         AttemptFailure::ResponseTimeout | AttemptFailure::OutOfTime => Fault::ResponseTimeout,
         AttemptFailure::Failed | AttemptFailure::Status(_) => Fault::UpstreamFailed,
         AttemptFailure::Deadline => Fault::Deadline,
@@ -297,6 +309,20 @@ async fn outgoing(
     live.parts().outgoing.take().ok_or(Answer::Fault(Fault::UpstreamFailed))
 }
 
-fn head<'a>(request: &'a Request, told: &'a [(HeaderName, HeaderValue)]) -> RequestHead<'a> {
-    RequestHead { method: request.method(), target: request.target(), headers: request.headers(), told }
+fn head<'a>(
+    request: &'a Request,
+    told: &'a [(HeaderName, HeaderValue)],
+    client: Option<&'a Addresses>,
+) -> RequestHead<'a> {
+    let (method, target, headers) = (request.method(), request.target(), request.headers());
+    RequestHead { method, target, headers, told, client }
+}
+
+/// Both ends of the client's connection. Behind a trusted proxy the client's port is not known.
+fn addresses(live: &mut Live) -> Addresses {
+    let client = live.exchange().client();
+    let connection = &live.client().connection;
+    let is_peer = connection.peer.ip().to_canonical() == client;
+    let source = if is_peer { connection.peer } else { SocketAddr::new(client, 0) };
+    Addresses { source, destination: connection.local }
 }

@@ -18,6 +18,7 @@ mod linger;
 mod live;
 mod logs;
 pub mod metrics;
+pub mod proxy_protocol;
 mod reply;
 pub mod routes;
 mod timer;

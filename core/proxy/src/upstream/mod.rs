@@ -13,6 +13,8 @@ mod outbound;
 mod pool;
 mod retry;
 mod slots;
+mod tls;
+mod transport;
 mod window;
 
 use std::sync::Arc;
@@ -37,6 +39,8 @@ pub(crate) use pool::{ReapGuard, reap_idle};
 pub use retry::Retries;
 pub(crate) use retry::Tries;
 pub use slots::{Pending, Slots};
+pub use tls::{ClientTls, client_config};
+pub use transport::{Address, ConnectError, Tls, Transport, Way};
 
 /// A named set of endpoints.
 #[derive(Debug)]

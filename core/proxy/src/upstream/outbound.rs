@@ -67,7 +67,8 @@ impl UpstreamClient {
                 HostHeader::Preserve | HostHeader::Endpoint => (HOST, endpoint.host.clone()),
             });
             let told = host.as_slice();
-            let sending = RequestHead { method: &head.method, target, headers: &head.headers, told };
+            let sending =
+                RequestHead { method: &head.method, target, headers: &head.headers, told, client: None };
             let (slot, limit) = (tries.slot().await?, tries.limit());
             match send(upstream, endpoint, sending, RequestBody::Whole(body.clone()), limit, slot).await {
                 Ok(response) => {
@@ -92,7 +93,7 @@ impl UpstreamClient {
 
 fn error_of(failure: AttemptFailure) -> OutboundError {
     match failure {
-        AttemptFailure::Unreachable => OutboundError::Unreachable,
+        AttemptFailure::Unreachable | AttemptFailure::Tls => OutboundError::Unreachable,
         AttemptFailure::ConnectTimeout
         | AttemptFailure::ResponseTimeout
         | AttemptFailure::OutOfTime
