@@ -196,7 +196,10 @@ async fn hedged(
     };
     let result = match (result, is_second) {
         (Err(error), false) => {
-            tries.lost(first, Some(error.kind));
+            // One that had served before may just have been closed.
+            if !error.reused {
+                tries.lost(first, Some(error.kind));
+            }
             tries.go_on(second, began);
             hedging.await
         }

@@ -51,6 +51,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     plugins(&mut page, metrics);
     plugins_own(&mut page, metrics);
     upstreams(&mut page, metrics);
+    states(&mut page, facts);
     endpoints(&mut page, facts);
     page.text
 }
@@ -252,9 +253,18 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     for (upstream, counted) in &upstreams {
         pending.sample(&[("upstream", upstream)], counted.slots.pending());
     }
-    let mut circuit = page.gauge("upstream_circuit", "0 if the circuit is closed, 1 if half open, 2 if open");
-    for (upstream, counted) in &upstreams {
-        circuit.sample(&[("upstream", upstream)], counted.circuit.state() as u8);
+}
+
+/// The circuits and limits of the running generation.
+fn states(page: &mut Page, facts: &Facts) {
+    let upstreams = || facts.control.iter().flat_map(|control| &control.upstreams);
+    let mut circuits = page.gauge("upstream_circuit", "0 if the circuit is closed, 1 if half open, 2 if open");
+    for (name, of) in upstreams().filter_map(|upstream| Some((&upstream.name, upstream.circuit.as_ref()?))) {
+        circuits.sample(&[("upstream", name)], of.0.metrics.circuit.state() as u8);
+    }
+    let mut limits = page.gauge("upstream_limit", "requests that may be under way to an upstream now");
+    for (name, of) in upstreams().filter_map(|upstream| Some((&upstream.name, upstream.limit.as_ref()?))) {
+        limits.sample(&[("upstream", name)], of.0.limit().unwrap_or_default());
     }
 }
 

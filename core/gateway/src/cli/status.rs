@@ -131,7 +131,11 @@ fn summary(status: &Value, now: u64) -> String {
     }
     for upstream in list(status, "upstreams") {
         let endpoints: Vec<_> = list(upstream, "endpoints").map(endpoint).collect();
-        page.line("upstream", &format!("{}: {}", text(upstream, "name"), endpoints.join(", ")));
+        let circuit = match text(upstream, "circuit").as_str() {
+            "" | "closed" => String::new(),
+            state => format!("; its circuit is {}", state.replace('_', " ")),
+        };
+        page.line("upstream", &format!("{}: {}{circuit}", text(upstream, "name"), endpoints.join(", ")));
     }
     for plugin in list(status, "plugins") {
         let file =
@@ -225,7 +229,7 @@ mod tests {
             "generation": 3, "version": "ab12", "applied": 1000, "started": 900, "gateway_version": "0.1.0",
             "config": "gateway.yaml", "routes": 2,
             "listeners": [{ "name": "web", "tls": true, "addresses": [{ "configured": "[::]:0", "actual": "[::]:443" }] }],
-            "upstreams": [{ "name": "api", "endpoints": [
+            "upstreams": [{ "name": "api", "circuit": "half_open", "endpoints": [
                 { "address": "a:1", "state": "healthy" }, { "address": "b:2", "state": "ejected" },
             ] }],
             "plugins": [
@@ -242,7 +246,7 @@ generation  3 (version ab12), applied 90 s ago
 gateway     version 0.1.0, started 3 min ago
 config      gateway.yaml
 listener    web: [::]:443, TLS
-upstream    api: a:1, b:2 (ejected)
+upstream    api: a:1, b:2 (ejected); its circuit is half open
 plugin      cors: cors of gateway
             users/x: rhai of route users, x.rhai
 routes      2

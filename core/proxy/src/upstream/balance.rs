@@ -126,7 +126,7 @@ struct Choice<'u> {
     now: u64,
     /// The last priority that serves.
     last: u8,
-    avoid: Option<u32>,
+    avoid: &'u [u32],
 }
 
 impl Sticky {
@@ -216,17 +216,17 @@ impl Upstream {
 
     /// The endpoint for a first attempt. Counts it: the worker's count is the turn.
     pub(crate) fn choose(&self, wish: Wish) -> Chosen<'_> {
-        self.choose_at(self.metrics.firsts.increment(), wish, None)
+        self.choose_at(self.metrics.firsts.increment(), wish, &[])
     }
 
-    /// The endpoint for an attempt after one at `avoid`, elsewhere if there is another. It takes no turn
+    /// The endpoint for an attempt after some at `avoid`, elsewhere if there is another. It takes no turn
     /// but a lot: if first and second attempts took turns, they could go to the same endpoints for ever.
-    pub(crate) fn choose_again(&self, wish: Wish, avoid: u32) -> Chosen<'_> {
+    pub(crate) fn choose_again(&self, wish: Wish, avoid: &[u32]) -> Chosen<'_> {
         let number = self.metrics.repeats.increment();
-        self.choose_at(mixed(!self.balancer.seed ^ number), wish, Some(avoid))
+        self.choose_at(mixed(!self.balancer.seed ^ number), wish, avoid)
     }
 
-    fn choose_at(&self, turn: u64, wish: Wish, avoid: Option<u32>) -> Chosen<'_> {
+    fn choose_at(&self, turn: u64, wish: Wish, avoid: &[u32]) -> Chosen<'_> {
         let balancer = &self.balancer;
         let lot = |salt: u64| mixed(balancer.seed ^ turn.wrapping_mul(2).wrapping_add(salt));
         let (position, second) = match (&balancer.rule, wish) {
@@ -240,7 +240,7 @@ impl Upstream {
             (Balance::Random | Balance::Hash(_), _) => (lot(0), None),
         };
         let is_plain = |index: usize| {
-            self.endpoints.get(index).is_some_and(|found| found.is_plain() && Some(found.id) != avoid)
+            self.endpoints.get(index).is_some_and(|found| found.is_plain() && !avoid.contains(&found.id))
         };
         let first = balancer.turn(position);
         let other = second.and_then(|second| balancer.turn_of_another(second, first));
@@ -255,10 +255,10 @@ impl Upstream {
     }
 
     /// Where a hash goes if there is nothing to say against it.
-    fn home(&self, hash: u64, avoid: Option<u32>) -> Option<usize> {
+    fn home(&self, hash: u64, avoid: &[u32]) -> Option<usize> {
         let home = usize::from(*self.balancer.homes.get(bucket(hash) as usize)?);
         let endpoint =
-            self.endpoints.get(home).filter(|found| found.is_plain() && Some(found.id) != avoid)?;
+            self.endpoints.get(home).filter(|found| found.is_plain() && !avoid.contains(&found.id))?;
         let has_room = endpoint.in_flight.value() < self.room(home, self.balancer.weight);
         (has_room && self.first_priority_serves()).then_some(home)
     }
@@ -284,7 +284,7 @@ impl Upstream {
         position: u64,
         second: Option<u64>,
         wish: Wish,
-        avoid: Option<u32>,
+        avoid: &[u32],
     ) -> Chosen<'_> {
         let now = now();
         // A probe that somebody else takes is closed from then on, so this ends.
@@ -304,11 +304,11 @@ impl Upstream {
 
     /// When no endpoint takes requests all of them do, for what is known may be wrong; a failed attempt
     /// is better made again anywhere else than where it failed.
-    fn last_resort(&self, position: u64, avoid: Option<u32>) -> Chosen<'_> {
+    fn last_resort(&self, position: u64, avoid: &[u32]) -> Chosen<'_> {
         let length = self.endpoints.len().max(1);
         let begin = (position % length as u64) as usize;
         let mut others = (0..length).map(|skip| (begin + skip) % length);
-        let is_other = |at: &usize| self.endpoints.get(*at).is_some_and(|found| Some(found.id) != avoid);
+        let is_other = |at: &usize| self.endpoints.get(*at).is_some_and(|found| !avoid.contains(&found.id));
         self.chosen(others.find(is_other).unwrap_or(begin), Role::LastResort)
     }
 
@@ -330,7 +330,7 @@ impl Upstream {
 
 impl<'u> Choice<'u> {
     /// None if no endpoint is open.
-    fn new(upstream: &'u Upstream, now: u64, avoid: Option<u32>) -> Option<Self> {
+    fn new(upstream: &'u Upstream, now: u64, avoid: &'u [u32]) -> Option<Self> {
         let mut choice = Choice { upstream, now, last: u8::MAX, avoid };
         choice.last = choice.last_priority()?;
         Some(choice)
@@ -364,7 +364,7 @@ impl<'u> Choice<'u> {
 
     fn admits(&self, index: usize) -> bool {
         let place = self.upstream.balancer.place(index);
-        let is_avoided = self.upstream.endpoints.get(index).is_none_or(|found| Some(found.id) == self.avoid);
+        let is_avoided = self.upstream.endpoints.get(index).is_none_or(|found| self.avoid.contains(&found.id));
         place.priority <= self.last && !is_avoided && self.is_open(index)
     }
 

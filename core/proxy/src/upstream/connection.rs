@@ -2,7 +2,7 @@
 //! pool; and the attempts that are made over it.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -84,13 +84,17 @@ pub(crate) async fn send(
     slot: Slot<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
     let mut body = Some(body);
-    let sending = send_counted(upstream, endpoint, head, &mut body, Running::begin(slot, endpoint));
-    let Some(TryLimit { length, failure }) = limit else { return sending.await };
-    match timeout(length, sending).await {
-        Ok(sent) => sent,
-        // The body is still here if there was no connection yet.
-        Err(_) => Err(AttemptError { kind: failure, unsent: body, reused: false }),
-    }
+    let failure = {
+        // Pinned, because two copies of it would be large.
+        let sending = pin!(send_counted(upstream, endpoint, head, &mut body, Running::begin(slot, endpoint)));
+        let Some(TryLimit { length, failure }) = limit else { return sending.await };
+        match timeout(length, sending).await {
+            Ok(sent) => return sent,
+            Err(_) => failure,
+        }
+    };
+    // The body is still here if there was no connection yet.
+    Err(AttemptError { kind: failure, unsent: body, reused: false })
 }
 
 /// Sends the request over a connection, of which the body is taken once there is one.

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use smallvec::SmallVec;
 
 use super::balance::{Chosen, Wish};
 use super::slots::Slot;
@@ -58,6 +59,8 @@ pub(crate) struct Tries<'u> {
     /// Time for all of them, and what it is when it is over.
     total: Option<(Duration, AttemptFailure)>,
     stale: u32,
+    /// Endpoints that failed.
+    tried: SmallVec<[u32; 4]>,
     /// The retry that is under way, if the attempt is one.
     retrying: Option<Retrying<'u>>,
 }
@@ -110,7 +113,7 @@ impl<'u> Tries<'u> {
         };
         let chosen = upstream.choose(wish);
         let (start, began) = (now, now);
-        Tries { upstream, wish, chosen, number: 1, start, began, total, stale: 0, retrying: None }
+        Tries { upstream, wish, chosen, number: 1, start, began, total, stale: 0, tried: SmallVec::new(), retrying: None }
     }
 
     /// What is left of the time for all attempts.
@@ -145,6 +148,15 @@ impl<'u> Tries<'u> {
         slot
     }
 
+    /// The endpoint of the next attempt: one that was not tried yet, or when all were, not the last one.
+    fn move_on(&mut self) {
+        if self.tried.len() + 1 >= self.upstream.endpoints.len() {
+            self.tried.clear();
+        }
+        self.tried.push(self.chosen.endpoint.id);
+        self.chosen = self.upstream.choose_again(self.wish, &self.tried);
+    }
+
     /// Another endpoint for an attempt beside the one that is under way, with leave for it; none if the
     /// budget of retries is used up, or there is no other endpoint or no slot.
     pub(crate) fn hedge(&self) -> Option<(Chosen<'u>, Slot<'u>, Retrying<'u>)> {
@@ -155,7 +167,7 @@ impl<'u> Tries<'u> {
         let slot = upstream.slot_now()?;
         let counted = upstream.retry()?;
         upstream.metrics.hedges.increment();
-        Some((upstream.choose_again(self.wish, self.chosen.endpoint.id), slot, counted))
+        Some((upstream.choose_again(self.wish, &[self.chosen.endpoint.id]), slot, counted))
     }
 
     /// The attempt under way failed, or was given up: then it took at least so long.
@@ -204,7 +216,7 @@ impl<'u> Tries<'u> {
             return false;
         }
         self.number += 1;
-        self.chosen = upstream.choose_again(self.wish, self.chosen.endpoint.id);
+        self.move_on();
         true
     }
 }

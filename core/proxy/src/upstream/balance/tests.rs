@@ -167,7 +167,7 @@ fn the_next_priority_serves_when_too_few_of_the_first_are_healthy() {
 fn a_failed_attempt_is_made_again_elsewhere_wherever_that_is() {
     let upstream = upstream(Balance::RoundRobin, &[(1, 0), (1, 0)]);
     let first = upstream.endpoints[0].id;
-    let again = || upstream.choose_again(Wish::Any, first);
+    let again = || upstream.choose_again(Wish::Any, &[first]);
     assert!((0..10).all(|_| again().index == 1));
     check(&upstream, 1, false);
     assert!(
@@ -175,7 +175,7 @@ fn a_failed_attempt_is_made_again_elsewhere_wherever_that_is() {
         "better one of which checks say no than the one that failed"
     );
     let alone = self::upstream(Balance::RoundRobin, &[(1, 0)]);
-    assert_eq!(alone.choose_again(Wish::Any, alone.endpoints[0].id).index, 0);
+    assert_eq!(alone.choose_again(Wish::Any, &[alone.endpoints[0].id]).index, 0);
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn second_attempts_take_no_turns() {
         let first = upstream.choose(Wish::Any);
         firsts[first.index] += 1;
         if first.endpoint.id == failing {
-            assert_eq!(upstream.choose_again(Wish::Any, failing).index, 1);
+            assert_eq!(upstream.choose_again(Wish::Any, &[failing]).index, 1);
         }
     }
     assert_eq!(firsts, [50, 50], "or the failing one would have the first turn of every request");
@@ -296,16 +296,16 @@ fn second_attempts_take_no_turns() {
 fn a_home_that_is_looked_up_is_the_one_that_is_worked_out() {
     let places = [(1, 0), (3, 0), (2, 0), (1, 1)];
     let upstream = upstream(Balance::Hash(HashBy::Client), &places);
-    let choice = Choice::new(&upstream, now(), None).unwrap();
+    let choice = Choice::new(&upstream, now(), &[]).unwrap();
     for key in 0..2000 {
         let hash = mixed(key);
-        let home = upstream.home(hash, None);
+        let home = upstream.home(hash, &[]);
         assert!(home.is_some() && home == choice.by_hash(hash), "{key}");
     }
     assert_near(&shares_of_hashes(&upstream, 6000), &[1000, 3000, 2000, 0]);
     let upstream = self::upstream(Balance::Hash(HashBy::Client), &[(1, 0), (1, 0)]);
     check(&upstream, 1, false);
-    let at_home = (0..2000).filter(|key| upstream.home(mixed(*key), None).is_some()).count();
+    let at_home = (0..2000).filter(|key| upstream.home(mixed(*key), &[]).is_some()).count();
     assert!((900..1100).contains(&at_home), "whose home is well looks it up: {at_home}");
 }
 
