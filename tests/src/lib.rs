@@ -8,9 +8,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on ends, and says why")]
 
 mod client;
+mod dns;
 mod gateway;
 mod http2;
 mod origin;
+mod peer;
 mod server;
 pub mod tools;
 mod wait;
@@ -18,9 +20,11 @@ mod wait;
 use std::path::{Path, PathBuf};
 
 pub use client::{Answer, Http, Request, request};
+pub use dns::{Dns, Record};
 pub use gateway::{Ended, Gateway, Output, Setup, program, run, run_in};
 pub use http2::Http2;
 pub use origin::Origin;
+pub use peer::{Peer, Raw};
 pub use server::{nobody, server};
 pub use wait::{PATIENCE, until, wait_for};
 

@@ -24,6 +24,9 @@ use Known::{Bites, Not};
 
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
+const DISCOVERY: &str = "tests/tests/discovery.rs";
+const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
+const TRANSPORTS: &str = "tests/tests/transports.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const OVERLOAD: &str = "tests/tests/overload.rs";
 const ADAPTIVE: &str = "core/proxy/src/upstream/adaptive.rs";
@@ -32,7 +35,9 @@ const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
 const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
+const UPGRADES: &str = "tests/tests/upgrades.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
+const TRAFFIC: &str = "tests/tests/traffic.rs";
 
 /// The numbers, times and sizes of the configuration, by their path in the schema.
 const CONFIGURED: &[(&str, Known)] = &[
@@ -55,6 +60,10 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("listeners.limits.idle_timeout", Bites(LIMITS, "a_kept_connection_without_requests_is_closed")),
     ("listeners.limits.write_timeout", Bites(LIMITS, "a_client_that_takes_nothing_is_given_up")),
     ("listeners.redirect_https.port", Not("a port")),
+    ("routes.mirror.body", Bites(TRAFFIC, "a_body_that_streams_is_copied_up_to_its_limit")),
+    ("routes.mirror.max_requests", Bites(TRAFFIC, "a_shadow_that_is_behind_or_gone_costs_nothing")),
+    ("routes.mirror.share", Bites(TRAFFIC, "a_share_of_the_requests_is_copied")),
+    ("routes.upstream.split.weight", Bites(TRAFFIC, "requests_are_spread_as_the_weights_say")),
     ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
     (
         "upstreams.adaptive.min",
@@ -98,6 +107,10 @@ const CONFIGURED: &[(&str, Known)] = &[
         "upstreams.eject.failures",
         Bites(RESILIENCE, "failures_in_a_row_eject_an_endpoint_and_a_reload_does_not_bring_it_back"),
     ),
+    ("upstreams.dns.max_ttl", Bites(DISCOVERY, "records_hold_between_the_shortest_and_the_longest_time")),
+    ("upstreams.dns.min_ttl", Bites(DISCOVERY, "records_hold_between_the_shortest_and_the_longest_time")),
+    ("upstreams.dns.port", Not("a port")),
+    ("upstreams.dns.timeout", Bites(DISCOVERY, "the_last_good_answer_stays_while_there_is_no_other")),
     ("upstreams.eject.max_ejected", Bites(BALANCE, "no_more_than_a_share_of_the_endpoints_is_ejected")),
     ("upstreams.eject.max_time", Bites(ENDPOINT, "ejections_in_a_row_grow_up_to_the_longest")),
     ("upstreams.eject.time", Bites(RESILIENCE, "an_ejected_endpoint_is_tried_again_after_its_time")),
@@ -133,6 +146,7 @@ const CONFIGURED: &[(&str, Known)] = &[
         Bites(OVERLOAD, "requests_wait_for_others_to_end_as_many_as_may_and_as_long"),
     ),
     ("upstreams.timeouts.response", Bites(PROXYING, "a_slow_origin_is_a_504")),
+    ("upstreams.timeouts.tunnel", Bites(UPGRADES, "a_tunnel_through_which_nothing_passes_is_closed")),
     ("workers", Bites("core/config/src/load/tests.rs", "what_contradicts_is_refused")),
     ("body_limit.request", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
     ("body_limit.response", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
@@ -217,6 +231,17 @@ const BUILT_IN: &[(&str, Known)] = &[
         "upstream/adaptive.rs UNLOADED",
         Bites(ADAPTIVE, "what_an_upstream_needs_is_learned_anew_with_few_requests_under_way"),
     ),
+    ("proxy_protocol.rs FIXED", Not("the format's")),
+    (
+        "proxy_protocol.rs MAX_HEADER",
+        Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
+    ),
+    (
+        "proxy_protocol.rs MAX_LINE",
+        Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
+    ),
+    ("proxy_protocol.rs PEEKED", Not("how much is looked at at once")),
+    ("tunnel.rs PIECE", Bites(UPGRADES, "a_side_that_reads_nothing_is_not_written_to_without_end")),
     (
         "upstream/balance.rs BOUND_QUARTERS",
         Bites(BALANCE, "a_hash_goes_past_an_endpoint_that_is_much_busier_than_the_average"),
@@ -257,6 +282,11 @@ const BUILT_IN: &[(&str, Known)] = &[
         "upstream/http1/response.rs MAX_TRAILER_FIELDS",
         Bites(FRAMING, "what_two_readers_could_take_differently_is_refused"),
     ),
+    (
+        "mirror.rs MAX_ANSWER",
+        Bites(TRAFFIC, "a_connection_is_used_again_after_an_answer_unless_that_is_too_long"),
+    ),
+    ("upstream/transport.rs KEPT", Bites(TRANSPORT, "the_addresses_of_a_name_are_kept_for_a_short_while")),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
     (
         "upstream/retry.rs MAX_STALE",

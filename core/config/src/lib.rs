@@ -16,7 +16,9 @@ mod load;
 mod node;
 mod read;
 mod reader;
+mod resilience;
 mod schema;
+mod traffic;
 mod upstreams;
 mod values;
 mod yaml;
@@ -33,13 +35,14 @@ pub use error::{NodeError, Raised, nearest};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value};
 pub use reader::Reader;
+pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
+pub use traffic::{Arm, Mirror, Split, SplitBy, Target, When};
 pub use upstreams::{
-    Adaptive, Balance, Breaker, Deadline, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, Hedge,
-    HedgeAfter, HostHeader, ProxyProtocol, Retries, RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream,
-    UpstreamTls,
+    Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, ProxyProtocol, Retries,
+    RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
-    PathTemplate, Pattern, Percent, SizeLimit,
+    PathTemplate, Pattern, Percent, Protocol, SizeLimit,
 };

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
+use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::{Certificate, Status, TlsVersion, at_least_one, seconds};
+use crate::resilience::{Adaptive, Breaker, Deadline, Hedge};
 use crate::values::{Address, Duration, HeaderName, HostName, PathPrefix, Percent, is_token, positive};
 
 /// A group of endpoints that serve the same.
@@ -244,68 +245,6 @@ pub struct Eject {
     pub max_ejected: Percent,
 }
 
-/// The circuit breaker: when it opens, and how it closes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Breaker {
-    /// Share of the requests within the window that must fail, after all retries. Default `50%`.
-    pub error_rate: Percent,
-    /// Requests that there must have been in the window. Default `20`.
-    pub min_requests: NonZeroU32,
-    /// The time over which requests are counted; then they are counted anew. Default `10s`.
-    #[serde(deserialize_with = "positive")]
-    pub window: Duration,
-    /// Whether responses with status 500 to 599 are failures, too. Default `true`.
-    pub server_errors: bool,
-    /// For how long no request is sent. Default `5s`.
-    #[serde(deserialize_with = "positive")]
-    pub time: Duration,
-    /// Requests at a time that then try whether the upstream is back; when so many have gone well, all are sent
-    /// again. Default `3`.
-    pub probes: NonZeroU32,
-}
-
-/// A limit that adapts to what the upstream keeps up with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Adaptive {
-    /// The lowest limit, with which it begins, too. Default `10`.
-    pub min: NonZeroU32,
-    /// How many times as long as with little to do the upstream may take on average. Default `2`.
-    pub tolerance: NonZeroU32,
-}
-
-/// Another attempt beside one that takes long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Hedge {
-    /// How long the first attempt has: a time, or `p95`, what 95 of 100 requests to the upstream take at most.
-    #[schemars(schema_with = "crate::schema::hedge_after")]
-    pub after: HedgeAfter,
-}
-
-/// How long a first attempt has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HedgeAfter {
-    /// This time.
-    Time(Duration),
-    /// As long as 95 of 100 requests take at most.
-    P95,
-}
-
-/// Headers that tell how long a request may take. The name says the form: `grpc-timeout` has gRPC's, one that ends in
-/// `-ms` is a number of milliseconds, any other a number of seconds or a time such as `250ms`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Deadline {
-    /// What `trusted_proxies` say; it can make `retries.timeout` shorter, not longer. From others it is removed.
-    /// Default: none. Example: `x-request-timeout`.
-    pub read: Option<HeaderName>,
-    /// What the upstream is told: the time that is left when an attempt begins, if there is a limit. Default: none.
-    /// Example: `x-request-timeout`.
-    pub tell: Option<HeaderName>,
-}
-
 /// Checks that the gateway makes itself.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -389,6 +328,9 @@ pub struct Timeouts {
     /// The longest pause between two pieces of a body. Default `60s`.
     #[serde(deserialize_with = "positive")]
     pub body: Duration,
+    /// For which nothing may pass through a WebSocket or another upgraded connection. Default `5m`.
+    #[serde(deserialize_with = "positive")]
+    pub tunnel: Duration,
 }
 
 /// The `Host` header sent to an upstream.
@@ -462,25 +404,6 @@ impl Default for Eject {
     }
 }
 
-impl Default for Breaker {
-    fn default() -> Self {
-        Self {
-            error_rate: Percent(50),
-            min_requests: at_least_one(20),
-            window: seconds(10),
-            server_errors: true,
-            time: seconds(5),
-            probes: at_least_one(3),
-        }
-    }
-}
-
-impl Default for Adaptive {
-    fn default() -> Self {
-        Self { min: at_least_one(10), tolerance: at_least_one(2) }
-    }
-}
-
 impl Default for Health {
     fn default() -> Self {
         Self {
@@ -520,6 +443,7 @@ impl Default for Timeouts {
             pending: seconds(1),
             idle: seconds(60),
             body: seconds(60),
+            tunnel: seconds(300),
         }
     }
 }
@@ -536,7 +460,7 @@ fn default_max_idle() -> u32 {
     64
 }
 
-fn cookie_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+pub(crate) fn cookie_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
     if is_token(&name) { Ok(name) } else { Err(de::Error::custom("expected a cookie name such as `route`")) }
 }
@@ -631,29 +555,6 @@ impl<'de> Visitor<'de> for HashByVisitor {
     }
 }
 
-impl<'de> Deserialize<'de> for HedgeAfter {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(HedgeAfterVisitor)
-    }
-}
-
-struct HedgeAfterVisitor;
-
-impl Visitor<'_> for HedgeAfterVisitor {
-    type Value = HedgeAfter;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a duration such as `50ms`, or `p95`")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<HedgeAfter, E> {
-        if text == "p95" {
-            return Ok(HedgeAfter::P95);
-        }
-        positive(text.into_deserializer()).map(HedgeAfter::Time)
-    }
-}
-
 impl Serialize for RetryOn {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -700,9 +601,9 @@ impl Visitor<'_> for RetryOnVisitor {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::Duration as StdDuration;
 
     use super::*;
+    use crate::resilience::HedgeAfter;
 
     /// The first upstream, or the first error with its line.
     fn read(text: &str) -> Result<Upstream, String> {
@@ -735,10 +636,7 @@ mod tests {
         let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;
         assert_eq!((retries.attempts, retries.on), (1, vec![RetryOn::Connect, RetryOn::Status(503)]));
         assert_eq!((retries.budget.share, retries.budget.min), (Percent(5), 10));
-        assert_eq!(
-            read("hedge: { after: 50ms }").hedge.unwrap().after,
-            HedgeAfter::Time(Duration(StdDuration::from_millis(50)))
-        );
+        assert_eq!(read("hedge: { after: 2s }").hedge.unwrap().after, HedgeAfter::Time(seconds(2)));
         assert_eq!(read("hedge: { after: p95 }").hedge.unwrap().after, HedgeAfter::P95);
         assert_eq!(read("adaptive: {}").adaptive.unwrap().tolerance.get(), 2);
         assert_eq!(read("breaker: { error_rate: 20% }").breaker.unwrap().error_rate, Percent(20));

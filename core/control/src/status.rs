@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
 use crate::build::{Built, BuiltPlugin, Scope};
+use crate::dns::Discovered;
 use crate::inputs::Inputs;
 use crate::reload::Trigger;
 
@@ -102,7 +103,34 @@ pub struct UpstreamStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitStatus>,
     /// Its endpoints, in the order of the configuration.
-    pub endpoints: Vec<EndpointStatus>,
+    pub endpoints: Endpoints,
+    /// Where they come from, if that is DNS.
+    pub dns: Option<DnsStatus>,
+}
+
+/// The endpoints of an upstream, which may change; they are read when they are asked for.
+#[derive(Debug, Clone)]
+pub struct Endpoints(pub Arc<Upstream>);
+
+impl Serialize for Endpoints {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.current().endpoints.iter().cloned().map(EndpointStatus))
+    }
+}
+
+/// How DNS answers; read when it is asked for.
+#[derive(Debug, Clone)]
+pub struct DnsStatus(Arc<Discovered>);
+
+impl Serialize for DnsStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (ttl, last_error) = self.0.outlook();
+        let mut fields = serializer.serialize_struct("DnsStatus", 3)?;
+        fields.serialize_field("name", self.0.name())?;
+        fields.serialize_field("ttl_ms", &u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))?;
+        fields.serialize_field("last_error", &last_error)?;
+        fields.end()
+    }
 }
 
 /// An upstream whose circuit may open; its state is read when it is asked for.
@@ -127,7 +155,7 @@ impl Serialize for LimitStatus {
 
 /// An endpoint; how it is is read when it is asked for.
 #[derive(Debug, Clone)]
-pub struct EndpointStatus(pub Arc<Endpoint>);
+struct EndpointStatus(Arc<Endpoint>);
 
 impl Serialize for EndpointStatus {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -185,7 +213,8 @@ impl Status {
             name: built.upstream.name.clone(),
             circuit: built.upstream.breaker.map(|_| CircuitStatus(built.upstream.clone())),
             limit: built.upstream.limit().map(|_| LimitStatus(built.upstream.clone())),
-            endpoints: built.upstream.endpoints.iter().cloned().map(EndpointStatus).collect(),
+            endpoints: Endpoints(built.upstream.clone()),
+            dns: built.discovered.clone().map(DnsStatus),
         });
         Status {
             generation: generation.number,

@@ -5,8 +5,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Response;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, UPGRADE};
+use http::{Response, StatusCode};
 use portcullis_plugin::{Attempt, HookName, Request};
 use tokio::time::timeout;
 
@@ -14,8 +14,10 @@ use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::{Told, is_trusted};
 use crate::live::Live;
+use crate::mirror::Mirrored;
 use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
+use crate::tunnel::Upgrade;
 use crate::upstream::{
     AttemptError, AttemptFailure, Deadline, Endpoint, Hedge, HostHeader, RequestHead, Tries, Upstream,
     UpstreamBody, Verdict, deadline, send,
@@ -27,12 +29,18 @@ pub(crate) async fn attempt(
     upstream: &Arc<Upstream>,
     host: Option<&HeaderValue>,
     body: RequestBody,
+    copy: Option<Box<Mirrored>>,
 ) -> Answer {
+    let current = upstream.current();
+    let upstream = &*current;
+    if upstream.endpoints.is_empty() {
+        return Fault::NoEndpoints.into();
+    }
     let passage = match upstream.pass() {
         Ok(passage) => passage,
         Err(wait) => return Fault::CircuitOpen(wait).into(),
     };
-    let answer = try_all(live, upstream, host, body).await;
+    let answer = try_all(live, upstream, host, body, copy).await;
     if let Some(passage) = passage {
         passage.judge(verdict(&answer));
     }
@@ -61,16 +69,17 @@ async fn try_all(
     upstream: &Arc<Upstream>,
     host: Option<&HeaderValue>,
     mut body: RequestBody,
+    mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
     let asked = asked(live, upstream);
     let mut tries = Tries::begin(upstream, upstream.wish(live.exchange()), asked);
     loop {
         let repeated = body.copy();
         let sent = match &upstream.hedge {
-            Some(hedge) if repeated.is_some() && tries.number == 1 => {
-                Box::pin(hedged(live, upstream, hedge, &mut tries, host, body)).await
+            Some(hedge) if repeated.is_some() && tries.number == 1 && live.upgrade.is_none() => {
+                Box::pin(hedged(live, upstream, hedge, &mut tries, host, body, &mut copy)).await
             }
-            _ => once(live, upstream, &mut tries, host, body).await,
+            _ => once(live, upstream, &mut tries, host, body, &mut copy).await,
         };
         let Sent { result, is_idempotent } = match sent {
             Ok(sent) => sent,
@@ -83,7 +92,7 @@ async fn try_all(
                 let is_secure = live.exchange().scheme() == "https";
                 upstream.stick(tries.wish, tries.chosen.index, is_secure, response.headers_mut());
                 if !upstream.retries.on_status.contains(&response.status()) {
-                    return Answer::Upstream(response);
+                    return answered(live, response);
                 }
                 (AttemptError::of(&response), Some(response))
             }
@@ -99,7 +108,7 @@ async fn try_all(
             (true, Some(again)) => again,
             _ => {
                 return match response {
-                    Some(response) => Answer::Upstream(response),
+                    Some(response) => answered(live, response),
                     None => fault_of(kind).into(),
                 };
             }
@@ -108,6 +117,15 @@ async fn try_all(
             response.into_body().release();
         }
     }
+}
+
+fn answered(live: &Live, response: Response<UpstreamBody>) -> Answer {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && !live.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_met(response.headers()))
+    {
+        return Fault::UpstreamFailed.into();
+    }
+    Answer::Upstream(response)
 }
 
 /// What became of an attempt.
@@ -124,18 +142,25 @@ async fn once(
     tries: &mut Tries<'_>,
     host: Option<&HeaderValue>,
     body: RequestBody,
+    copy: &mut Option<Box<Mirrored>>,
 ) -> Result<Sent, Answer> {
     let endpoint = tries.chosen.endpoint;
     note(live, upstream, tries.number, endpoint);
     // Only hooks that may change it make a copy necessary.
     let outgoing = match live.scope().chain().wants(HookName::OnUpstream) {
-        true => Some(outgoing(live, upstream, endpoint, host, tries.left()).await?),
+        true => Some(prepare(live, upstream, endpoint, host, tries.left()).await?),
         false => None,
     };
     let told = match &outgoing {
         Some(_) => Told::new(),
         None => told(live, upstream, endpoint, host, tries.left()),
     };
+    if let Some(copy) = copy.take() {
+        copy.send(match &outgoing {
+            Some(outgoing) => outgoing.clone(),
+            None => self::outgoing(live.request(), told.clone()),
+        });
+    }
     let slot = match tries.slot().await {
         Ok(slot) => slot,
         Err(kind) => {
@@ -145,7 +170,8 @@ async fn once(
         }
     };
     let client = endpoint.is_told_clients().then(|| addresses(live));
-    let head = head(outgoing.as_ref().unwrap_or(live.request()), &told, client.as_ref());
+    let request = outgoing.as_ref().unwrap_or(live.request());
+    let head = head(request, &told, client.as_ref(), live.upgrade.as_deref());
     let result = send(upstream, endpoint, head, body, tries.limit(), slot).await;
     Ok(Sent { result, is_idempotent: head.method.is_idempotent() })
 }
@@ -159,13 +185,17 @@ async fn hedged(
     tries: &mut Tries<'_>,
     host: Option<&HeaderValue>,
     body: RequestBody,
+    copy: &mut Option<Box<Mirrored>>,
 ) -> Result<Sent, Answer> {
-    let (Some(after), Some(copy)) = (upstream.hedge_after(hedge), body.copy()) else {
-        return once(live, upstream, tries, host, body).await;
+    let (Some(after), Some(same)) = (upstream.hedge_after(hedge), body.copy()) else {
+        return once(live, upstream, tries, host, body, copy).await;
     };
     let first = tries.chosen;
     note(live, upstream, tries.number, first.endpoint);
-    let request = outgoing(live, upstream, first.endpoint, host, tries.left()).await?;
+    let request = prepare(live, upstream, first.endpoint, host, tries.left()).await?;
+    if let Some(copy) = copy.take() {
+        copy.send(request.clone());
+    }
     let is_idempotent = request.method().is_idempotent();
     let sent = |result| Ok(Sent { result, is_idempotent });
     let slot = match tries.slot().await {
@@ -173,7 +203,7 @@ async fn hedged(
         Err(kind) => return sent(Err(AttemptError { kind, unsent: Some(body), reused: false })),
     };
     let client = first.endpoint.is_told_clients().then(|| addresses(live));
-    let first_head = head(&request, &[], client.as_ref());
+    let first_head = head(&request, &[], client.as_ref(), None);
     let sending = send(upstream, first.endpoint, first_head, body, tries.limit(), slot);
     let mut sending = pin!(sending);
     let leave = match timeout(after, &mut sending).await {
@@ -183,11 +213,11 @@ async fn hedged(
     };
     let Some((second, slot, _counted)) = leave else { return sent(sending.await) };
     note(live, upstream, tries.number, second.endpoint);
-    let request = outgoing(live, upstream, second.endpoint, host, tries.left()).await?;
+    let request = prepare(live, upstream, second.endpoint, host, tries.left()).await?;
     let began = Instant::now();
     let client = second.endpoint.is_told_clients().then(|| addresses(live));
-    let second_head = head(&request, &[], client.as_ref());
-    let hedging = send(upstream, second.endpoint, second_head, copy, tries.limit(), slot);
+    let second_head = head(&request, &[], client.as_ref(), None);
+    let hedging = send(upstream, second.endpoint, second_head, same, tries.limit(), slot);
     let mut hedging = pin!(hedging);
     let (result, is_second) = tokio::select! {
         biased;
@@ -289,7 +319,7 @@ fn told(
 }
 
 /// The request of one attempt, as the hooks that may change it leave it.
-async fn outgoing(
+async fn prepare(
     live: &mut Live,
     upstream: &Upstream,
     endpoint: &Endpoint,
@@ -297,32 +327,41 @@ async fn outgoing(
     left: Option<Duration>,
 ) -> Result<Request, Answer> {
     let told = told(live, upstream, endpoint, host, left);
-    let (method, target, version, mut headers) = live.request().clone().into_parts();
+    let request = outgoing(live.request(), told);
+    if !live.scope().chain().wants(HookName::OnUpstream) {
+        return Ok(request);
+    }
+    live.parts().outgoing = Some(request);
+    if let Some(answer) = forward(live, HookName::OnUpstream).await {
+        return Err(answer);
+    }
+    live.parts().outgoing.take().ok_or(Answer::Fault(Fault::UpstreamFailed))
+}
+
+/// The request of one attempt for hooks to look at and change.
+fn outgoing(request: &Request, told: Told) -> Request {
+    let (method, target, version, mut headers) = request.clone().into_parts();
     headers.remove(CONTENT_LENGTH);
     headers.remove(EXPECT);
     for (name, value) in told {
         headers.insert(name, value);
     }
-    live.parts().outgoing = Some(Request::new(method, target, version, headers));
-    if live.scope().chain().wants(HookName::OnUpstream)
-        && let Some(answer) = forward(live, HookName::OnUpstream).await
-    {
-        return Err(answer);
-    }
-    live.parts().outgoing.take().ok_or(Answer::Fault(Fault::UpstreamFailed))
+    Request::new(method, target, version, headers)
 }
 
 fn head<'a>(
     request: &'a Request,
     told: &'a [(HeaderName, HeaderValue)],
     client: Option<&'a Addresses>,
+    upgrade: Option<&'a Upgrade>,
 ) -> RequestHead<'a> {
     let (method, target, headers) = (request.method(), request.target(), request.headers());
-    RequestHead { method, target, headers, told, client }
+    let upgrade = upgrade.filter(|_| headers.contains_key(UPGRADE)).map(|upgrade| &upgrade.protocol);
+    RequestHead { method, target, headers, told, client, upgrade }
 }
 
 /// Both ends of the client's connection. Behind a trusted proxy the client's port is not known.
-fn addresses(live: &mut Live) -> Addresses {
+pub(crate) fn addresses(live: &mut Live) -> Addresses {
     let client = live.exchange().client();
     let connection = &live.client().connection;
     let is_peer = connection.peer.ip().to_canonical() == client;

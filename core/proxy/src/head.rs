@@ -16,6 +16,7 @@ use crate::generation::ListenerLimits;
 use crate::hops::strip_hop_by_hop;
 use crate::http1::{same_authority, split_authority};
 use crate::reply::Fault;
+use crate::tunnel::Upgrade;
 
 /// What HTTP/2 counts per header beside name and value (RFC 9113, 6.5.2).
 const HEADER_OVERHEAD: usize = 32;
@@ -29,10 +30,13 @@ pub(crate) struct Head {
     pub(crate) authority: Option<Authority>,
     pub(crate) scheme: Option<Scheme>,
     pub(crate) headers: HeaderMap,
+    /// What the client wants to speak from here on.
+    pub(crate) upgrade: Option<Box<Upgrade>>,
 }
 
 impl From<http::request::Parts> for Head {
-    fn from(parts: http::request::Parts) -> Self {
+    fn from(mut parts: http::request::Parts) -> Self {
+        let upgrade = Upgrade::over_http2(&mut parts);
         let http::request::Parts { method, uri, version, headers, .. } = parts;
         let uri = uri.into_parts();
         Head {
@@ -42,6 +46,7 @@ impl From<http::request::Parts> for Head {
             authority: uri.authority,
             scheme: uri.scheme,
             headers,
+            upgrade,
         }
     }
 }
@@ -49,7 +54,7 @@ impl From<http::request::Parts> for Head {
 /// Turns a head as it was read into ours: no hop-by-hop headers, a normalised path, one lower-case `Host`.
 /// What is wrong with it is the second value; the head is complete enough for logs then, no more.
 pub(crate) fn understand(head: Head, limits: &ListenerLimits) -> (Request, Option<Fault>) {
-    let Head { method, version, target, authority, scheme, mut headers } = head;
+    let Head { method, version, target, authority, scheme, mut headers, .. } = head;
     let mut fault = oversized(&headers, version, limits);
     if matches!(method, Method::TRACE | Method::CONNECT) {
         fault = fault.or(Some(Fault::MethodUnsupported));

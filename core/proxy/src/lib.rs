@@ -18,12 +18,15 @@ mod linger;
 mod live;
 mod logs;
 pub mod metrics;
+pub mod mirror;
 pub mod proxy_protocol;
 mod reply;
 pub mod routes;
+pub mod split;
 mod timer;
 pub mod tls;
+mod tunnel;
 pub mod upstream;
 mod worker;
 
-pub use worker::{BindError, Bound, DataPlane};
+pub use worker::{BindError, Bound, DataPlane, Sockets};

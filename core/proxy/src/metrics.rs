@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -187,6 +187,10 @@ pub struct UpstreamMetrics {
     pub connects: Counter,
     /// Connections that could not be opened.
     pub connect_failures: Counter,
+    /// Answers of DNS about its endpoints.
+    pub lookups: Counter,
+    /// Questions about them that DNS did not answer, or with nothing.
+    pub lookup_failures: Counter,
     /// Attempts that failed after a connection was there, timeouts included.
     pub failures: Counter,
     /// Attempts after the first.
@@ -223,6 +227,28 @@ pub struct UpstreamMetrics {
     pub duration: Histogram,
 }
 
+/// What is counted of the copies of a route's requests.
+#[derive(Debug)]
+pub struct MirrorMetrics {
+    /// Copies sent.
+    pub sent: Counter,
+    /// Requests not copied because too many copies were under way, or too many bodies held in memory.
+    pub busy: Counter,
+    /// Requests not copied because their bodies are too long.
+    pub too_long: Counter,
+    /// Requests not copied because their bodies broke off, or were not sent to their end.
+    pub broken_off: Counter,
+    /// Copies under way: one number for all workers, so that the limit is exact.
+    pub(crate) under_way: AtomicU32,
+}
+
+impl MirrorMetrics {
+    /// Copies under way.
+    pub fn under_way(&self) -> u32 {
+        self.under_way.load(Relaxed)
+    }
+}
+
 /// All counters of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -242,6 +268,8 @@ pub struct Metrics {
     pub exchanges_open: Counter,
     /// Exchanges refused because too many were under way.
     pub exchanges_refused: Counter,
+    /// Those of them that have become tunnels.
+    pub tunnels_open: Counter,
     /// Exchanges whose `on_log` could not run because the queue was full.
     pub logs_dropped: Counter,
     /// Whole bodies held in memory now; each configuration sets the limit.
@@ -249,6 +277,7 @@ pub struct Metrics {
     routes: Named<Box<str>, RouteMetrics>,
     plugins: Named<(Box<str>, &'static str), PluginMetrics>,
     upstreams: Named<Box<str>, UpstreamMetrics>,
+    mirrors: Named<Box<str>, MirrorMetrics>,
 }
 
 impl Metrics {
@@ -265,11 +294,13 @@ impl Metrics {
             handshake_failures: counter(),
             exchanges_open: counter(),
             exchanges_refused: counter(),
+            tunnels_open: counter(),
             logs_dropped: counter(),
             whole_bodies: Budget::new(0),
             routes: Mutex::default(),
             plugins: Mutex::default(),
             upstreams: Mutex::default(),
+            mirrors: Mutex::default(),
         }
     }
 
@@ -308,6 +339,8 @@ impl Metrics {
             repeats: Counter::new(rows),
             connects: Counter::new(rows),
             connect_failures: Counter::new(rows),
+            lookups: Counter::new(rows),
+            lookup_failures: Counter::new(rows),
             failures: Counter::new(rows),
             retries: Counter::new(rows),
             retries_refused: Counter::new(rows),
@@ -328,6 +361,18 @@ impl Metrics {
         })
     }
 
+    /// The counters of the copies of a route's requests.
+    pub fn mirror(&self, route: &str) -> Arc<MirrorMetrics> {
+        let rows = self.rows;
+        named(&self.mirrors, route.into(), || MirrorMetrics {
+            sent: Counter::new(rows),
+            busy: Counter::new(rows),
+            too_long: Counter::new(rows),
+            broken_off: Counter::new(rows),
+            under_way: AtomicU32::new(0),
+        })
+    }
+
     /// A counter that belongs to nobody yet.
     pub(crate) fn counter(&self) -> Counter {
         Counter::new(self.rows)
@@ -341,6 +386,11 @@ impl Metrics {
     /// All plugin instances seen so far, by name.
     pub fn plugins(&self) -> Vec<(Box<str>, Arc<PluginMetrics>)> {
         listed(&self.plugins).into_iter().map(|((name, _), counted)| (name, counted)).collect()
+    }
+
+    /// All routes with copies seen so far, by name.
+    pub fn mirrors(&self) -> Vec<(Box<str>, Arc<MirrorMetrics>)> {
+        listed(&self.mirrors)
     }
 
     /// All upstreams seen so far, by name.

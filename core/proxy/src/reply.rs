@@ -39,6 +39,8 @@ pub(crate) enum Fault {
     NotFound,
     /// Only the method kept routes from wanting it; the value of `Allow`.
     MethodNotAllowed(HeaderValue),
+    /// The route does not let its clients switch to this protocol.
+    Upgrade,
     /// The request's body is longer than allowed.
     BodyTooLarge,
     /// All whole bodies together are at their limit.
@@ -51,6 +53,8 @@ pub(crate) enum Fault {
     Rewrite,
     /// A whole response body is longer than a plugin can take.
     ResponseTooLarge,
+    /// Nobody has said yet where the upstream is.
+    NoEndpoints,
     /// No connection to the upstream.
     Unreachable,
     /// No connection to the upstream in time.
@@ -63,6 +67,8 @@ pub(crate) enum Fault {
     UpstreamFailed,
     /// No response from the upstream in the time that the request gave.
     Deadline,
+    /// The upstream did not agree to an upgrade, with a status that would tell so to the client.
+    NotSwitched,
     /// The upstream has as many requests as it may have.
     Overloaded,
     /// The same for longer than a request may wait.
@@ -97,18 +103,21 @@ impl Fault {
             Fault::MethodNotAllowed(_) => {
                 (Client, StatusCode::METHOD_NOT_ALLOWED, "route.method_not_allowed")
             }
+            Fault::Upgrade => (Client, StatusCode::FORBIDDEN, "route.upgrade"),
             Fault::BodyTooLarge => (Client, StatusCode::PAYLOAD_TOO_LARGE, "body.too_large"),
             Fault::BodyBudget => (Gateway, StatusCode::SERVICE_UNAVAILABLE, "body.budget"),
             Fault::ClientBody => (Client, StatusCode::BAD_REQUEST, "body.incomplete"),
             Fault::BodyTimeout => (Client, StatusCode::REQUEST_TIMEOUT, "body.timeout"),
             Fault::Rewrite => (Gateway, StatusCode::INTERNAL_SERVER_ERROR, "route.rewrite"),
             Fault::ResponseTooLarge => (Upstream, StatusCode::BAD_GATEWAY, "upstream.body_too_large"),
+            Fault::NoEndpoints => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.no_endpoints"),
             Fault::Unreachable => (Upstream, StatusCode::BAD_GATEWAY, "upstream.unreachable"),
             Fault::ConnectTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.connect_timeout"),
             Fault::UpstreamTls => (Upstream, StatusCode::BAD_GATEWAY, "upstream.tls"),
             Fault::ResponseTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.response_timeout"),
             Fault::UpstreamFailed => (Upstream, StatusCode::BAD_GATEWAY, "upstream.failed"),
             Fault::Deadline => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.deadline"),
+            Fault::NotSwitched => (Upstream, StatusCode::BAD_GATEWAY, "upstream.not_switched"),
             Fault::Overloaded => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.overloaded"),
             Fault::PendingTimeout => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.pending_timeout"),
             Fault::CircuitOpen(_) => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.circuit_open"),
@@ -138,9 +147,11 @@ impl Fault {
                 let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
                 reply.header(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
             }
-            Fault::BodyBudget | Fault::Overloaded | Fault::PendingTimeout | Fault::TooManyExchanges => {
-                reply.header(RETRY_AFTER, HeaderValue::from_static("1"))
-            }
+            Fault::BodyBudget
+            | Fault::NoEndpoints
+            | Fault::Overloaded
+            | Fault::PendingTimeout
+            | Fault::TooManyExchanges => reply.header(RETRY_AFTER, HeaderValue::from_static("1")),
             _ => reply,
         }
     }

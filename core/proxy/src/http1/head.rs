@@ -73,6 +73,22 @@ pub(super) struct Wishes {
     pub(super) go_ahead: bool,
     /// `TE: trailers`.
     pub(super) trailers: bool,
+    /// `Connection: upgrade`.
+    pub(super) upgrade: bool,
+}
+
+impl Wishes {
+    /// What a `Connection` header says.
+    fn note(&mut self, options: &[u8]) {
+        for option in options.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            match option.len() {
+                5 => self.close |= option.eq_ignore_ascii_case(b"close"),
+                7 => self.upgrade |= option.eq_ignore_ascii_case(b"upgrade"),
+                10 => self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive"),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// Where a field stands in the head.
@@ -144,11 +160,12 @@ impl HeadJudge {
         let (target, authority, scheme) = (head.slice(line.target), None, None);
         if target.first() == Some(&b'/') {
             let target = PathAndQuery::from_maybe_shared(target).map_err(|_| TARGET)?;
-            return Ok(Head { method, version, target: Some(target), authority, scheme, headers });
+            let target = Some(target);
+            return Ok(Head { method, version, target, authority, scheme, headers, upgrade: None });
         }
         let uri = Uri::from_maybe_shared(target).map_err(|_| TARGET)?.into_parts();
         let (target, authority, scheme) = (uri.path_and_query, uri.authority, uri.scheme);
-        Ok(Head { method, version, target, authority, scheme, headers })
+        Ok(Head { method, version, target, authority, scheme, headers, upgrade: None })
     }
 
     /// What can be said of a line whose end has not arrived.
@@ -202,10 +219,7 @@ impl HeadJudge {
                 expect(value)?;
                 self.wishes.go_ahead = true;
             }
-            10 if name.eq_ignore_ascii_case(b"connection") => {
-                self.wishes.close |= has_option(value, b"close");
-                self.wishes.keep_alive |= has_option(value, b"keep-alive");
-            }
+            10 if name.eq_ignore_ascii_case(b"connection") => self.wishes.note(value),
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length(value)?,
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.transfer_encoding(value)?,
             _ => {}

@@ -65,6 +65,8 @@ pub(super) const HOST_MISMATCH: Refusal =
     Refusal::bad("http.host_mismatch", "the Host header and the request target name different hosts");
 pub(super) const EXPECTATION: Refusal =
     Refusal::with(417, "http.expectation", "the only expectation that can be met is 100-continue");
+pub(super) const UPGRADE_DATA: Refusal =
+    Refusal::bad("http.upgrade_data", "data of another protocol before the upgrade to it");
 
 // Framing.
 pub(super) const LENGTH_AND_ENCODING: Refusal =

@@ -129,6 +129,19 @@ struct Choice<'u> {
     avoid: &'u [u32],
 }
 
+impl HashBy {
+    /// The hash for a request that its plugins have seen; none if it lacks what is hashed.
+    pub(crate) fn hash(&self, exchange: &Exchange) -> Option<u64> {
+        let request = exchange.request();
+        match self {
+            HashBy::Client => Some(hash_of_address(exchange.client())),
+            HashBy::Principal => exchange.principal().map(|caller| hash_of(caller.id.as_bytes())),
+            HashBy::Header(name) => request.headers().get(name).map(|value| hash_of(value.as_bytes())),
+            HashBy::Cookie(name) => request.cookie(name).map(|value| hash_of(value.as_bytes())),
+        }
+    }
+}
+
 impl Sticky {
     /// A cookie with a value for each endpoint; none if they can't be sent as a header.
     pub fn new(cookie: &str, values: Vec<String>) -> Option<Self> {
@@ -181,20 +194,11 @@ impl Balancer {
 impl Upstream {
     /// What a request says about where it wants to go. Its plugins have seen it.
     pub(crate) fn wish(&self, exchange: &Exchange) -> Wish {
-        let request = exchange.request();
         match &self.balancer.rule {
             Balance::RoundRobin | Balance::LeastRequest | Balance::Random => Wish::Any,
-            Balance::Hash(by) => {
-                let hash = match by {
-                    HashBy::Client => Some(hash_of_address(exchange.client())),
-                    HashBy::Principal => exchange.principal().map(|caller| hash_of(caller.id.as_bytes())),
-                    HashBy::Header(_) => return self.wish_of(request.headers()),
-                    HashBy::Cookie(name) => request.cookie(name).map(|value| hash_of(value.as_bytes())),
-                };
-                hash.map_or(Wish::Any, Wish::Hash)
-            }
+            Balance::Hash(by) => by.hash(exchange).map_or(Wish::Any, Wish::Hash),
             Balance::Sticky(Sticky { cookie, marks }) => {
-                let named = request.cookie(cookie);
+                let named = exchange.request().cookie(cookie);
                 let index = named.and_then(|named| marks.iter().position(|mark| mark.value == named));
                 index.map_or(Wish::Any, Wish::Endpoint)
             }
@@ -279,13 +283,7 @@ impl Upstream {
     }
 
     /// Chooses where there is something to say against an endpoint, or more to think of than turns.
-    fn choose_with_care(
-        &self,
-        position: u64,
-        second: Option<u64>,
-        wish: Wish,
-        avoid: &[u32],
-    ) -> Chosen<'_> {
+    fn choose_with_care(&self, position: u64, second: Option<u64>, wish: Wish, avoid: &[u32]) -> Chosen<'_> {
         let now = now();
         // A probe that somebody else takes is closed from then on, so this ends.
         for _ in 0..=self.endpoints.len() {
@@ -364,7 +362,8 @@ impl<'u> Choice<'u> {
 
     fn admits(&self, index: usize) -> bool {
         let place = self.upstream.balancer.place(index);
-        let is_avoided = self.upstream.endpoints.get(index).is_none_or(|found| self.avoid.contains(&found.id));
+        let is_avoided =
+            self.upstream.endpoints.get(index).is_none_or(|found| self.avoid.contains(&found.id));
         place.priority <= self.last && !is_avoided && self.is_open(index)
     }
 
@@ -506,7 +505,7 @@ fn spread(number: u64) -> u64 {
 }
 
 /// A lot as a number below `limit`.
-fn of(lot: u64, limit: u64) -> u64 {
+pub(crate) fn of(lot: u64, limit: u64) -> u64 {
     ((u128::from(lot) * u128::from(limit)) >> 64) as u64
 }
 

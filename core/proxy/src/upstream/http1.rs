@@ -16,6 +16,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::header::{HeaderValue, UPGRADE};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -75,6 +76,8 @@ pub(super) struct Http1<S> {
     /// Bytes of interim responses (1xx) to the request.
     interim: usize,
     is_head_request: bool,
+    /// What was asked to be spoken from here on.
+    upgrade: Option<HeaderValue>,
     keep_alive: bool,
 }
 
@@ -111,6 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
             download: Download::Body(Decoder::End),
             interim: 0,
             is_head_request: false,
+            upgrade: None,
             keep_alive: true,
         }
     }
@@ -123,6 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         upload.ended = matches!(upload.framing, Framing::None | Framing::Length(0));
         (upload.body, upload.cut, upload.sent) = (body, false, 0);
         self.is_head_request = head.method == http::Method::HEAD;
+        self.upgrade = head.upgrade.cloned();
         self.download = Download::Head;
         self.interim = 0;
     }
@@ -150,7 +155,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
                     self.searched = 0;
                     let (head, decoder, keep_alive) = read_head(&bytes, self.is_head_request)?;
                     if head.status() == StatusCode::SWITCHING_PROTOCOLS {
-                        return Poll::Ready(Err(Broken::Malformed("it switches protocols unasked")));
+                        return Poll::Ready(self.switch(head));
                     }
                     if head.status().is_informational() {
                         // Nobody may be kept busy with them for ever.
@@ -171,6 +176,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
                 return Poll::Ready(Err(Broken::Closed));
             }
         }
+    }
+
+    /// Takes a 101 for what it says if that was asked for. There is no other request on this connection then.
+    fn switch(&mut self, head: Response<()>) -> Result<Response<()>, Broken> {
+        let is_asked = match (&self.upgrade, head.headers().get(UPGRADE)) {
+            (Some(asked), Some(agreed)) => agreed.as_bytes().eq_ignore_ascii_case(asked.as_bytes()),
+            _ => false,
+        };
+        if !is_asked || !self.upload.is_done() {
+            return Err(Broken::Malformed("it switches protocols unasked"));
+        }
+        self.keep_alive = false;
+        self.download = Download::Body(Decoder::End);
+        Ok(head)
     }
 
     /// The next of the response's body; none at its end.
@@ -260,6 +279,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// The connection after a 101: what was read behind that comes first.
+impl<S: AsyncRead + Unpin> AsyncRead for Http1<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.inbox.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let length = self.inbox.len().min(buf.remaining());
+        buf.put_slice(&self.inbox.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Http1<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

@@ -32,8 +32,13 @@ impl UpstreamClient {
         request: Request<Bytes>,
         limits: OutboundLimits,
     ) -> Result<Response<Bytes>, OutboundError> {
-        let Ok(passage) = self.upstream.pass() else { return Err(OutboundError::Unreachable) };
-        let answered = self.try_all(request).await;
+        let current = self.upstream.current();
+        let upstream = &*current;
+        if upstream.endpoints.is_empty() {
+            return Err(OutboundError::Unreachable);
+        }
+        let Ok(passage) = upstream.pass() else { return Err(OutboundError::Unreachable) };
+        let answered = try_all(upstream, request).await;
         if let Some(passage) = passage {
             passage.judge(match &answered {
                 Ok(response) if response.status().is_server_error() => Verdict::ServerError,
@@ -51,40 +56,47 @@ impl UpstreamClient {
         })?;
         Ok(Response::from_parts(head, body))
     }
+}
 
-    /// Sends the request, again where that is safe, as a client's is.
-    async fn try_all(&self, request: Request<Bytes>) -> Result<Response<UpstreamBody>, AttemptFailure> {
-        let upstream = &self.upstream;
-        let (head, body) = request.into_parts();
-        let root = PathAndQuery::from_static("/");
-        let target = head.uri.path_and_query().unwrap_or(&root);
-        let is_idempotent = head.method.is_idempotent();
-        let mut tries = Tries::begin(upstream, upstream.wish_of(&head.headers), None);
-        loop {
-            let endpoint = tries.chosen.endpoint;
-            let host = (!head.headers.contains_key(HOST)).then(|| match &upstream.host {
-                HostHeader::Name(name) => (HOST, name.clone()),
-                HostHeader::Preserve | HostHeader::Endpoint => (HOST, endpoint.host.clone()),
-            });
-            let told = host.as_slice();
-            let sending =
-                RequestHead { method: &head.method, target, headers: &head.headers, told, client: None };
-            let (slot, limit) = (tries.slot().await?, tries.limit());
-            match send(upstream, endpoint, sending, RequestBody::Whole(body.clone()), limit, slot).await {
-                Ok(response) => {
-                    let status = response.status();
-                    tries.answered(status);
-                    let is_asked_again = upstream.retries.on_status.contains(&status);
-                    if !(is_asked_again && tries.again(AttemptFailure::Status(status), false, is_idempotent))
-                    {
-                        return Ok(response);
-                    }
-                    response.into_body().release();
+/// Sends the request, again where that is safe, as a client's is.
+async fn try_all(
+    upstream: &Arc<Upstream>,
+    request: Request<Bytes>,
+) -> Result<Response<UpstreamBody>, AttemptFailure> {
+    let (head, body) = request.into_parts();
+    let root = PathAndQuery::from_static("/");
+    let target = head.uri.path_and_query().unwrap_or(&root);
+    let is_idempotent = head.method.is_idempotent();
+    let mut tries = Tries::begin(upstream, upstream.wish_of(&head.headers), None);
+    loop {
+        let endpoint = tries.chosen.endpoint;
+        let host = (!head.headers.contains_key(HOST)).then(|| match &upstream.host {
+            HostHeader::Name(name) => (HOST, name.clone()),
+            HostHeader::Preserve | HostHeader::Endpoint => (HOST, endpoint.host.clone()),
+        });
+        let told = host.as_slice();
+        let sending = RequestHead {
+            method: &head.method,
+            target,
+            headers: &head.headers,
+            told,
+            client: None,
+            upgrade: None,
+        };
+        let (slot, limit) = (tries.slot().await?, tries.limit());
+        match send(upstream, endpoint, sending, RequestBody::Whole(body.clone()), limit, slot).await {
+            Ok(response) => {
+                let status = response.status();
+                tries.answered(status);
+                let is_asked_again = upstream.retries.on_status.contains(&status);
+                if !(is_asked_again && tries.again(AttemptFailure::Status(status), false, is_idempotent)) {
+                    return Ok(response);
                 }
-                Err(AttemptError { kind, unsent, reused }) => {
-                    if !tries.again(kind, reused, is_idempotent || unsent.is_some()) {
-                        return Err(kind);
-                    }
+                response.into_body().release();
+            }
+            Err(AttemptError { kind, unsent, reused }) => {
+                if !tries.again(kind, reused, is_idempotent || unsent.is_some()) {
+                    return Err(kind);
                 }
             }
         }

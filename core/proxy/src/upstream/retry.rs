@@ -113,7 +113,18 @@ impl<'u> Tries<'u> {
         };
         let chosen = upstream.choose(wish);
         let (start, began) = (now, now);
-        Tries { upstream, wish, chosen, number: 1, start, began, total, stale: 0, tried: SmallVec::new(), retrying: None }
+        Tries {
+            upstream,
+            wish,
+            chosen,
+            number: 1,
+            start,
+            began,
+            total,
+            stale: 0,
+            tried: SmallVec::new(),
+            retrying: None,
+        }
     }
 
     /// What is left of the time for all attempts.

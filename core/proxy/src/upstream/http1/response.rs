@@ -4,7 +4,9 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{Response, StatusCode};
 use http_body::Frame;
 use httparse::{EMPTY_HEADER, ParserConfig};
@@ -42,8 +44,8 @@ pub(super) fn head_end(bytes: &[u8], searched: &mut usize) -> Option<usize> {
     None
 }
 
-/// A complete head: the response, less what concerns only its connection; how its body ends; and
-/// whether the connection may be used again.
+/// A complete head: the response, less what concerns only its connection, but with the `Upgrade` of a 101; how its body
+/// ends; and whether the connection may be used again.
 pub(super) fn read_head(
     bytes: &Bytes,
     is_head_request: bool,
@@ -75,6 +77,9 @@ pub(super) fn read_head(
     for name in &framing.named {
         headers.remove(name);
     }
+    if let Some(protocol) = framing.protocol().filter(|_| status == StatusCode::SWITCHING_PROTOCOLS) {
+        headers.insert(UPGRADE, protocol);
+    }
     // However it was said, it is sent on once, and not where it must not be (RFC 9110, 8.6).
     if let Some(length) =
         framing.length.filter(|_| !status.is_informational() && status != StatusCode::NO_CONTENT)
@@ -98,6 +103,9 @@ struct Framing {
     chunked: Option<bool>,
     close: bool,
     keep_alive: bool,
+    upgrade: bool,
+    /// What `Upgrade` says.
+    protocols: Vec<HeaderValue>,
     /// Headers that `Connection` names.
     named: Vec<HeaderName>,
 }
@@ -120,11 +128,20 @@ impl Framing {
                 match option {
                     _ if option.eq_ignore_ascii_case(b"keep-alive") => self.keep_alive = true,
                     _ if option.eq_ignore_ascii_case(b"close") => self.close = true,
+                    _ if option.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
                     _ => self.named.extend(HeaderName::from_bytes(option)),
                 }
             }
+        } else if *name == UPGRADE {
+            self.protocols.push(value.clone());
         }
         Ok(())
+    }
+
+    /// The one protocol that is to be spoken from here on.
+    fn protocol(&mut self) -> Option<HeaderValue> {
+        let protocol = self.protocols.pop()?;
+        (self.upgrade && self.protocols.is_empty()).then_some(protocol)
     }
 
     /// RFC 9112, 6.3, without its leniency: framing that two readers could take differently is
