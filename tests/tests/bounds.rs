@@ -190,6 +190,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http1/chunked.rs MAX_TRAILERS", Bites(VERDICTS, "chunked_bodies")),
     ("http1/head.rs IN_HOST", Not("a class of bytes")),
     ("http1/head.rs IN_TARGET", Not("a class of bytes")),
+    ("http1/fuzz.rs HOUR", Not("of the properties, which wait for nothing")),
     (
         "http1/head.rs MAX_NAME",
         Bites(VERDICTS, "what_the_types_of_a_head_could_not_hold_is_refused_whatever_the_limits"),
@@ -266,6 +267,14 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("upstream/hedge.rs STEP", Not("how fast an estimate follows")),
     ("upstream/hedge.rs UP", Not("how fast an estimate follows")),
     ("upstream/http1.rs MAX_HEAD", Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502")),
+    (
+        "upstream/http1.rs GATHERED",
+        Bites(
+            "core/proxy/src/http1/fuzz.rs",
+            "small_chunks_leave_together_and_no_more_of_them_than_is_gathered",
+        ),
+    ),
+    ("upstream/http1.rs SMALL", Not("what is copied rather than pointed at")),
     ("upstream/http1.rs KEPT_TEXT", Not("memory kept for the next request")),
     ("upstream/http1/request.rs LINES", Not("a guess, to grow less often")),
     ("upstream/http1/request.rs HEADER", Not("a guess, to grow less often")),

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Response, StatusCode};
 use portcullis_plugin::{Attempt, HookName, Request};
 use tokio::time::timeout;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::{Told, is_trusted};
+use crate::http1::split_authority;
 use crate::live::Live;
 use crate::mirror::Mirrored;
 use crate::proxy_protocol::Addresses;
@@ -31,6 +32,9 @@ pub(crate) async fn attempt(
     body: RequestBody,
     copy: Option<Box<Mirrored>>,
 ) -> Answer {
+    if let Err(fault) = judge_plugins(live) {
+        return fault.into();
+    }
     let current = upstream.current();
     let upstream = &*current;
     if upstream.endpoints.is_empty() {
@@ -117,6 +121,18 @@ async fn try_all(
             response.into_body().release();
         }
     }
+}
+
+/// What plugins made of the request; what of it can't be wrong by its type was judged as they wrote it.
+fn judge_plugins(live: &Live) -> Result<(), Fault> {
+    if live.scope().chain().len() == 0 { Ok(()) } else { judge_host(live.request().headers()) }
+}
+
+/// The host chooses the site at the upstream, so a plugin's is judged like a client's.
+fn judge_host(headers: &HeaderMap) -> Result<(), Fault> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let is_sound = hosts.next().is_none_or(|host| split_authority(host.as_bytes()).is_some());
+    if is_sound && hosts.next().is_none() { Ok(()) } else { Err(Fault::PluginHost) }
 }
 
 fn answered(live: &Live, response: Response<UpstreamBody>) -> Answer {
@@ -335,7 +351,9 @@ async fn prepare(
     if let Some(answer) = forward(live, HookName::OnUpstream).await {
         return Err(answer);
     }
-    live.parts().outgoing.take().ok_or(Answer::Fault(Fault::UpstreamFailed))
+    let request = live.parts().outgoing.take().ok_or(Answer::Fault(Fault::UpstreamFailed))?;
+    judge_host(request.headers())?;
+    Ok(request)
 }
 
 /// The request of one attempt for hooks to look at and change.

@@ -339,7 +339,7 @@ pub(crate) struct Upload {
     state: Arc<UploadState>,
     /// Has passed everything, and was not sent after all.
     ahead: Bytes,
-    /// Trailers that wait for what the filters still held.
+    /// Trailers that wait for what the filters still held, or were not sent after all.
     trailers: Option<HeaderMap>,
     ended: bool,
     /// Gathers a copy of what passes.
@@ -364,8 +364,11 @@ impl RequestBody {
         }
     }
 
-    /// The same before `chunk` was taken from it.
-    pub(crate) fn put_back(self, chunk: Bytes) -> Self {
+    /// The same before `chunk` and `trailers` were taken from it.
+    pub(crate) fn put_back(mut self, chunk: Bytes, trailers: Option<HeaderMap>) -> Self {
+        if let RequestBody::Stream(upload) = &mut self {
+            upload.trailers = trailers.or(upload.trailers.take());
+        }
         match self {
             body if chunk.is_empty() => body,
             RequestBody::Empty | RequestBody::Whole(_) => RequestBody::Whole(chunk),
@@ -399,12 +402,16 @@ impl RequestBody {
 
 impl Upload {
     fn is_end(&self) -> bool {
-        self.ahead.is_empty() && self.filters.0.is_empty() && self.incoming.is_end_stream()
+        let has_nothing = self.ahead.is_empty() && self.trailers.is_none();
+        has_nothing && self.filters.0.is_empty() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.incoming.size_hint().exact() {
-            Some(rest) if self.filters.0.is_empty() => SizeHint::with_exact(rest + self.ahead.len() as u64),
+            // Only behind chunks can trailers be sent.
+            Some(rest) if self.filters.0.is_empty() && self.trailers.is_none() => {
+                SizeHint::with_exact(rest + self.ahead.len() as u64)
+            }
             _ => SizeHint::default(),
         }
     }
@@ -685,6 +692,18 @@ mod tests {
         assert!(matches!(refused, Err(Fault::BodyBudget)));
         drop((held, more));
         assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn trailers_that_were_not_sent_are_sent_again_and_behind_chunks() {
+        let (body, _) =
+            RequestBody::stream(ClientBody::new(Incoming::Empty, Duration::MAX), Vec::new(), None);
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("x"))]);
+        let mut body = body.put_back(Bytes::new(), Some(trailers.clone())).put_back(Bytes::new(), None);
+        assert!(!body.is_end_stream() && body.size_hint().exact().is_none());
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_trailers().ok(), Some(trailers));
+        assert!(body.frame().await.is_none() && body.is_end_stream());
     }
 
     #[tokio::test]

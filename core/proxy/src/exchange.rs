@@ -17,7 +17,7 @@ use crate::forwarded::{client_address, remove_claims};
 use crate::generation::{Action, Rewrite, Route};
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
-use crate::http1::Refusal;
+use crate::http1::{HOST_MISSING, Refusal};
 use crate::live::Live;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
@@ -176,14 +176,16 @@ fn redirect_https(live: &mut Live) -> Option<Answer> {
     let (exchange, scope) = live.split();
     let redirect = scope.listener().redirect_https?;
     let port = redirect.port.filter(|port| *port != 443).map_or(String::new(), |port| format!(":{port}"));
-    let (host, target) = (exchange.request().host(), exchange.request().target());
+    let (host, target) = (exchange.request().host(), exchange.request().target().as_str());
+    // The asterisk is no path.
+    let target = if target == "*" { "/" } else { target };
     let location = HeaderValue::try_from(format!("https://{host}{port}{target}"));
     live.decided_by_core("core.redirect_https", None);
     Some(match location {
         Ok(location) if !live.exchange().request().host().is_empty() => {
             Answer::Reply(Box::new(Reply::redirect(redirect.status, location)))
         }
-        _ => Fault::Host.into(),
+        _ => Fault::from(HOST_MISSING).into(),
     })
 }
 
@@ -293,6 +295,10 @@ fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {
         return Ok(());
     }
     let exchange = live.exchange();
+    // The server as a whole is nowhere else.
+    if exchange.request().path() == "*" {
+        return Ok(());
+    }
     let mut text = match path {
         Some(template) => template.render(exchange),
         None => exchange.request().path().to_owned(),

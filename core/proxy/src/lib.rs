@@ -29,4 +29,6 @@ mod tunnel;
 pub mod upstream;
 mod worker;
 
+#[cfg(any(test, fuzzing))]
+pub use http1::fuzz;
 pub use worker::{BindError, Bound, DataPlane, Sockets};

@@ -33,8 +33,6 @@ pub(crate) enum Fault {
     HeadTooLarge,
     /// TRACE would show the client what the gateway adds; CONNECT would make it a tunnel.
     MethodUnsupported,
-    /// No host was named, or more than one.
-    Host,
     /// No route wants it.
     NotFound,
     /// Only the method kept routes from wanting it; the value of `Allow`.
@@ -51,6 +49,8 @@ pub(crate) enum Fault {
     BodyTimeout,
     /// A rewrite gave no valid path.
     Rewrite,
+    /// A plugin left a `Host` that names no host.
+    PluginHost,
     /// A whole response body is longer than a plugin can take.
     ResponseTooLarge,
     /// Nobody has said yet where the upstream is.
@@ -98,7 +98,6 @@ impl Fault {
             Fault::TooManyHeaders => {
                 (Client, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http.too_many_headers")
             }
-            Fault::Host => (Client, StatusCode::BAD_REQUEST, "http.host"),
             Fault::NotFound => (Client, StatusCode::NOT_FOUND, "route.not_found"),
             Fault::MethodNotAllowed(_) => {
                 (Client, StatusCode::METHOD_NOT_ALLOWED, "route.method_not_allowed")
@@ -109,6 +108,7 @@ impl Fault {
             Fault::ClientBody => (Client, StatusCode::BAD_REQUEST, "body.incomplete"),
             Fault::BodyTimeout => (Client, StatusCode::REQUEST_TIMEOUT, "body.timeout"),
             Fault::Rewrite => (Gateway, StatusCode::INTERNAL_SERVER_ERROR, "route.rewrite"),
+            Fault::PluginHost => (Gateway, StatusCode::INTERNAL_SERVER_ERROR, "exchange.host"),
             Fault::ResponseTooLarge => (Upstream, StatusCode::BAD_GATEWAY, "upstream.body_too_large"),
             Fault::NoEndpoints => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.no_endpoints"),
             Fault::Unreachable => (Upstream, StatusCode::BAD_GATEWAY, "upstream.unreachable"),

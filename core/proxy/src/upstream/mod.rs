@@ -35,6 +35,8 @@ pub(crate) use connection::{AttemptError, AttemptFailure, Switched, UpstreamBody
 pub use deadline::Deadline;
 pub use endpoint::{Endpoint, EndpointState};
 pub use hedge::{Hedge, P95};
+#[cfg(any(test, fuzzing))]
+pub(crate) use http1::Http1;
 pub(crate) use http1::RequestHead;
 pub use judge::Ejection;
 pub use outbound::UpstreamClient;

@@ -53,8 +53,9 @@ pub(super) fn read_head(
     let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
     match ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
-        Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Err(Broken::Malformed("the head is incomplete")),
+        // Both must mean the same end, or what follows would be read as something else.
+        Ok(httparse::Status::Complete(end)) if end == bytes.len() => {}
+        Ok(_) => return Err(Broken::Malformed("the head is incomplete")),
         Err(httparse::Error::TooManyHeaders) => return Err(Broken::Malformed("too many headers")),
         Err(_) => return Err(Broken::Malformed("the head can't be parsed")),
     }
@@ -290,9 +291,14 @@ fn trailers(inbox: &mut BytesMut) -> Result<Option<HeaderMap>, &'static str> {
     };
     let mut fields = [EMPTY_HEADER; MAX_TRAILER_FIELDS];
     let bytes = inbox.split_to(end);
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&bytes, &mut fields) else {
+    let parsed = httparse::parse_headers(&bytes, &mut fields);
+    let Ok(httparse::Status::Complete((end, fields))) = parsed else {
         return Err("the trailers can't be parsed");
     };
+    // Both must mean the same end, or what follows would be read as something else.
+    if end != bytes.len() {
+        return Err("the trailers do not end where they should");
+    }
     let allowed = fields.iter().filter(|field| !is_forbidden_trailer(field.name.as_bytes()));
     let read = allowed.map(|field| {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
