@@ -344,7 +344,7 @@ fn a_server_that_is_stopped_is_hardly_noticed_where_requests_are_hedged() {
         let begin = Instant::now();
         assert!((0..10).all(|_| gateway.get("/").status == 200));
         assert!(begin.elapsed() < Duration::from_secs(20), "a response's own timeout is 30 s");
-        assert!(counted(&gateway, "hedges_won_total") >= 5.0, "{after}");
+        assert!(counted(&gateway, "hedges_won_total") >= 3.0, "{after}");
         other.signal("CONT");
     }
 }

@@ -173,7 +173,7 @@ async fn once(
     };
     if let Some(copy) = copy.take() {
         copy.send(match &outgoing {
-            Some(outgoing) => outgoing.clone(),
+            Some(outgoing) => Request::clone(outgoing),
             None => self::outgoing(live.request(), told.clone()),
         });
     }
@@ -186,7 +186,7 @@ async fn once(
         }
     };
     let client = endpoint.is_told_clients().then(|| addresses(live));
-    let request = outgoing.as_ref().unwrap_or(live.request());
+    let request = outgoing.as_deref().unwrap_or(live.request());
     let head = head(request, &told, client.as_ref(), live.upgrade.as_deref());
     let result = send(upstream, endpoint, head, body, tries.limit(), slot).await;
     Ok(Sent { result, is_idempotent: head.method.is_idempotent() })
@@ -210,7 +210,7 @@ async fn hedged(
     note(live, upstream, tries.number, first.endpoint);
     let request = prepare(live, upstream, first.endpoint, host, tries.left()).await?;
     if let Some(copy) = copy.take() {
-        copy.send(request.clone());
+        copy.send(Request::clone(&request));
     }
     let is_idempotent = request.method().is_idempotent();
     let sent = |result| Ok(Sent { result, is_idempotent });
@@ -341,11 +341,11 @@ async fn prepare(
     endpoint: &Endpoint,
     host: Option<&HeaderValue>,
     left: Option<Duration>,
-) -> Result<Request, Answer> {
+) -> Result<Box<Request>, Answer> {
     let told = told(live, upstream, endpoint, host, left);
     let request = outgoing(live.request(), told);
     if !live.scope().chain().wants(HookName::OnUpstream) {
-        return Ok(request);
+        return Ok(Box::new(request));
     }
     live.parts().outgoing = Some(request);
     if let Some(answer) = forward(live, HookName::OnUpstream).await {
@@ -353,7 +353,8 @@ async fn prepare(
     }
     let request = live.parts().outgoing.take().ok_or(Answer::Fault(Fault::UpstreamFailed))?;
     judge_host(request.headers())?;
-    Ok(request)
+    // Boxed, because the futures of those who wait meanwhile are to be small.
+    Ok(Box::new(request))
 }
 
 /// The request of one attempt for hooks to look at and change.

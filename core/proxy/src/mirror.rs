@@ -157,8 +157,8 @@ impl Mirrored {
         );
         let head = Request::new(method, target, version, headers);
         let (method, target, headers) = (head.method(), head.target(), head.headers());
-        let sending =
-            RequestHead { method, target, headers, told: &[], client: Some(&client), upgrade: None };
+        let client = endpoint.is_told_clients().then_some(&client);
+        let sending = RequestHead { method, target, headers, told: &[], client, upgrade: None };
         match send(upstream, endpoint, sending, RequestBody::Whole(bytes), tries.limit(), slot).await {
             Ok(response) => {
                 tries.answered(response.status());
