@@ -16,6 +16,7 @@ mod origin;
 mod origins;
 mod peer;
 mod recorder;
+mod server;
 pub mod tools;
 mod wait;
 
@@ -29,6 +30,7 @@ pub use origin::Origin;
 pub use origins::{Foreign, Logged};
 pub use peer::{Peer, Raw};
 pub use recorder::Recorder;
+pub use server::{nobody, server};
 pub use wait::{PATIENCE, until, wait_for};
 
 /// The root of the checkout.

@@ -15,6 +15,7 @@
 //! | `/echo` | the request's body in chunks, with its content type |
 //! | `/headers/N` | with `N` headers more than usual |
 //! | `/head/N` | with a header of `N` bytes |
+//! | `/work/MS` | what it saw, after so many milliseconds of work, four requests at a time |
 //! | anything else | what it saw, as JSON |
 
 use std::convert::Infallible;
@@ -24,6 +25,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -33,7 +35,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 /// Larger request bodies are an error of the test.
@@ -41,6 +43,9 @@ const LARGEST: usize = 64 << 20;
 
 /// Headers of a request: more than a gateway lets through.
 const MOST_HEADERS: usize = 1000;
+
+/// Requests that are worked on at a time.
+const WORKERS: usize = 4;
 
 /// Bytes per chunk of a big body.
 const CHUNK: usize = 16 << 10;
@@ -57,6 +62,7 @@ struct Shared {
     held: AtomicUsize,
     connections: AtomicUsize,
     gate: watch::Sender<bool>,
+    workers: Semaphore,
 }
 
 type Answered = Response<Pin<Box<dyn Body<Data = Bytes, Error = io::Error> + Send>>>;
@@ -80,7 +86,8 @@ impl Origin {
         let (gate, _) = watch::channel(false);
         let none = || AtomicUsize::new(0);
         let (served, held, connections) = (none(), none(), none());
-        let shared = Arc::new(Shared { name: name.to_owned(), served, held, connections, gate });
+        let workers = Semaphore::new(WORKERS);
+        let shared = Arc::new(Shared { name: name.to_owned(), served, held, connections, gate, workers });
         let serving = shared.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -185,6 +192,11 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answe
             // The sender lives as long as the process.
             let _ = shared.gate.subscribe().wait_for(|open| *open).await;
             shared.held.fetch_sub(1, Ordering::SeqCst);
+        }
+        [.., "work", millis] => {
+            let length = Duration::from_millis(millis.parse().map_err(io::Error::other)?);
+            let _worker = shared.workers.acquire().await.map_err(io::Error::other)?;
+            tokio::time::sleep(length).await;
         }
         _ => {}
     }

@@ -28,6 +28,9 @@ const DISCOVERY: &str = "tests/tests/discovery.rs";
 const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
 const TRANSPORTS: &str = "tests/tests/transports.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
+const OVERLOAD: &str = "tests/tests/overload.rs";
+const ADAPTIVE: &str = "core/proxy/src/upstream/adaptive.rs";
+const BREAKER: &str = "core/proxy/src/upstream/breaker.rs";
 const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
 const HEALTH: &str = "core/control/src/health.rs";
@@ -40,6 +43,7 @@ const TRAFFIC: &str = "tests/tests/traffic.rs";
 const CONFIGURED: &[(&str, Known)] = &[
     ("drain", Bites("tests/tests/operation.rs", "a_drain_ends_at_its_time")),
     ("limits.body", Bites(PROXYING, "a_body_whose_length_was_not_said_is_limited_too")),
+    ("limits.exchanges", Bites(OVERLOAD, "no_more_exchanges_are_under_way_than_allowed")),
     ("limits.whole_bodies", Bites(LIMITS, "whole_bodies_share_a_budget")),
     (
         "listeners.http2.max_streams",
@@ -62,6 +66,44 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("routes.upstream.split.weight", Bites(TRAFFIC, "requests_are_spread_as_the_weights_say")),
     ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
     (
+        "upstreams.adaptive.min",
+        Bites(ADAPTIVE, "what_an_upstream_needs_is_learned_anew_with_few_requests_under_way"),
+    ),
+    (
+        "upstreams.adaptive.tolerance",
+        Bites(ADAPTIVE, "a_limit_settles_where_the_upstream_takes_as_much_longer_as_is_tolerated"),
+    ),
+    (
+        "upstreams.breaker.error_rate",
+        Bites(BREAKER, "a_circuit_opens_when_enough_requests_fail_and_enough_were_made"),
+    ),
+    (
+        "upstreams.breaker.min_requests",
+        Bites(BREAKER, "a_circuit_opens_when_enough_requests_fail_and_enough_were_made"),
+    ),
+    ("upstreams.breaker.probes", Bites(BREAKER, "a_few_requests_try_whether_the_upstream_is_back")),
+    ("upstreams.breaker.time", Bites(OVERLOAD, "an_upstream_that_fails_gets_a_rest_and_comes_back")),
+    ("upstreams.breaker.window", Bites(BREAKER, "failures_of_another_window_are_forgotten")),
+    (
+        "upstreams.eject.error_rate",
+        Bites(BALANCE, "an_endpoint_that_fails_often_is_ejected_though_not_in_a_row"),
+    ),
+    (
+        "upstreams.eject.latency_factor",
+        Bites(BALANCE, "an_endpoint_that_is_much_slower_than_the_others_is_ejected"),
+    ),
+    (
+        "upstreams.eject.min_requests",
+        Bites(BALANCE, "an_endpoint_that_fails_often_is_ejected_though_not_in_a_row"),
+    ),
+    (
+        "upstreams.eject.window",
+        Bites(
+            "core/proxy/src/upstream/window.rs",
+            "a_window_begins_anew_when_it_is_over_and_says_what_it_held",
+        ),
+    ),
+    (
         "upstreams.eject.failures",
         Bites(RESILIENCE, "failures_in_a_row_eject_an_endpoint_and_a_reload_does_not_bring_it_back"),
     ),
@@ -81,6 +123,8 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("upstreams.health.interval", Bites(RESILIENCE, "checks_come_at_their_interval")),
     ("upstreams.health.timeout", Bites(RESILIENCE, "a_check_has_its_time")),
     ("upstreams.health.unhealthy", Bites(HEALTH, "an_opinion_changes_after_so_many_results_in_a_row")),
+    ("upstreams.hedge.after", Bites(RESILIENCE, "a_request_that_takes_long_is_sent_elsewhere_too")),
+    ("upstreams.max_pending", Bites(OVERLOAD, "requests_wait_for_others_to_end_as_many_as_may_and_as_long")),
     ("upstreams.max_requests", Bites(RESILIENCE, "no_more_requests_are_under_way_than_allowed")),
     ("upstreams.min_healthy", Bites(RESILIENCE, "an_endpoint_of_the_next_priority_waits_until_it_is_needed")),
     ("upstreams.retries.attempts", Bites(RESILIENCE, "as_many_attempts_are_made_as_is_said")),
@@ -97,6 +141,10 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("upstreams.timeouts.body", Bites(UPSTREAMS, "a_response_that_stops_breaks_off")),
     ("upstreams.timeouts.connect", Bites(UPSTREAMS, "a_connection_that_does_not_come_about_is_a_504")),
     ("upstreams.timeouts.idle", Bites(UPSTREAMS, "an_unused_connection_is_closed")),
+    (
+        "upstreams.timeouts.pending",
+        Bites(OVERLOAD, "requests_wait_for_others_to_end_as_many_as_may_and_as_long"),
+    ),
     ("upstreams.timeouts.response", Bites(PROXYING, "a_slow_origin_is_a_504")),
     ("upstreams.timeouts.tunnel", Bites(UPGRADES, "a_tunnel_through_which_nothing_passes_is_closed")),
     ("workers", Bites("core/config/src/load/tests.rs", "what_contradicts_is_refused")),
@@ -136,10 +184,6 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("client.rs MIN_LOOK", Not("how often a clock is looked at")),
     ("client.rs PARTING", Bites("core/proxy/tests/adversity.rs", "a_mute_http2_client_loses_its_connection")),
     ("client.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
-    (
-        "attempt.rs MAX_STALE",
-        Bites("core/proxy/tests/data_plane.rs", "an_upstream_that_closes_idle_connections_costs_no_request"),
-    ),
     ("head.rs HEADER_OVERHEAD", Not("what a header counts beyond its bytes")),
     ("http1/chunked.rs MAX_EXTENSION", Bites(VERDICTS, "chunked_bodies")),
     ("http1/chunked.rs MAX_EXTENSIONS", Bites(VERDICTS, "chunked_bodies")),
@@ -176,6 +220,18 @@ const BUILT_IN: &[(&str, Known)] = &[
         "logs.rs MAX_WAITING",
         Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),
     ),
+    ("upstream/adaptive.rs DRAINED", Bites(ADAPTIVE, "learning_is_given_up_where_requests_do_not_end")),
+    (
+        "upstream/adaptive.rs LEARN",
+        Bites(ADAPTIVE, "what_an_upstream_needs_is_learned_anew_with_few_requests_under_way"),
+    ),
+    ("upstream/adaptive.rs MIN_ANSWERS", Not("how many answers are thought over at once")),
+    ("upstream/adaptive.rs PATIENCE", Bites(ADAPTIVE, "learning_is_given_up_where_requests_do_not_end")),
+    ("upstream/adaptive.rs STEP", Not("how often answers are thought over")),
+    (
+        "upstream/adaptive.rs UNLOADED",
+        Bites(ADAPTIVE, "what_an_upstream_needs_is_learned_anew_with_few_requests_under_way"),
+    ),
     ("proxy_protocol.rs FIXED", Not("the format's")),
     (
         "proxy_protocol.rs MAX_HEADER",
@@ -191,12 +247,25 @@ const BUILT_IN: &[(&str, Known)] = &[
         "upstream/balance.rs BOUND_QUARTERS",
         Bites(BALANCE, "a_hash_goes_past_an_endpoint_that_is_much_busier_than_the_average"),
     ),
+    ("upstream/balance.rs BUCKET_BITS", Not("how finely hashes are shared out")),
+    ("upstream/breaker.rs CLOSED", Not("a state")),
+    ("upstream/breaker.rs HALF_OPEN", Not("a state")),
+    ("upstream/breaker.rs OPEN", Not("a state")),
+    (
+        "upstream/deadline.rs MAX_DIGITS",
+        Bites(
+            "core/proxy/src/upstream/deadline.rs",
+            "a_header_is_read_and_told_in_the_form_that_its_name_says",
+        ),
+    ),
     ("upstream/endpoint.rs EJECTED", Not("a bit")),
     ("upstream/endpoint.rs FIRST_SHARE", Bites(ENDPOINT, "a_share_grows_from_a_tenth_to_the_whole")),
     ("upstream/endpoint.rs PROBE_PAUSE", Bites(ENDPOINT, "one_request_at_a_time_tries_whether_it_is_back")),
     ("upstream/endpoint.rs SLOW", Not("a bit")),
     ("upstream/endpoint.rs UNHEALTHY", Not("a bit")),
     ("upstream/endpoint.rs WHOLE_SHARE", Not("a unit")),
+    ("upstream/hedge.rs STEP", Not("how fast an estimate follows")),
+    ("upstream/hedge.rs UP", Not("how fast an estimate follows")),
     ("upstream/http1.rs MAX_HEAD", Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502")),
     (
         "upstream/http1.rs GATHERED",
@@ -228,6 +297,10 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("upstream/transport.rs KEPT", Bites(TRANSPORT, "the_addresses_of_a_name_are_kept_for_a_short_while")),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
+    (
+        "upstream/retry.rs MAX_STALE",
+        Bites("core/proxy/tests/data_plane.rs", "an_upstream_that_closes_idle_connections_costs_no_request"),
+    ),
     (
         "worker.rs ACCEPT_PAUSE",
         Not("a pause without descriptors, which a test would take from its neighbours"),

@@ -30,6 +30,7 @@ const BLOCKS: &[(&str, &str)] = &[
     ("sh", "portcullis new wasm block-path\n"),
     ("yaml", "listeners:\n"),
     ("yaml", "upstreams:\n  api:"),
+    ("yaml", "upstreams:\n  busy:"),
     ("yaml", "routes:\n  - name: api"),
     ("yaml", "upstreams:\n  secure:"),
     ("yaml", "routes:\n  - match: { path: /chat }"),
@@ -298,12 +299,15 @@ fn the_configuration_is_right() {
 }
 
 #[test]
-fn the_upstream_is_right() {
-    let setup = Setup::new("");
-    let rest = "listeners: [{ bind: 127.0.0.1:0 }]\nroutes: [{ upstream: api }]\n";
-    fs::write(setup.dir().join("gateway.yaml"), block("upstreams:\n  api:") + rest).unwrap();
-    let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
-    assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
+fn the_upstreams_are_right() {
+    for name in ["api", "busy"] {
+        let setup = Setup::new("");
+        let rest = format!("listeners: [{{ bind: 127.0.0.1:0 }}]\nroutes: [{{ upstream: {name} }}]\n");
+        fs::write(setup.dir().join("gateway.yaml"), block(&format!("upstreams:\n  {name}:")) + &rest)
+            .unwrap();
+        let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
+        assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
+    }
 }
 
 #[test]

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use portcullis_tests::{Answer, Gateway, Origin, Setup, request, until, wait_for};
+use portcullis_tests::{Answer, Gateway, Origin, Setup, nobody, request, server, until};
 use serde_json::{Value, json};
 
 /// A gateway before these endpoints.
@@ -21,20 +21,6 @@ fn with(upstream: &str) -> Gateway {
         "plugins: [{{ access_log: {{ target: access.log }} }}]\nupstreams: {{ origin: {{ {upstream} }} }}\n"
     );
     Setup::new(&config).start()
-}
-
-/// An address at which nobody listens.
-fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-/// A server in a process of its own, which answers with its name. The port may be in use for a moment,
-/// by a connection that the system made from it.
-fn server(name: &str, address: SocketAddr) -> Gateway {
-    let config = format!(
-        "listeners: [{{ name: main, bind: \"{address}\" }}]\nroutes: [{{ respond: {{ body: {name} }} }}]\n"
-    );
-    wait_for("the server to start", || Setup::new(&config).try_start().ok())
 }
 
 fn metric(gateway: &Gateway, name: &str, endpoint: SocketAddr) -> f64 {
@@ -294,6 +280,130 @@ fn attempts_follow_the_failures_that_are_named() {
         let gateway = before(&dead, &format!("retries: {{ on: {on} }}"));
         assert_eq!((gateway.get("/").status, counted(&gateway, "connect_failures_total")), (502, failures));
     }
+}
+
+#[test]
+fn an_endpoint_that_fails_often_is_ejected_though_not_in_a_row() {
+    let (one, other) = (Origin::start(), Origin::start());
+    let eject = "eject: { failures: 1000, server_errors: true, error_rate: 30%, min_requests: 10 }";
+    let gateway = before(&[one.address(), other.address()], eject);
+    let ejections = || gateway.metric("portcullis_endpoint_ejections_total", &[]);
+    // Two of four requests to each endpoint fail, and never more than two in a row.
+    for path in ["/", "/", "/status/500", "/status/500"].iter().cycle().take(80) {
+        assert!([200, 500].contains(&gateway.get(path).status));
+    }
+    assert_eq!(ejections(), 1.0);
+    assert!(gateway.log().contains("\"why\":\"error_rate\""), "{}", gateway.log());
+}
+
+#[test]
+fn a_request_that_takes_long_is_sent_elsewhere_too() {
+    let (one, other) = (Origin::named("one"), Origin::named("other"));
+    let gateway = before(&[one.address(), other.address()], "hedge: { after: 20ms }");
+    let ask = |method: &str| {
+        let mut client = gateway.connect();
+        client
+            .write(format!("{method} /hold HTTP/1.1\r\nhost: g\r\ncontent-length: 0\r\n\r\n").as_bytes())
+            .unwrap();
+        client
+    };
+    let mut posted = ask("POST");
+    until("one request to be held", || one.held() + other.held() == 1);
+    let mut got = ask("GET");
+    until("two more requests to be held", || one.held() + other.held() == 3);
+    assert_eq!(counted(&gateway, "hedges_total"), 1.0, "what may not be repeated is not");
+    let (slow, quick, name) = if one.held() == 1 { (&other, &one, "one") } else { (&one, &other, "other") };
+    assert_eq!((slow.held(), quick.held()), (2, 1));
+    quick.release();
+    assert_eq!(served_by(&got.answer("GET").unwrap()), name);
+    until("the other's connection to be closed", || slow.connections() == 1);
+    slow.release();
+    assert_eq!(posted.answer("POST").unwrap().status, 200);
+    until("nothing to be under way", || counted(&gateway, "in_flight") == 0.0);
+}
+
+#[test]
+fn attempts_beside_the_first_are_within_the_budget_of_retries() {
+    let (one, other) = (Origin::start(), Origin::start());
+    let settings = "hedge: { after: 1ms }, retries: { budget: { share: 0%, min: 0 } }";
+    let gateway = before(&[one.address(), other.address()], settings);
+    let mut client = gateway.connect();
+    client.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    until("the budget to be asked", || counted(&gateway, "retry_budget_exhausted_total") == 1.0);
+    assert_eq!((one.held() + other.held(), counted(&gateway, "hedges_total")), (1, 0.0));
+}
+
+#[test]
+fn a_server_that_is_stopped_is_hardly_noticed_where_requests_are_hedged() {
+    for after in ["100ms", "p95"] {
+        let (steady, other) = (server("steady", nobody()), server("other", nobody()));
+        let settings = format!("hedge: {{ after: {after} }}, eject: off");
+        let gateway = before(&[steady.address(), other.address()], &settings);
+        assert!((0..20).all(|_| gateway.get("/").status == 200));
+        other.signal("STOP");
+        let begin = Instant::now();
+        assert!((0..10).all(|_| gateway.get("/").status == 200));
+        assert!(begin.elapsed() < Duration::from_secs(20), "a response's own timeout is 30 s");
+        assert!(counted(&gateway, "hedges_won_total") >= 3.0, "{after}");
+        other.signal("CONT");
+    }
+}
+
+/// A gateway that believes its clients, or does not, what they say of their time.
+fn telling(trusted: &str, endpoints: &[SocketAddr], settings: &str) -> Gateway {
+    let urls: Vec<_> = endpoints.iter().map(|address| format!("\"http://{address}\"")).collect();
+    let config = format!(
+        "plugins: [{{ access_log: {{ target: access.log }} }}]
+trusted_proxies: [{trusted}]
+upstreams:
+  origin:
+    endpoints: [{}]
+    deadline: {{ read: x-request-timeout, tell: x-left-ms }}
+    {settings}
+",
+        urls.join(", ")
+    );
+    Setup::new(&config).start()
+}
+
+#[test]
+fn a_deadline_goes_from_hop_to_hop() {
+    let origin = Origin::start();
+    let left = |gateway: &Gateway, asked: &str| {
+        let asked = request("GET", "/").header("x-request-timeout", asked).header("x-left-ms", "forged");
+        let seen = gateway.ask(&asked).json();
+        let left = seen["headers"]["x-left-ms"].as_str().map(str::to_owned);
+        (left, seen["headers"]["x-request-timeout"].is_string())
+    };
+    let believing = telling("127.0.0.1", &[origin.address()], "retries: { timeout: 20s }");
+    let millis = |asked: &str| left(&believing, asked).0.unwrap().parse::<u64>().unwrap();
+    assert!((1..=15_000).contains(&millis("15")));
+    assert!((15_001..=20_000).contains(&millis("60")), "a request gets no more than is configured");
+    let doubting = telling("", &[origin.address()], "");
+    assert_eq!(left(&doubting, "15"), (None, false), "what a client says goes no further");
+}
+
+#[test]
+fn a_request_is_given_up_when_its_deadline_is_over_and_no_endpoint_is_blamed() {
+    let (origin, other) = (Origin::start(), Origin::start());
+    let settings = "eject: { failures: 1 }\n    retries: { attempts: 200 }";
+    let gateway = telling("127.0.0.1", &[origin.address(), other.address()], settings);
+    let begin = Instant::now();
+    let asked = request("GET", "/hold").header("x-request-timeout", "100ms");
+    assert_eq!(gateway.ask(&asked).status, 504);
+    assert!(begin.elapsed() < Duration::from_secs(20), "the response's own timeout is 30 s");
+    assert_eq!(gateway.logged_path("/hold")["reason"], "upstream.deadline");
+    assert_eq!(gateway.metric("portcullis_endpoint_ejections_total", &[]), 0.0);
+    assert_eq!(counted(&gateway, "attempts_total"), 1.0);
+}
+
+#[test]
+fn an_endpoint_that_hangs_for_all_of_the_time_is_ejected() {
+    let (origin, other) = (Origin::start(), Origin::start());
+    let settings = "eject: { failures: 1 }, retries: { attempts: 0, timeout: 100ms }";
+    let gateway = before(&[origin.address(), other.address()], settings);
+    assert_eq!(gateway.get("/hold").status, 504);
+    assert_eq!(gateway.metric("portcullis_endpoint_ejections_total", &[]), 1.0);
 }
 
 #[test]

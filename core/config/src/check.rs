@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route, TlsPolicy, TlsVersion};
 use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::node::{Node, join};
+use crate::resilience::Deadline;
 use crate::traffic::{Arm, Split, Target, When};
 use crate::upstreams::{Dns, Endpoint, EndpointAddress, Scheme, Upstream};
 
@@ -13,6 +14,18 @@ use crate::upstreams::{Dns, Endpoint, EndpointAddress, Scheme, Upstream};
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
 /// A head of less could hardly name its host; more is a body.
 const HEADER_BYTES: RangeInclusive<u64> = 512..=16 << 20;
+/// Headers that frame a message or say where it goes: not for times.
+const TAKEN_HEADERS: [&str; 9] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 /// All streams together may hold a window each, and that is bounded (RFC 9113, 6.9.1).
 const STREAMS: RangeInclusive<u64> = 1..=8_000;
 
@@ -24,6 +37,7 @@ pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeEr
     check.chains(config);
     check.routes(config);
     check.endpoints(config);
+    check.limits(config);
     check.ways(config);
     check.unused_upstreams(config);
     (check.errors, check.warnings)
@@ -273,6 +287,31 @@ impl Check<'_> {
                     let path = format!("{}.endpoints[{index}]", join("upstreams", &upstream.name));
                     let help = "for a larger share: `{ url: ..., weight: 2 }`";
                     self.error(&path, "this endpoint stands here twice", Some(help));
+                }
+            }
+        }
+    }
+
+    /// What would do nothing is a mistake.
+    fn limits(&mut self, config: &Config) {
+        for upstream in &config.upstreams {
+            let path = join("upstreams", &upstream.name);
+            let is_limited = upstream.max_requests.is_some() || upstream.adaptive.is_some();
+            if upstream.max_pending > 0 && !is_limited {
+                let message = "nothing waits without `max_requests` or `adaptive`";
+                self.error(&format!("{path}.max_pending"), message, None);
+            }
+            let Some(deadline) = &upstream.deadline else { continue };
+            if *deadline == Deadline::default() {
+                self.error(&format!("{path}.deadline"), "expected `read`, `tell` or both", None);
+            }
+            for (key, name) in [("read", &deadline.read), ("tell", &deadline.tell)] {
+                if let Some(name) = name.as_ref().filter(|name| TAKEN_HEADERS.contains(&name.as_str())) {
+                    self.error(
+                        &format!("{path}.deadline.{key}"),
+                        &format!("`{name}` has a meaning already"),
+                        None,
+                    );
                 }
             }
         }

@@ -118,6 +118,9 @@ pub enum LogFormat {
 pub struct Limits {
     /// Largest request body, or `unlimited`. Default `10MiB`.
     pub body: SizeLimit,
+    /// Requests under way at a time, over all workers, each of which has an equal share of them; more are answered
+    /// with 503. Default `50000`.
+    pub exchanges: NonZeroU32,
     /// Memory for all bodies that plugins asked to see whole, together; when it is used up, requests that need
     /// more are answered with 503. Default `256MiB`.
     pub whole_bodies: ByteSize,
@@ -562,7 +565,11 @@ impl Default for AdminOptions {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body: SizeLimit::Bytes(ByteSize(10 << 20)), whole_bodies: ByteSize(256 << 20) }
+        Self {
+            body: SizeLimit::Bytes(ByteSize(10 << 20)),
+            exchanges: at_least_one(50_000),
+            whole_bodies: ByteSize(256 << 20),
+        }
     }
 }
 

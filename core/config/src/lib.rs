@@ -16,6 +16,7 @@ mod load;
 mod node;
 mod read;
 mod reader;
+mod resilience;
 mod schema;
 mod traffic;
 mod upstreams;
@@ -34,6 +35,7 @@ pub use error::{NodeError, Raised, nearest};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value};
 pub use reader::Reader;
+pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
 pub use traffic::{Arm, Mirror, Split, SplitBy, Target, When};
 pub use upstreams::{

@@ -123,10 +123,15 @@ fn upstream(name: &str, place: Place<'_, '_>) -> Option<Upstream> {
     upstream.slow_start = table.optional("slow_start");
     upstream.eject = table.with("eject", eject).unwrap_or_default();
     upstream.health = table.optional("health");
+    upstream.breaker = table.optional("breaker");
     upstream.max_requests = table.optional("max_requests");
+    upstream.adaptive = table.optional("adaptive");
+    upstream.max_pending = table.optional("max_pending").unwrap_or_default();
     upstream.timeouts = table.optional("timeouts").unwrap_or_default();
     upstream.max_idle = table.optional("max_idle").unwrap_or(upstream.max_idle);
     upstream.retries = table.with("retries", retries).unwrap_or_default();
+    upstream.hedge = table.optional("hedge");
+    upstream.deadline = table.optional("deadline");
     upstream.host = table.optional("host").unwrap_or_default();
     table.close();
     Some(upstream)

@@ -10,7 +10,7 @@ use crate::config::{
 };
 use crate::traffic::{Split, SplitBy, StickyTable, Target};
 use crate::upstreams::{Balance, Eject, Endpoint, HashBy, Retries, RetryOn, Sticky};
-use crate::values::{Address, HeaderName, Pattern};
+use crate::values::{Address, Duration, HeaderName, Pattern};
 
 const CHAIN_ENTRY: &str = "#/$defs/ChainEntry";
 
@@ -112,6 +112,11 @@ pub(crate) fn redirect_https(generator: &mut SchemaGenerator) -> Schema {
 pub(crate) fn eject(generator: &mut SchemaGenerator) -> Schema {
     let table = generator.subschema_for::<Eject>();
     json_schema!({ "anyOf": [{ "enum": ["on", "off", true, false] }, table] })
+}
+
+pub(crate) fn hedge_after(generator: &mut SchemaGenerator) -> Schema {
+    let time = generator.subschema_for::<Duration>();
+    json_schema!({ "anyOf": [{ "enum": ["p95"] }, time] })
 }
 
 pub(crate) fn retries(generator: &mut SchemaGenerator) -> Schema {

@@ -10,6 +10,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::{Certificate, Status, TlsVersion, at_least_one, seconds};
+use crate::resilience::{Adaptive, Breaker, Deadline, Hedge};
 use crate::values::{Address, Duration, HeaderName, HostName, PathPrefix, Percent, is_token, positive};
 
 /// A group of endpoints that serve the same.
@@ -37,15 +38,26 @@ pub struct Upstream {
     #[schemars(default = "default_min_healthy")]
     pub min_healthy: Percent,
     /// How long an endpoint that comes back gets less than its share, a tenth at first. Default: its share at once.
-    /// Not for `hash` and `sticky`. Example: `30s`.
+    /// Clients that have its `sticky` cookie come back at once. Example: `30s`.
     pub slow_start: Option<Duration>,
     /// When requests show that an endpoint fails: for how long it gets none, or `off`.
     #[schemars(schema_with = "crate::schema::eject", default)]
     pub eject: Eject,
     /// Checks that the gateway makes itself, independent of requests. Default: none.
     pub health: Option<Health>,
-    /// Requests under way at a time, over all workers; more are answered with 503. Default: no limit. Example: `500`.
+    /// When requests show that the upstream as a whole fails: for a while none is sent, and all are answered with
+    /// 503 at once. Default: never.
+    pub breaker: Option<Breaker>,
+    /// Requests under way at a time, over all workers; more wait or are answered with 503. Default: no limit.
+    /// Example: `500`.
     pub max_requests: Option<NonZeroU32>,
+    /// Let no more requests be under way than the upstream keeps up with, as its own answers show, and not more than
+    /// `max_requests`. Default: no such limit. Example: `{}`.
+    pub adaptive: Option<Adaptive>,
+    /// Requests that may wait for others to end, for as long as `timeouts.pending` says; more are answered with 503.
+    /// Default `0`. Example: `100`.
+    #[schemars(default)]
+    pub max_pending: u32,
     /// Timeouts.
     #[schemars(default)]
     pub timeouts: Timeouts,
@@ -55,6 +67,11 @@ pub struct Upstream {
     /// Further attempts after a failed one, where repeating is safe: how many, or a table. Default `1`.
     #[schemars(schema_with = "crate::schema::retries", default)]
     pub retries: Retries,
+    /// Make another attempt beside one that takes long, elsewhere: of requests that may be repeated, within the budget
+    /// of retries. Default: no. Example: `{ after: p95 }`.
+    pub hedge: Option<Hedge>,
+    /// Headers that tell how long a request may take. Default: none.
+    pub deadline: Option<Deadline>,
     /// The `Host` header that is sent: `preserve` the client's, the `endpoint`'s, or this name. Default `preserve`.
     #[schemars(with = "String", default)]
     pub host: HostHeader,
@@ -213,6 +230,17 @@ pub struct Eject {
     /// The longest time. Default `5m`.
     #[serde(deserialize_with = "positive")]
     pub max_time: Duration,
+    /// Share of an endpoint's requests within the window that must fail, in a row or not. Default: their share does
+    /// not matter. Example: `20%`.
+    pub error_rate: Option<Percent>,
+    /// How many times longer than at the other endpoints its requests must take on average, to the response's
+    /// headers. Default: that does not matter. Example: `4`.
+    pub latency_factor: Option<NonZeroU32>,
+    /// The time over which both are judged. Default `10s`.
+    #[serde(deserialize_with = "positive")]
+    pub window: Duration,
+    /// Requests that an endpoint must have had in that time to be judged by them. Default `50`.
+    pub min_requests: NonZeroU32,
     /// Share of the endpoints that may be ejected together. Default `50%`; `0%` ejects none.
     pub max_ejected: Percent,
 }
@@ -291,6 +319,9 @@ pub struct Timeouts {
     /// From the end of the request to the response's headers. Default `30s`.
     #[serde(deserialize_with = "positive")]
     pub response: Duration,
+    /// To wait for other requests to end, where their number is limited. Default `1s`.
+    #[serde(deserialize_with = "positive")]
+    pub pending: Duration,
     /// An unused connection is closed after this. Default `60s`.
     #[serde(deserialize_with = "positive")]
     pub idle: Duration,
@@ -328,10 +359,15 @@ impl Upstream {
             slow_start: None,
             eject: Eject::default(),
             health: None,
+            breaker: None,
             max_requests: None,
+            adaptive: None,
+            max_pending: 0,
             timeouts: Timeouts::default(),
             max_idle: default_max_idle(),
             retries: Retries::default(),
+            hedge: None,
+            deadline: None,
             host: HostHeader::default(),
         }
     }
@@ -359,6 +395,10 @@ impl Default for Eject {
             server_errors: false,
             time: seconds(10),
             max_time: seconds(300),
+            error_rate: None,
+            latency_factor: None,
+            window: seconds(10),
+            min_requests: at_least_one(50),
             max_ejected: Percent(50),
         }
     }
@@ -400,6 +440,7 @@ impl Default for Timeouts {
         Self {
             connect: seconds(2),
             response: seconds(30),
+            pending: seconds(1),
             idle: seconds(60),
             body: seconds(60),
             tunnel: seconds(300),
@@ -562,6 +603,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::resilience::HedgeAfter;
 
     /// The first upstream, or the first error with its line.
     fn read(text: &str) -> Result<Upstream, String> {
@@ -595,6 +637,11 @@ mod tests {
         let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;
         assert_eq!((retries.attempts, retries.on), (1, vec![RetryOn::Connect, RetryOn::Status(503)]));
         assert_eq!((retries.budget.share, retries.budget.min), (Percent(5), 10));
+        assert_eq!(read("hedge: { after: 2s }").hedge.unwrap().after, HedgeAfter::Time(seconds(2)));
+        assert_eq!(read("hedge: { after: p95 }").hedge.unwrap().after, HedgeAfter::P95);
+        assert_eq!(read("adaptive: {}").adaptive.unwrap().tolerance.get(), 2);
+        assert_eq!(read("breaker: { error_rate: 20% }").breaker.unwrap().error_rate, Percent(20));
+        assert_eq!(read("max_requests: 2, max_pending: 7").max_pending, 7);
         assert_eq!(read("eject: off").eject.max_ejected, Percent(0));
         assert_eq!(read("health: { path: /healthz }").health.unwrap().unhealthy.get(), 3);
     }
@@ -624,6 +671,18 @@ mod tests {
             ("eject: { max_ejected: 101% }", "2: upstreams.api.eject.max_ejected: expected a share"),
             ("eject: { time: 0s }", "2: upstreams.api.eject.time: must be longer than zero"),
             ("health: { interval: 0s }", "2: upstreams.api.health.interval: must be longer than zero"),
+            ("hedge: { after: p99 }", "2: upstreams.api.hedge.after: expected a duration such as `10s`"),
+            ("hedge: {}", "2: missing key `after` in `hedge`"),
+            ("breaker: { probes: 0 }", "2: upstreams.api.breaker.probes: expected a whole number, 1 or more"),
+            (
+                "max_pending: 3",
+                "2: upstreams.api.max_pending: nothing waits without `max_requests` or `adaptive`",
+            ),
+            (
+                "deadline: { tell: content-length }",
+                "2: upstreams.api.deadline.tell: `content-length` has a meaning already",
+            ),
+            ("deadline: {}", "2: upstreams.api.deadline: expected `read`, `tell` or both"),
             ("dns: { srv: \"_http._tcp.a b\" }", "2: upstreams.api.dns.srv: expected a host name"),
             ("dns: { host: a, min_ttl: 0s }", "2: upstreams.api.dns.min_ttl: must be longer than zero"),
             ("proxy_protocol: v3", "2: upstreams.api.proxy_protocol: "),

@@ -138,6 +138,8 @@ impl<'b> Builder<'b> {
             routes,
             unrouted: self.services.metrics.route(""),
             trusted_proxies: config.trusted_proxies.iter().map(|network| network.0).collect(),
+            max_exchanges: u64::from(config.limits.exchanges.get())
+                .div_ceil(self.services.metrics.workers() as u64),
             max_body: config.limits.body.bytes(),
             budget: self.services.budget.clone(),
         };

@@ -30,6 +30,6 @@ pub use last_good::LastGood;
 pub use registry::Registry;
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
-    AddressStatus, DnsStatus, Endpoints, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status,
-    UpstreamStatus, utc,
+    AddressStatus, CircuitStatus, DnsStatus, Endpoints, LastError, LimitStatus, ListenerStatus, PluginStatus,
+    ReloadCounts, Status, UpstreamStatus, utc,
 };

@@ -96,6 +96,12 @@ pub struct PluginStatus {
 pub struct UpstreamStatus {
     /// Its name.
     pub name: Arc<str>,
+    /// Whether requests are sent to it, if it has a breaker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub circuit: Option<CircuitStatus>,
+    /// How many requests may be under way now, if that is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitStatus>,
     /// Its endpoints, in the order of the configuration.
     pub endpoints: Endpoints,
     /// Where they come from, if that is DNS.
@@ -124,6 +130,26 @@ impl Serialize for DnsStatus {
         fields.serialize_field("ttl_ms", &u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))?;
         fields.serialize_field("last_error", &last_error)?;
         fields.end()
+    }
+}
+
+/// An upstream whose circuit may open; its state is read when it is asked for.
+#[derive(Debug, Clone)]
+pub struct CircuitStatus(pub Arc<Upstream>);
+
+impl Serialize for CircuitStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.metrics.circuit.state().as_str())
+    }
+}
+
+/// An upstream whose requests are limited; the limit is read when it is asked for.
+#[derive(Debug, Clone)]
+pub struct LimitStatus(pub Arc<Upstream>);
+
+impl Serialize for LimitStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.limit().serialize(serializer)
     }
 }
 
@@ -185,6 +211,8 @@ impl Status {
         });
         let upstreams = built.upstreams.iter().map(|built| UpstreamStatus {
             name: built.upstream.name.clone(),
+            circuit: built.upstream.breaker.map(|_| CircuitStatus(built.upstream.clone())),
+            limit: built.upstream.limit().map(|_| LimitStatus(built.upstream.clone())),
             endpoints: Endpoints(built.upstream.clone()),
             dns: built.discovered.clone().map(DnsStatus),
         });

@@ -1,16 +1,18 @@
 //! The attempts of a request: which endpoint, what it is told, and whether there is another.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Response, StatusCode};
 use portcullis_plugin::{Attempt, HookName, Request};
+use tokio::time::timeout;
 
 use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
-use crate::forwarded::Told;
+use crate::forwarded::{Told, is_trusted};
 use crate::http1::split_authority;
 use crate::live::Live;
 use crate::mirror::Mirrored;
@@ -18,21 +20,17 @@ use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::tunnel::Upgrade;
 use crate::upstream::{
-    AttemptError, AttemptFailure, Endpoint, HostHeader, RequestHead, Upstream, UpstreamBody, send,
+    AttemptError, AttemptFailure, Deadline, Endpoint, Hedge, HostHeader, RequestHead, Tries, Upstream,
+    UpstreamBody, Verdict, deadline, send,
 };
 
-/// Attempts on connections that turned out to be closed, for requests that may be repeated; they do
-/// not count as retries, because the endpoint did not fail.
-const MAX_STALE: u32 = 3;
-
-/// Sends the request upstream, again where that is safe, until there is a response or no more hope. What the first
-/// attempt says, its copy says too.
+/// Sends the request upstream, unless its circuit is open.
 pub(crate) async fn attempt(
     live: &mut Live,
     upstream: &Arc<Upstream>,
     host: Option<&HeaderValue>,
     body: RequestBody,
-    mut copy: Option<Box<Mirrored>>,
+    copy: Option<Box<Mirrored>>,
 ) -> Answer {
     if let Err(fault) = judge_plugins(live) {
         return fault.into();
@@ -42,56 +40,63 @@ pub(crate) async fn attempt(
     if upstream.endpoints.is_empty() {
         return Fault::NoEndpoints.into();
     }
-    let start = Instant::now();
-    let retries = &upstream.retries;
-    let wish = upstream.wish(live.exchange());
-    let (mut number, mut stale, mut avoid) = (1, 0, None);
-    let mut body = Some(body);
-    // The retry that is under way, if this attempt is one.
-    let mut retrying = None;
+    let passage = match upstream.pass() {
+        Ok(passage) => passage,
+        Err(wait) => return Fault::CircuitOpen(wait).into(),
+    };
+    let answer = try_all(live, upstream, host, body, copy).await;
+    if let Some(passage) = passage {
+        passage.judge(verdict(&answer));
+    }
+    answer
+}
+
+/// What the answer tells of the upstream.
+fn verdict(answer: &Answer) -> Verdict {
+    match answer {
+        Answer::Upstream(response) if response.status().is_server_error() => Verdict::ServerError,
+        Answer::Upstream(_) => Verdict::Good,
+        Answer::Fault(
+            Fault::Unreachable
+            | Fault::ConnectTimeout
+            | Fault::UpstreamTls
+            | Fault::ResponseTimeout
+            | Fault::UpstreamFailed,
+        ) => Verdict::Failed,
+        _ => Verdict::Unknown,
+    }
+}
+
+/// Sends the request, again where that is safe, until there is a response or no more hope.
+async fn try_all(
+    live: &mut Live,
+    upstream: &Arc<Upstream>,
+    host: Option<&HeaderValue>,
+    mut body: RequestBody,
+    mut copy: Option<Box<Mirrored>>,
+) -> Answer {
+    let asked = asked(live, upstream);
+    let mut tries = Tries::begin(upstream, upstream.wish(live.exchange()), asked);
     loop {
-        let chosen = upstream.choose(wish, avoid);
-        let endpoint = chosen.endpoint;
-        let told = told(live, upstream, endpoint, host);
-        let client = endpoint.is_told_clients().then(|| addresses(live));
-        let parts = live.parts();
-        let (name, address) = (upstream.name.clone(), endpoint.authority.clone());
-        parts.attempt = Some(Attempt { number, upstream: name, endpoint: address });
-        let sending = body.take().unwrap_or(RequestBody::Empty);
-        let repeated = sending.copy();
-        let (sent, is_idempotent) = if live.scope().chain().wants(HookName::OnUpstream) {
-            // Only hooks that may change it make a copy necessary.
-            live.parts().outgoing = Some(outgoing(live.request(), told));
-            if let Some(answer) = forward(live, HookName::OnUpstream).await {
-                return answer;
+        let repeated = body.copy();
+        let sent = match &upstream.hedge {
+            Some(hedge) if repeated.is_some() && tries.number == 1 && live.upgrade.is_none() => {
+                Box::pin(hedged(live, upstream, hedge, &mut tries, host, body, &mut copy)).await
             }
-            let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
-            if let Err(fault) = judge_host(outgoing.headers()) {
-                return fault.into();
-            }
-            if let Some(copy) = copy.take() {
-                copy.send(outgoing.clone());
-            }
-            let head = head(&outgoing, &[], client.as_ref(), live.upgrade.as_deref());
-            // What is sent decides, not what the client asked for: a plugin may have changed the method.
-            let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
-            (sent, head.method.is_idempotent())
-        } else {
-            if let Some(copy) = copy.take() {
-                copy.send(outgoing(live.request(), told.clone()));
-            }
-            let head = head(live.request(), &told, client.as_ref(), live.upgrade.as_deref());
-            let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
-            (sent, head.method.is_idempotent())
+            _ => once(live, upstream, &mut tries, host, body, &mut copy).await,
         };
-        let again = repeated.filter(|_| is_idempotent);
-        let (AttemptError { kind, unsent, reused }, response) = match sent {
+        let Sent { result, is_idempotent } = match sent {
+            Ok(sent) => sent,
+            Err(answer) => return answer,
+        };
+        let (AttemptError { kind, unsent, reused }, response) = match result {
             Ok(mut response) => {
-                upstream.answered(chosen, response.status());
+                let duration = tries.answered(response.status());
+                live.upstream_duration = Some(duration);
                 let is_secure = live.exchange().scheme() == "https";
-                upstream.stick(wish, chosen.index, is_secure, response.headers_mut());
-                if !retries.on_status.contains(&response.status()) {
-                    return answered(live, upstream, start, response);
+                upstream.stick(tries.wish, tries.chosen.index, is_secure, response.headers_mut());
+                if !upstream.retries.on_status.contains(&response.status()) {
+                    return answered(live, response);
                 }
                 (AttemptError::of(&response), Some(response))
             }
@@ -102,28 +107,19 @@ pub(crate) async fn attempt(
                 (error, None)
             }
         };
-        body = unsent.or(again);
-        if body.is_some() && reused && kind == AttemptFailure::Failed && stale < MAX_STALE {
-            stale += 1;
-            upstream.metrics.failures.increment();
-            continue;
-        }
-        upstream.failed(chosen, kind);
-        let is_worth_it = body.is_some() && number <= retries.attempts && retries.follow(kind);
-        let has_time = retries.total.is_none_or(|total| start.elapsed() < total);
-        drop(retrying.take());
-        retrying = if is_worth_it && has_time { upstream.retry() } else { None };
-        if retrying.is_none() {
-            return match response {
-                Some(response) => answered(live, upstream, start, response),
-                None => fault_of(kind).into(),
-            };
-        }
+        let again = unsent.or(repeated.filter(|_| is_idempotent));
+        body = match (tries.again(kind, reused, again.is_some()), again) {
+            (true, Some(again)) => again,
+            _ => {
+                return match response {
+                    Some(response) => answered(live, response),
+                    None => fault_of(kind).into(),
+                };
+            }
+        };
         if let Some(response) = response {
             response.into_body().release();
         }
-        number += 1;
-        avoid = Some(endpoint.id);
     }
 }
 
@@ -139,21 +135,139 @@ fn judge_host(headers: &HeaderMap) -> Result<(), Fault> {
     if is_sound && hosts.next().is_none() { Ok(()) } else { Err(Fault::PluginHost) }
 }
 
-fn answered(
-    live: &mut Live,
-    upstream: &Upstream,
-    start: Instant,
-    response: Response<UpstreamBody>,
-) -> Answer {
-    let duration = start.elapsed();
-    live.upstream_duration = Some(duration);
-    upstream.metrics.duration.observe(duration);
+fn answered(live: &Live, response: Response<UpstreamBody>) -> Answer {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && !live.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_met(response.headers()))
     {
         return Fault::UpstreamFailed.into();
     }
     Answer::Upstream(response)
+}
+
+/// What became of an attempt.
+struct Sent {
+    result: Result<Response<UpstreamBody>, AttemptError>,
+    /// Of what was sent: a plugin may have changed the method.
+    is_idempotent: bool,
+}
+
+/// Makes one attempt. The error is what a plugin answers instead.
+async fn once(
+    live: &mut Live,
+    upstream: &Arc<Upstream>,
+    tries: &mut Tries<'_>,
+    host: Option<&HeaderValue>,
+    body: RequestBody,
+    copy: &mut Option<Box<Mirrored>>,
+) -> Result<Sent, Answer> {
+    let endpoint = tries.chosen.endpoint;
+    note(live, upstream, tries.number, endpoint);
+    // Only hooks that may change it make a copy necessary.
+    let outgoing = match live.scope().chain().wants(HookName::OnUpstream) {
+        true => Some(prepare(live, upstream, endpoint, host, tries.left()).await?),
+        false => None,
+    };
+    let told = match &outgoing {
+        Some(_) => Told::new(),
+        None => told(live, upstream, endpoint, host, tries.left()),
+    };
+    if let Some(copy) = copy.take() {
+        copy.send(match &outgoing {
+            Some(outgoing) => Request::clone(outgoing),
+            None => self::outgoing(live.request(), told.clone()),
+        });
+    }
+    let slot = match tries.slot().await {
+        Ok(slot) => slot,
+        Err(kind) => {
+            let unsent = Some(body);
+            let result = Err(AttemptError { kind, unsent, reused: false });
+            return Ok(Sent { result, is_idempotent: false });
+        }
+    };
+    let client = endpoint.is_told_clients().then(|| addresses(live));
+    let request = outgoing.as_deref().unwrap_or(live.request());
+    let head = head(request, &told, client.as_ref(), live.upgrade.as_deref());
+    let result = send(upstream, endpoint, head, body, tries.limit(), slot).await;
+    Ok(Sent { result, is_idempotent: head.method.is_idempotent() })
+}
+
+/// Makes an attempt, and another one beside it elsewhere if that takes long and is safe: the first
+/// response is taken, and the connection of the other closed.
+async fn hedged(
+    live: &mut Live,
+    upstream: &Arc<Upstream>,
+    hedge: &Hedge,
+    tries: &mut Tries<'_>,
+    host: Option<&HeaderValue>,
+    body: RequestBody,
+    copy: &mut Option<Box<Mirrored>>,
+) -> Result<Sent, Answer> {
+    let (Some(after), Some(same)) = (upstream.hedge_after(hedge), body.copy()) else {
+        return once(live, upstream, tries, host, body, copy).await;
+    };
+    let first = tries.chosen;
+    note(live, upstream, tries.number, first.endpoint);
+    let request = prepare(live, upstream, first.endpoint, host, tries.left()).await?;
+    if let Some(copy) = copy.take() {
+        copy.send(Request::clone(&request));
+    }
+    let is_idempotent = request.method().is_idempotent();
+    let sent = |result| Ok(Sent { result, is_idempotent });
+    let slot = match tries.slot().await {
+        Ok(slot) => slot,
+        Err(kind) => return sent(Err(AttemptError { kind, unsent: Some(body), reused: false })),
+    };
+    let client = first.endpoint.is_told_clients().then(|| addresses(live));
+    let first_head = head(&request, &[], client.as_ref(), None);
+    let sending = send(upstream, first.endpoint, first_head, body, tries.limit(), slot);
+    let mut sending = pin!(sending);
+    let leave = match timeout(after, &mut sending).await {
+        Ok(result) => return sent(result),
+        Err(_) if is_idempotent => tries.hedge(),
+        Err(_) => None,
+    };
+    let Some((second, slot, _counted)) = leave else { return sent(sending.await) };
+    note(live, upstream, tries.number, second.endpoint);
+    let request = prepare(live, upstream, second.endpoint, host, tries.left()).await?;
+    let began = Instant::now();
+    let client = second.endpoint.is_told_clients().then(|| addresses(live));
+    let second_head = head(&request, &[], client.as_ref(), None);
+    let hedging = send(upstream, second.endpoint, second_head, same, tries.limit(), slot);
+    let mut hedging = pin!(hedging);
+    let (result, is_second) = tokio::select! {
+        biased;
+        result = &mut sending => (result, false),
+        result = &mut hedging => (result, true),
+    };
+    let result = match (result, is_second) {
+        (Err(error), false) => {
+            // One that had served before may just have been closed.
+            if !error.reused {
+                tries.lost(first, Some(error.kind));
+            }
+            tries.go_on(second, began);
+            hedging.await
+        }
+        (Err(error), true) => {
+            upstream.failed(second, error.kind, began.elapsed());
+            sending.await
+        }
+        (answered, true) => {
+            tries.lost(first, None);
+            tries.go_on(second, began);
+            upstream.metrics.hedges_won.increment();
+            answered
+        }
+        (answered, false) => answered,
+    };
+    sent(result)
+}
+
+/// Tells plugins and the log which attempt this is.
+fn note(live: &mut Live, upstream: &Upstream, number: u32, endpoint: &Endpoint) {
+    let (upstream, endpoint) = (upstream.name.clone(), endpoint.authority.clone());
+    live.parts().attempt = Some(Attempt { number, upstream, endpoint });
 }
 
 fn fault_of(kind: AttemptFailure) -> Fault {
@@ -163,7 +277,9 @@ fn fault_of(kind: AttemptFailure) -> Fault {
         AttemptFailure::Tls => Fault::UpstreamTls,
         AttemptFailure::ResponseTimeout | AttemptFailure::OutOfTime => Fault::ResponseTimeout,
         AttemptFailure::Failed | AttemptFailure::Status(_) => Fault::UpstreamFailed,
+        AttemptFailure::Deadline => Fault::Deadline,
         AttemptFailure::Overloaded => Fault::Overloaded,
+        AttemptFailure::PendingTimeout => Fault::PendingTimeout,
     }
 }
 
@@ -178,8 +294,30 @@ fn failed_upload(live: &mut Live) -> Option<Answer> {
     }
 }
 
+/// How long a trusted proxy says that the request may take. What others say of it goes no further.
+fn asked(live: &mut Live, upstream: &Upstream) -> Option<Duration> {
+    let Deadline { read, tell } = upstream.deadline.as_deref()?;
+    let peer = live.client().connection.peer.ip().to_canonical();
+    let is_trusted = is_trusted(peer, &live.scope().generation.trusted_proxies);
+    if is_trusted {
+        let name = read.as_ref()?;
+        return deadline::read(name, live.request().headers().get(name)?);
+    }
+    let headers = live.parts().request.core_headers();
+    for name in read.iter().chain(tell) {
+        headers.remove(name);
+    }
+    None
+}
+
 /// What the gateway says itself in a request to this endpoint.
-fn told(live: &Live, upstream: &Upstream, endpoint: &Endpoint, host: Option<&HeaderValue>) -> Told {
+fn told(
+    live: &Live,
+    upstream: &Upstream,
+    endpoint: &Endpoint,
+    host: Option<&HeaderValue>,
+    left: Option<Duration>,
+) -> Told {
     let (client, headers) = (live.client(), live.request().headers());
     let trusted = &live.scope().generation.trusted_proxies;
     let mut told = Told::new();
@@ -191,7 +329,32 @@ fn told(live: &Live, upstream: &Upstream, endpoint: &Endpoint, host: Option<&Hea
         HostHeader::Name(name) => Some(name),
     });
     told.extend(host.map(|host| (HOST, host.clone())));
+    let tell = upstream.deadline.as_ref().and_then(|deadline| deadline.tell.as_ref());
+    told.extend(tell.zip(left).map(|(name, left)| (name.clone(), deadline::tell(name, left))));
     told
+}
+
+/// The request of one attempt, as the hooks that may change it leave it.
+async fn prepare(
+    live: &mut Live,
+    upstream: &Upstream,
+    endpoint: &Endpoint,
+    host: Option<&HeaderValue>,
+    left: Option<Duration>,
+) -> Result<Box<Request>, Answer> {
+    let told = told(live, upstream, endpoint, host, left);
+    let request = outgoing(live.request(), told);
+    if !live.scope().chain().wants(HookName::OnUpstream) {
+        return Ok(Box::new(request));
+    }
+    live.parts().outgoing = Some(request);
+    if let Some(answer) = forward(live, HookName::OnUpstream).await {
+        return Err(answer);
+    }
+    let request = live.parts().outgoing.take().ok_or(Answer::Fault(Fault::UpstreamFailed))?;
+    judge_host(request.headers())?;
+    // Boxed, because the futures of those who wait meanwhile are to be small.
+    Ok(Box::new(request))
 }
 
 /// The request of one attempt for hooks to look at and change.

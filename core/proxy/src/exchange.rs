@@ -91,6 +91,10 @@ fn begin(client: &Rc<Client>, head: Result<Head, Refusal>) -> Option<(Box<Live>,
     }
     live.upgrade = upgrade;
     identify_client(&mut live);
+    if fault.is_none() && live.is_one_too_many() {
+        live.client().worker.metrics.exchanges_refused.increment();
+        return Some((live, Some(Fault::TooManyExchanges)));
+    }
     Some((live, fault))
 }
 

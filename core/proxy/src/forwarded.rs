@@ -38,7 +38,7 @@ fn is_claim(name: &str) -> bool {
 /// Headers that the gateway sets towards an upstream.
 pub(crate) type Told = SmallVec<[(HeaderName, HeaderValue); 6]>;
 
-fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+pub(crate) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|net| net.contains(&address))
 }
 

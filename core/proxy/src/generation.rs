@@ -39,6 +39,8 @@ pub struct Generation {
     pub unrouted: Arc<RouteMetrics>,
     /// Proxies whose word on the client's address is taken.
     pub trusted_proxies: Vec<IpNet>,
+    /// Exchanges under way at most, at each worker.
+    pub max_exchanges: u64,
     /// Request body bytes at most; none for no limit.
     pub max_body: Option<u64>,
     /// Budget of whole bodies, shared by all generations.

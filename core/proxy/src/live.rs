@@ -67,6 +67,8 @@ pub(crate) struct Live {
     pub(crate) request_bytes: u64,
     pub(crate) upstream_duration: Option<std::time::Duration>,
     pub(crate) status: Option<StatusCode>,
+    /// Exchanges that were under way at this worker when it began.
+    others: u64,
     start: Instant,
     end: Option<End>,
     response_bytes: u64,
@@ -80,7 +82,7 @@ impl Live {
         request: Request,
     ) -> Box<Self> {
         let worker = &serving.client.worker;
-        worker.metrics.exchanges_open.increment();
+        let others = worker.metrics.exchanges_open.increment();
         let parts = Parts::new(worker.request_id(), serving.client.connection.clone(), request);
         Box::new(Live {
             exchange: Some(Exchange::new(parts)),
@@ -93,10 +95,16 @@ impl Live {
             request_bytes: 0,
             upstream_duration: None,
             status: None,
+            others,
             start: Instant::now(),
             end: None,
             response_bytes: 0,
         })
+    }
+
+    /// Whether the worker has as many others as it may have.
+    pub(crate) fn is_one_too_many(&self) -> bool {
+        self.others >= self.scope().generation.max_exchanges
     }
 
     pub(crate) fn client(&self) -> &Client {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally};
 
 use crate::body::Budget;
+use crate::upstream::{Circuit, Learned, P95, Slots};
 
 thread_local! {
     static ROW: Cell<usize> = const { Cell::new(0) };
@@ -152,6 +153,13 @@ pub struct PluginMetrics {
     pub own: Arc<InstanceCounters>,
 }
 
+impl UpstreamMetrics {
+    /// Requests sent.
+    pub fn attempts(&self) -> u64 {
+        self.firsts.value() + self.repeats.value()
+    }
+}
+
 impl PluginMetrics {
     /// The kinds of failure and their label.
     pub const ERRORS: [(ErrorKind, &'static str); 5] = [
@@ -171,8 +179,10 @@ impl PluginMetrics {
 /// What is counted per upstream.
 #[derive(Debug)]
 pub struct UpstreamMetrics {
-    /// Requests sent.
-    pub attempts: Counter,
+    /// First attempts; the worker's count is the turn.
+    pub(crate) firsts: Counter,
+    /// Attempts after the first, on whatever ground.
+    pub(crate) repeats: Counter,
     /// Connections opened.
     pub connects: Counter,
     /// Connections that could not be opened.
@@ -187,14 +197,30 @@ pub struct UpstreamMetrics {
     pub retries: Counter,
     /// Attempts that were not made because too many retries were under way.
     pub retries_refused: Counter,
-    /// Requests refused because too many were under way.
+    /// Attempts beside one that took long.
+    pub hedges: Counter,
+    /// Those of them that were answered first.
+    pub hedges_won: Counter,
+    /// Requests refused because too many were under way, and as many waited as may.
     pub overloads: Counter,
+    /// Requests refused because they had waited too long for others to end.
+    pub pending_timeouts: Counter,
+    /// Requests refused because the circuit was open.
+    pub circuit_refusals: Counter,
+    /// Times that the circuit opened.
+    pub circuit_opens: Counter,
     /// Requests under way, to the end of their responses.
     pub in_flight: Counter,
     /// Retries under way, to the heads of their responses.
-    pub(crate) retrying: Counter,
-    /// Requests under way where they are limited: one number for all workers, so that the limit is exact.
-    pub(crate) limited: AtomicU32,
+    pub(crate) retrying: AtomicU64,
+    /// Requests under way where they are limited, and those that wait.
+    pub slots: Slots,
+    /// How many requests under way an adaptive limit allows.
+    pub learned: Learned,
+    /// The time within which all but a twentieth of the requests are answered.
+    pub(crate) p95: P95,
+    /// Whether requests are sent at all.
+    pub circuit: Circuit,
     /// Held while an endpoint is ejected, which is a matter of how many others are.
     pub(crate) ejecting: Mutex<()>,
     /// From the attempt to the response's head.
@@ -242,6 +268,8 @@ pub struct Metrics {
     pub handshake_failures: Counter,
     /// Exchanges that are under way.
     pub exchanges_open: Counter,
+    /// Exchanges refused because too many were under way.
+    pub exchanges_refused: Counter,
     /// Those of them that have become tunnels.
     pub tunnels_open: Counter,
     /// Exchanges whose `on_log` could not run because the queue was full.
@@ -267,6 +295,7 @@ impl Metrics {
             proxy_protocol_failures: counter(),
             handshake_failures: counter(),
             exchanges_open: counter(),
+            exchanges_refused: counter(),
             tunnels_open: counter(),
             logs_dropped: counter(),
             whole_bodies: Budget::new(0),
@@ -275,6 +304,11 @@ impl Metrics {
             upstreams: Mutex::default(),
             mirrors: Mutex::default(),
         }
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.rows.0 - 1
     }
 
     /// The counters of a route; those of requests without a route are under an empty name.
@@ -303,7 +337,8 @@ impl Metrics {
     pub fn upstream(&self, name: &str) -> Arc<UpstreamMetrics> {
         let rows = self.rows;
         named(&self.upstreams, name.into(), || UpstreamMetrics {
-            attempts: Counter::new(rows),
+            firsts: Counter::new(rows),
+            repeats: Counter::new(rows),
             connects: Counter::new(rows),
             connect_failures: Counter::new(rows),
             lookups: Counter::new(rows),
@@ -311,10 +346,18 @@ impl Metrics {
             failures: Counter::new(rows),
             retries: Counter::new(rows),
             retries_refused: Counter::new(rows),
+            hedges: Counter::new(rows),
+            hedges_won: Counter::new(rows),
             overloads: Counter::new(rows),
+            pending_timeouts: Counter::new(rows),
+            circuit_refusals: Counter::new(rows),
+            circuit_opens: Counter::new(rows),
             in_flight: Counter::new(rows),
-            retrying: Counter::new(rows),
-            limited: AtomicU32::new(0),
+            retrying: AtomicU64::new(0),
+            slots: Slots::default(),
+            learned: Learned::default(),
+            p95: P95::default(),
+            circuit: Circuit::default(),
             ejecting: Mutex::default(),
             duration: Histogram::new(rows),
         })
@@ -406,8 +449,8 @@ mod tests {
     #[test]
     fn counters_of_a_name_are_kept() {
         let metrics = Metrics::new(1);
-        metrics.upstream("a").attempts.increment();
-        assert_eq!(metrics.upstream("a").attempts.value(), 1);
+        metrics.upstream("a").connects.increment();
+        assert_eq!(metrics.upstream("a").connects.value(), 1);
         assert_eq!(metrics.upstreams().len(), 1);
         metrics.plugin("p", "a").drops.increment();
         assert_eq!(metrics.plugin("p", "a").drops.value(), 1);

@@ -19,7 +19,7 @@ use crate::body::{BodyError, Held, RequestBody};
 use crate::live::Live;
 use crate::metrics::MirrorMetrics;
 use crate::proxy_protocol::Addresses;
-use crate::upstream::{HostHeader, RequestHead, Upstream, Wish, portion, send};
+use crate::upstream::{HostHeader, RequestHead, Tries, Upstream, Wish, portion, send};
 
 /// Bytes of an answer that are read so that its connection can be used again; with more, it is closed.
 const MAX_ANSWER: u64 = 1024 * 1024;
@@ -141,10 +141,15 @@ impl Mirrored {
                 Err(_) => return,
             },
         };
+        let upstream = &*upstream;
+        // A copy waits for nothing, and an upstream that needs a rest gets none.
+        let (Ok(_passage), Some(slot)) = (upstream.pass(), upstream.slot_now()) else {
+            mirror.metrics.busy.increment();
+            return;
+        };
         mirror.metrics.sent.increment();
-        let upstream = &upstream;
-        let chosen = upstream.choose(wish, None);
-        let endpoint = chosen.endpoint;
+        let mut tries = Tries::begin(upstream, wish, None);
+        let endpoint = tries.chosen.endpoint;
         let (method, target, version, mut headers) = head.into_parts();
         headers.insert(
             HOST,
@@ -158,9 +163,9 @@ impl Mirrored {
         let client = endpoint.is_told_clients().then_some(&client);
         let (method, target, headers) = (head.method(), head.target(), head.headers());
         let sending = RequestHead { method, target, headers, told: &[], client, upgrade: None };
-        match send(upstream, endpoint, sending, RequestBody::Whole(bytes), None).await {
+        match send(upstream, endpoint, sending, RequestBody::Whole(bytes), tries.limit(), slot).await {
             Ok(response) => {
-                upstream.answered(chosen, response.status());
+                tries.answered(response.status());
                 let mut left = MAX_ANSWER;
                 let mut answer = response.into_body();
                 let reading = std::future::poll_fn(|cx| {
@@ -176,7 +181,8 @@ impl Mirrored {
                 // Whatever is left of it then goes with its connection.
                 let _ = timeout(upstream.timeouts.body, reading).await;
             }
-            Err(error) => upstream.failed(chosen, error.kind),
+            // It is not made again.
+            Err(error) => _ = tries.again(error.kind, error.reused, false),
         }
         drop(under_way);
     }

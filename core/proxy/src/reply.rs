@@ -1,5 +1,7 @@
 //! What the gateway itself answers: the one place for its status codes, reasons and problem documents.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
@@ -63,10 +65,18 @@ pub(crate) enum Fault {
     ResponseTimeout,
     /// The upstream's connection failed, or what came was not HTTP.
     UpstreamFailed,
+    /// No response from the upstream in the time that the request gave.
+    Deadline,
     /// The upstream did not agree to an upgrade, with a status that would tell so to the client.
     NotSwitched,
     /// The upstream has as many requests as it may have.
     Overloaded,
+    /// The same for longer than a request may wait.
+    PendingTimeout,
+    /// The upstream fails, and gets no requests for so long.
+    CircuitOpen(Duration),
+    /// The gateway has as many requests as it may have.
+    TooManyExchanges,
 }
 
 impl Fault {
@@ -106,8 +116,12 @@ impl Fault {
             Fault::UpstreamTls => (Upstream, StatusCode::BAD_GATEWAY, "upstream.tls"),
             Fault::ResponseTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.response_timeout"),
             Fault::UpstreamFailed => (Upstream, StatusCode::BAD_GATEWAY, "upstream.failed"),
+            Fault::Deadline => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.deadline"),
             Fault::NotSwitched => (Upstream, StatusCode::BAD_GATEWAY, "upstream.not_switched"),
             Fault::Overloaded => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.overloaded"),
+            Fault::PendingTimeout => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.pending_timeout"),
+            Fault::CircuitOpen(_) => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.circuit_open"),
+            Fault::TooManyExchanges => (Gateway, StatusCode::SERVICE_UNAVAILABLE, "gateway.overloaded"),
         }
     }
 
@@ -129,9 +143,15 @@ impl Fault {
         let reply = Reply::deny(status, reason);
         match self {
             Fault::MethodNotAllowed(allow) => reply.header(ALLOW, allow.clone()),
-            Fault::BodyBudget | Fault::NoEndpoints | Fault::Overloaded => {
-                reply.header(RETRY_AFTER, HeaderValue::from_static("1"))
+            Fault::CircuitOpen(wait) => {
+                let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+                reply.header(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
             }
+            Fault::BodyBudget
+            | Fault::NoEndpoints
+            | Fault::Overloaded
+            | Fault::PendingTimeout
+            | Fault::TooManyExchanges => reply.header(RETRY_AFTER, HeaderValue::from_static("1")),
             _ => reply,
         }
     }

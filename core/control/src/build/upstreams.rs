@@ -11,8 +11,8 @@ use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::proxy_protocol::Version;
 use portcullis_proxy::tls::Certificate;
 use portcullis_proxy::upstream::{
-    Address, Balance, Balancer, ClientTls, Ejection, Endpoint, HashBy, HostHeader, Place, Retries, Sticky,
-    Timeouts, Tls, Upstream, Way, client_config,
+    Adaptive, Address, Balance, Balancer, Breaker, ClientTls, Deadline, Ejection, Endpoint, HashBy, Hedge,
+    HostHeader, Pending, Place, Retries, Sticky, Timeouts, Tls, Upstream, Way, client_config,
 };
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -237,11 +237,15 @@ impl Recipe {
         let endpoints = spots.iter().map(endpoint).collect::<Result<Vec<_>, _>>().map_err(at("endpoints"))?;
         let places = spots.iter().map(|spot| spot.place).collect();
         let rule = rule(config, &endpoints).map_err(at("balance"))?;
+        let deadline = config.deadline.as_ref().map(deadline).transpose().map_err(at("deadline"))?;
         Ok(Upstream {
-            balancer: Balancer::new(rule, places, config.min_healthy.0),
+            balancer: Balancer::new(rule, &endpoints, places, config.min_healthy.0),
             slow_start: config.slow_start.map_or(Duration::ZERO, |length| length.0),
             ejection: ejection(&config.eject),
+            breaker: config.breaker.as_ref().map(breaker),
             max_requests: config.max_requests.map(Into::into),
+            adaptive: config.adaptive.as_ref().map(adaptive),
+            pending: Pending { most: config.max_pending, timeout: config.timeouts.pending.0 },
             timeouts: Timeouts {
                 connect: config.timeouts.connect.0,
                 response: config.timeouts.response.0,
@@ -251,6 +255,8 @@ impl Recipe {
             },
             max_idle: config.max_idle as usize,
             retries: retries(&config.retries),
+            hedge: config.hedge.as_ref().map(hedge),
+            deadline,
             host: host(&config.host).map_err(at("host"))?,
             ..Upstream::new(&config.name, endpoints, self.metrics.upstream(&config.name))
         })
@@ -322,10 +328,45 @@ fn ejection(config: &config::Eject) -> Ejection {
     Ejection {
         failures: config.failures.get(),
         server_errors: config.server_errors,
+        error_rate: config.error_rate.map(|share| share.0),
+        latency_factor: config.latency_factor.map(Into::into),
+        window: config.window.0,
+        min_requests: config.min_requests.get(),
         time: config.time.0,
         max_time: config.max_time.0,
         max_ejected: config.max_ejected.0,
     }
+}
+
+fn breaker(config: &config::Breaker) -> Breaker {
+    Breaker {
+        error_rate: config.error_rate.0,
+        min_requests: config.min_requests.get(),
+        window: config.window.0,
+        server_errors: config.server_errors,
+        time: config.time.0,
+        probes: config.probes.get(),
+    }
+}
+
+fn adaptive(config: &config::Adaptive) -> Adaptive {
+    Adaptive { min: config.min.get(), tolerance: config.tolerance.get() }
+}
+
+fn hedge(config: &config::Hedge) -> Hedge {
+    match config.after {
+        config::HedgeAfter::Time(time) => Hedge::After(time.0),
+        config::HedgeAfter::P95 => Hedge::P95,
+    }
+}
+
+fn deadline(config: &config::Deadline) -> Result<Box<Deadline>, String> {
+    let name = |name: &Option<config::HeaderName>| name.as_ref().map(header_name).transpose();
+    Ok(Box::new(Deadline { read: name(&config.read)?, tell: name(&config.tell)? }))
+}
+
+fn header_name(name: &config::HeaderName) -> Result<HeaderName, String> {
+    HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is not a header name"))
 }
 
 fn retries(config: &config::Retries) -> Retries {

@@ -52,6 +52,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     plugins_own(&mut page, metrics);
     mirrors(&mut page, metrics);
     upstreams(&mut page, metrics);
+    states(&mut page, facts);
     endpoints(&mut page, facts);
     page.text
 }
@@ -101,6 +102,8 @@ fn connections(page: &mut Page, metrics: &Metrics) {
     page.counter("tls_handshake_failures_total", "TLS handshakes that failed")
         .value(&metrics.handshake_failures);
     page.gauge("exchanges_open", "exchanges under way").value(&metrics.exchanges_open);
+    page.counter("exchanges_refused_total", "requests refused because of `limits.exchanges`")
+        .value(&metrics.exchanges_refused);
     page.gauge("tunnels_open", "exchanges that have become tunnels: WebSockets and other upgrades")
         .value(&metrics.tunnels_open);
     page.gauge("whole_bodies_bytes", "bytes of bodies held in memory; `limits.whole_bodies` bounds them")
@@ -200,13 +203,16 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     for (upstream, counted) in &upstreams {
         durations.histogram(&[("upstream", upstream)], &counted.duration);
     }
+    let mut attempts = page.counter("upstream_attempts_total", "requests sent to an upstream");
+    for (upstream, counted) in &upstreams {
+        attempts.sample(&[("upstream", upstream)], counted.attempts());
+    }
     let mut counters = |name, help, pick: fn(&portcullis_proxy::metrics::UpstreamMetrics) -> &Counter| {
         let mut family = page.counter(name, help);
         for (upstream, counted) in &upstreams {
             family.sample(&[("upstream", upstream)], pick(counted).value());
         }
     };
-    counters("upstream_attempts_total", "requests sent to an upstream", |upstream| &upstream.attempts);
     counters("upstream_connects_total", "connections opened to an upstream", |upstream| &upstream.connects);
     counters("upstream_connect_failures_total", "connections that could not be opened", |upstream| {
         &upstream.connect_failures
@@ -230,12 +236,47 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
         "attempts that were not made because too many retries were under way",
         |upstream| &upstream.retries_refused,
     );
-    counters("upstream_overloads_total", "requests refused because of `max_requests`", |upstream| {
-        &upstream.overloads
+    counters("upstream_hedges_total", "attempts beside one that took long", |upstream| &upstream.hedges);
+    counters("upstream_hedges_won_total", "attempts beside one that were answered first", |upstream| {
+        &upstream.hedges_won
+    });
+    counters(
+        "upstream_overloads_total",
+        "requests refused because of `max_requests` or `adaptive`, and `max_pending`",
+        |upstream| &upstream.overloads,
+    );
+    counters(
+        "upstream_pending_timeouts_total",
+        "requests refused because they waited too long",
+        |upstream| &upstream.pending_timeouts,
+    );
+    counters("upstream_circuit_opens_total", "times that the circuit opened", |upstream| {
+        &upstream.circuit_opens
+    });
+    counters("upstream_circuit_refusals_total", "requests refused because of an open circuit", |upstream| {
+        &upstream.circuit_refusals
     });
     let mut in_flight = page.gauge("upstream_in_flight", "requests under way to an upstream");
     for (upstream, counted) in &upstreams {
         in_flight.sample(&[("upstream", upstream)], counted.in_flight.value());
+    }
+    let mut pending = page.gauge("upstream_pending", "requests that wait for others to end");
+    for (upstream, counted) in &upstreams {
+        pending.sample(&[("upstream", upstream)], counted.slots.pending());
+    }
+}
+
+/// The circuits and limits of the running generation.
+fn states(page: &mut Page, facts: &Facts) {
+    let upstreams = || facts.control.iter().flat_map(|control| &control.upstreams);
+    let mut circuits =
+        page.gauge("upstream_circuit", "0 if the circuit is closed, 1 if half open, 2 if open");
+    for (name, of) in upstreams().filter_map(|upstream| Some((&upstream.name, upstream.circuit.as_ref()?))) {
+        circuits.sample(&[("upstream", name)], of.0.metrics.circuit.state() as u8);
+    }
+    let mut limits = page.gauge("upstream_limit", "requests that may be under way to an upstream now");
+    for (name, of) in upstreams().filter_map(|upstream| Some((&upstream.name, upstream.limit.as_ref()?))) {
+        limits.sample(&[("upstream", name)], of.0.limit().unwrap_or_default());
     }
 }
 
@@ -247,7 +288,7 @@ fn mirrors(page: &mut Page, metrics: &Metrics) {
     }
     let mut skipped = page.counter(
         "mirror_skipped_total",
-        "requests that were not copied: too many copies were under way (`busy`), the body was too long or broke off",
+        "requests that were not copied: too many copies were under way or the upstream takes none (`busy`), the body was too long or broke off",
     );
     for (route, counted) in &mirrors {
         let reasons = [
@@ -444,7 +485,7 @@ mod tests {
         let plugin = metrics.plugin("users/jwt", "jwt");
         plugin.hooks[1].observe(Duration::from_micros(7));
         plugin.errors[2].increment();
-        metrics.upstream("api").attempts.add(2);
+        metrics.upstream("api").connects.add(2);
         for (name, kind) in [("users/check", "check"), ("check", "check"), ("users/jwt", "jwt")] {
             let own = metrics.plugin(name, kind).own.clone();
             own.family("judged", "cases judged", ["why"]).with(["odd \"reason\""]).add(2);
@@ -466,6 +507,8 @@ mod tests {
                 refused: true,
                 upstreams: vec![UpstreamStatus {
                     name: "api".into(),
+                    circuit: None,
+                    limit: None,
                     endpoints: Endpoints(Arc::new(Upstream::new(
                         "api",
                         vec![Endpoint::new("10.0.0.1:80", &metrics).unwrap().into()],

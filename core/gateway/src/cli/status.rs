@@ -131,9 +131,14 @@ fn summary(status: &Value, now: u64) -> String {
     }
     for upstream in list(status, "upstreams") {
         let endpoints: Vec<_> = list(upstream, "endpoints").map(endpoint).collect();
+        let circuit = match text(upstream, "circuit").as_str() {
+            "" | "closed" => String::new(),
+            state => format!("; its circuit is {}", state.replace('_', " ")),
+        };
         let trouble = upstream.pointer("/dns/last_error").and_then(Value::as_str);
         let trouble = trouble.map(|why| format!(" (DNS: {why})")).unwrap_or_default();
-        page.line("upstream", &format!("{}: {}{trouble}", text(upstream, "name"), endpoints.join(", ")));
+        let (name, endpoints) = (text(upstream, "name"), endpoints.join(", "));
+        page.line("upstream", &format!("{name}: {endpoints}{trouble}{circuit}"));
     }
     for plugin in list(status, "plugins") {
         let file =
@@ -227,7 +232,7 @@ mod tests {
             "generation": 3, "version": "ab12", "applied": 1000, "started": 900, "gateway_version": "0.1.0",
             "config": "gateway.yaml", "routes": 2,
             "listeners": [{ "name": "web", "tls": true, "addresses": [{ "configured": "[::]:0", "actual": "[::]:443" }] }],
-            "upstreams": [{ "name": "api", "dns": { "last_error": "no answer" }, "endpoints": [
+            "upstreams": [{ "name": "api", "circuit": "half_open", "dns": { "last_error": "no answer" }, "endpoints": [
                 { "address": "a:1", "state": "healthy" }, { "address": "b:2", "state": "ejected" },
             ] }],
             "plugins": [
@@ -244,7 +249,7 @@ generation  3 (version ab12), applied 90 s ago
 gateway     version 0.1.0, started 3 min ago
 config      gateway.yaml
 listener    web: [::]:443, TLS
-upstream    api: a:1, b:2 (ejected) (DNS: no answer)
+upstream    api: a:1, b:2 (ejected) (DNS: no answer); its circuit is half open
 plugin      cors: cors of gateway
             users/x: rhai of route users, x.rhai
 routes      2

@@ -13,6 +13,9 @@ use portcullis_plugin::Exchange;
 use super::endpoint::{Openness, WHOLE_SHARE, now};
 use super::{Endpoint, Upstream};
 
+/// Bits of a hash that decide: parts enough for a hundred endpoints to get their share within a tenth,
+/// few enough to be worked out at load.
+const BUCKET_BITS: u32 = 14;
 /// How much busier than the average an endpoint may be before a hash goes past it, in quarters.
 const BOUND_QUARTERS: u64 = 5;
 
@@ -25,6 +28,11 @@ pub struct Balancer {
     turns: Vec<u16>,
     /// The priority that serves first; none if all have the same.
     first_of_several: Option<u8>,
+    /// By a part of a hash, the endpoint of the first priority that wins its rendezvous while all are
+    /// well; empty where nothing is hashed.
+    homes: Vec<u16>,
+    /// The weights of the first priority together.
+    weight: u64,
     /// Percent of a priority's endpoints that must be open, or the next priority serves too.
     min_healthy: usize,
     /// What makes lots of one upstream and process differ from those of another.
@@ -118,7 +126,7 @@ struct Choice<'u> {
     now: u64,
     /// The last priority that serves.
     last: u8,
-    avoid: Option<u32>,
+    avoid: &'u [u32],
 }
 
 impl HashBy {
@@ -148,15 +156,22 @@ impl Sticky {
 }
 
 impl Balancer {
-    /// `rule` over endpoints at these places, of which `min_healthy` percent must be open or the next
+    /// `rule` over `endpoints` at these places, of which `min_healthy` percent must be open or the next
     /// priority serves too.
-    pub fn new(rule: Balance, places: Vec<Place>, min_healthy: u8) -> Self {
+    pub fn new(rule: Balance, endpoints: &[Arc<Endpoint>], places: Vec<Place>, min_healthy: u8) -> Self {
         let first = places.iter().map(|place| place.priority).min().unwrap_or_default();
         let weight = |place: &Place| if place.priority == first { place.weight } else { 0 };
-        let turns = turns(&places.iter().map(weight).collect::<Vec<_>>());
+        let weights: Vec<_> = places.iter().map(weight).collect();
+        let turns = turns(&weights);
+        let homes = match rule {
+            Balance::Hash(_) => homes(endpoints, &weights),
+            _ => Vec::new(),
+        };
+        let weight = weights.iter().copied().map(u64::from).sum();
         let first_of_several = places.iter().any(|place| place.priority != first).then_some(first);
         let seed = mixed(std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ()));
-        Balancer { rule, places, turns, first_of_several, min_healthy: min_healthy.into(), seed }
+        let min_healthy = min_healthy.into();
+        Balancer { rule, places, turns, homes, weight, first_of_several, min_healthy, seed }
     }
 
     fn place(&self, index: usize) -> Place {
@@ -190,6 +205,12 @@ impl Upstream {
         }
     }
 
+    /// The same of a request that has neither client nor exchange.
+    pub(crate) fn wish_of(&self, headers: &HeaderMap) -> Wish {
+        let Balance::Hash(HashBy::Header(name)) = &self.balancer.rule else { return Wish::Any };
+        headers.get(name).map_or(Wish::Any, |value| Wish::Hash(hash_of(value.as_bytes())))
+    }
+
     /// Makes the client's next requests go where this one went.
     pub(crate) fn stick(&self, wish: Wish, chosen: usize, is_secure: bool, headers: &mut HeaderMap) {
         let Balance::Sticky(sticky) = &self.balancer.rule else { return };
@@ -197,20 +218,33 @@ impl Upstream {
         headers.append(SET_COOKIE, if is_secure { &mark.secure } else { &mark.plain }.clone());
     }
 
-    /// The endpoint for the next attempt, and not `avoid` if there is another. Counts the attempt: the
-    /// worker's count is the turn.
-    pub(crate) fn choose(&self, wish: Wish, avoid: Option<u32>) -> Chosen<'_> {
-        let turn = self.metrics.attempts.increment();
+    /// The endpoint for a first attempt. Counts it: the worker's count is the turn.
+    pub(crate) fn choose(&self, wish: Wish) -> Chosen<'_> {
+        self.choose_at(self.metrics.firsts.increment(), wish, &[])
+    }
+
+    /// The endpoint for an attempt after some at `avoid`, elsewhere if there is another. It takes no turn
+    /// but a lot: if first and second attempts took turns, they could go to the same endpoints for ever.
+    pub(crate) fn choose_again(&self, wish: Wish, avoid: &[u32]) -> Chosen<'_> {
+        let number = self.metrics.repeats.increment();
+        self.choose_at(mixed(!self.balancer.seed ^ number), wish, avoid)
+    }
+
+    fn choose_at(&self, turn: u64, wish: Wish, avoid: &[u32]) -> Chosen<'_> {
         let balancer = &self.balancer;
         let lot = |salt: u64| mixed(balancer.seed ^ turn.wrapping_mul(2).wrapping_add(salt));
         let (position, second) = match (&balancer.rule, wish) {
-            (_, Wish::Hash(_) | Wish::Endpoint(_)) => return self.choose_with_care(turn, None, wish, avoid),
+            (_, Wish::Hash(hash)) => match self.home(hash, avoid) {
+                Some(home) => return self.chosen(home, Role::Ordinary),
+                None => return self.choose_with_care(turn, None, wish, avoid),
+            },
+            (_, Wish::Endpoint(_)) => return self.choose_with_care(turn, None, wish, avoid),
             (Balance::RoundRobin | Balance::Sticky(_), _) => (turn, None),
             (Balance::LeastRequest, _) => (lot(0), Some(lot(1))),
             (Balance::Random | Balance::Hash(_), _) => (lot(0), None),
         };
         let is_plain = |index: usize| {
-            self.endpoints.get(index).is_some_and(|found| found.is_plain() && Some(found.id) != avoid)
+            self.endpoints.get(index).is_some_and(|found| found.is_plain() && !avoid.contains(&found.id))
         };
         let first = balancer.turn(position);
         let other = second.and_then(|second| balancer.turn_of_another(second, first));
@@ -224,6 +258,23 @@ impl Upstream {
         }
     }
 
+    /// Where a hash goes if there is nothing to say against it.
+    fn home(&self, hash: u64, avoid: &[u32]) -> Option<usize> {
+        let home = usize::from(*self.balancer.homes.get(bucket(hash) as usize)?);
+        let endpoint =
+            self.endpoints.get(home).filter(|found| found.is_plain() && !avoid.contains(&found.id))?;
+        let has_room = endpoint.in_flight.value() < self.room(home, self.balancer.weight);
+        (has_room && self.first_priority_serves()).then_some(home)
+    }
+
+    /// How many requests an endpoint may have under way of all, where the others have so much weight with
+    /// it: its share and a quarter more, rounded up.
+    fn room(&self, index: usize, whole: u64) -> u64 {
+        let running = self.metrics.in_flight.value() + 1;
+        let weight = u64::from(self.balancer.place(index).weight);
+        (running * BOUND_QUARTERS * weight).div_ceil(4 * whole.max(1))
+    }
+
     /// Whether what the turns say is to be done: they know the first priority alone.
     fn first_priority_serves(&self) -> bool {
         let Some(first) = self.balancer.first_of_several else { return true };
@@ -232,13 +283,7 @@ impl Upstream {
     }
 
     /// Chooses where there is something to say against an endpoint, or more to think of than turns.
-    fn choose_with_care(
-        &self,
-        position: u64,
-        second: Option<u64>,
-        wish: Wish,
-        avoid: Option<u32>,
-    ) -> Chosen<'_> {
+    fn choose_with_care(&self, position: u64, second: Option<u64>, wish: Wish, avoid: &[u32]) -> Chosen<'_> {
         let now = now();
         // A probe that somebody else takes is closed from then on, so this ends.
         for _ in 0..=self.endpoints.len() {
@@ -257,11 +302,11 @@ impl Upstream {
 
     /// When no endpoint takes requests all of them do, for what is known may be wrong; a failed attempt
     /// is better made again anywhere else than where it failed.
-    fn last_resort(&self, position: u64, avoid: Option<u32>) -> Chosen<'_> {
+    fn last_resort(&self, position: u64, avoid: &[u32]) -> Chosen<'_> {
         let length = self.endpoints.len().max(1);
         let begin = (position % length as u64) as usize;
         let mut others = (0..length).map(|skip| (begin + skip) % length);
-        let is_other = |at: &usize| self.endpoints.get(*at).is_some_and(|found| Some(found.id) != avoid);
+        let is_other = |at: &usize| self.endpoints.get(*at).is_some_and(|found| !avoid.contains(&found.id));
         self.chosen(others.find(is_other).unwrap_or(begin), Role::LastResort)
     }
 
@@ -283,7 +328,7 @@ impl Upstream {
 
 impl<'u> Choice<'u> {
     /// None if no endpoint is open.
-    fn new(upstream: &'u Upstream, now: u64, avoid: Option<u32>) -> Option<Self> {
+    fn new(upstream: &'u Upstream, now: u64, avoid: &'u [u32]) -> Option<Self> {
         let mut choice = Choice { upstream, now, last: u8::MAX, avoid };
         choice.last = choice.last_priority()?;
         Some(choice)
@@ -317,7 +362,8 @@ impl<'u> Choice<'u> {
 
     fn admits(&self, index: usize) -> bool {
         let place = self.upstream.balancer.place(index);
-        let is_avoided = self.upstream.endpoints.get(index).is_none_or(|found| Some(found.id) == self.avoid);
+        let is_avoided =
+            self.upstream.endpoints.get(index).is_none_or(|found| self.avoid.contains(&found.id));
         place.priority <= self.last && !is_avoided && self.is_open(index)
     }
 
@@ -370,19 +416,17 @@ impl<'u> Choice<'u> {
     }
 
     /// The best by rendezvous of the hash with each endpoint, so that only those requests move whose
-    /// endpoint comes or goes; past those that are much busier than the average.
+    /// endpoint comes or goes; past those that are much busier than the average. One that starts slowly
+    /// wins as often as its share says.
     fn by_hash(&self, hash: u64) -> Option<usize> {
         let upstream = self.upstream;
         let weight = |index: usize| u64::from(upstream.balancer.place(index).weight);
         let admitted = || upstream.endpoints.iter().enumerate().filter(|(index, _)| self.admits(*index));
         let whole: u64 = admitted().map(|(index, _)| weight(index)).sum();
-        let running = upstream.metrics.in_flight.value() + 1;
-        // The share of an endpoint and a quarter more, rounded up.
-        let room = |index: usize| (running * BOUND_QUARTERS * weight(index)).div_ceil(4 * whole.max(1));
         let (mut best, mut best_with_room) = (None, None);
         for (index, endpoint) in admitted() {
-            let found = Some((score(mixed(hash ^ endpoint.hash), weight(index)), index));
-            if found > best_with_room && endpoint.in_flight.value() < room(index) {
+            let found = Some((score(bucket(hash), endpoint, weight(index) * self.share(index)), index));
+            if found > best_with_room && endpoint.in_flight.value() < upstream.room(index, whole) {
                 best_with_room = found;
             }
             if found > best {
@@ -391,6 +435,24 @@ impl<'u> Choice<'u> {
         }
         best_with_room.or(best).map(|(_, index)| index)
     }
+}
+
+/// The part of a hash that decides.
+fn bucket(hash: u64) -> u64 {
+    hash >> (u64::BITS - BUCKET_BITS)
+}
+
+/// The winner of each part of a hash, where none is out.
+fn homes(endpoints: &[Arc<Endpoint>], weights: &[u32]) -> Vec<u16> {
+    let winner = |bucket: u64| {
+        let serving = endpoints.iter().zip(weights).enumerate().filter(|(_, (_, weight))| **weight > 0);
+        let scored = serving.map(|(index, (endpoint, weight))| {
+            (score(bucket, endpoint, u64::from(*weight) * WHOLE_SHARE), index)
+        });
+        let best = scored.fold(None, |best, found| if Some(found) > best { Some(found) } else { best });
+        best.map_or(0, |(_, index)| index as u16)
+    };
+    (0..1 << BUCKET_BITS).map(winner).collect()
 }
 
 /// The order of turns for these weights (smooth weighted round robin): every endpoint gets its
@@ -447,8 +509,9 @@ pub(crate) fn of(lot: u64, limit: u64) -> u64 {
     ((u128::from(lot) * u128::from(limit)) >> 64) as u64
 }
 
-/// The higher one wins, as often as the weights say (weighted rendezvous).
-fn score(hash: u64, weight: u64) -> f64 {
+/// The higher one wins a part of a hash, as often as the weights say (weighted rendezvous).
+fn score(bucket: u64, endpoint: &Endpoint, weight: u64) -> f64 {
+    let hash = mixed(mixed(bucket) ^ endpoint.hash);
     let fraction = (hash >> 11) as f64 / (1_u64 << 53) as f64;
     -(weight as f64) / fraction.max(f64::MIN_POSITIVE).ln()
 }

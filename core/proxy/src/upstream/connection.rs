@@ -2,7 +2,7 @@
 //! pool; and the attempts that are made over it.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::http1::{Broken, Http1, RequestHead};
 use super::judge::Running;
 use super::retry::TryLimit;
+use super::slots::Slot;
 use super::transport::{ConnectError, Transport, is_of_tls};
 use super::{Endpoint, Upstream, pool};
 use crate::body::{RequestBody, UploadState};
@@ -66,8 +67,12 @@ pub(crate) enum AttemptFailure {
     Status(StatusCode),
     /// The time for all attempts together is over.
     OutOfTime,
-    /// The upstream has as many requests as it may have.
+    /// The time that the request itself gave is over.
+    Deadline,
+    /// The upstream has as many requests as it may have, and as many wait.
     Overloaded,
+    /// The upstream has had as many requests as it may have for too long.
+    PendingTimeout,
 }
 
 /// Sends a request to an endpoint, over an idle connection if a live one is there.
@@ -77,21 +82,28 @@ pub(crate) async fn send(
     head: RequestHead<'_>,
     body: RequestBody,
     limit: Option<TryLimit>,
+    slot: Slot<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
-    let Some(running) = upstream.begin(endpoint) else {
-        return Err(AttemptError { kind: AttemptFailure::Overloaded, unsent: Some(body), reused: false });
+    let mut body = Some(body);
+    let failure = {
+        // Pinned, because two copies of it would be large.
+        let sending = pin!(send_counted(upstream, endpoint, head, &mut body, Running::begin(slot, endpoint)));
+        let Some(TryLimit { length, failure }) = limit else { return sending.await };
+        match timeout(length, sending).await {
+            Ok(sent) => return sent,
+            Err(_) => failure,
+        }
     };
-    let sending = send_counted(upstream, endpoint, head, body, running);
-    let Some(TryLimit { length, failure }) = limit else { return sending.await };
-    let cut_off = AttemptError { kind: failure, unsent: None, reused: false };
-    timeout(length, sending).await.unwrap_or(Err(cut_off))
+    // The body is still here if there was no connection yet.
+    Err(AttemptError { kind: failure, unsent: body, reused: false })
 }
 
+/// Sends the request over a connection, of which the body is taken once there is one.
 async fn send_counted(
     upstream: &Arc<Upstream>,
     endpoint: &Arc<Endpoint>,
     head: RequestHead<'_>,
-    mut body: RequestBody,
+    body: &mut Option<RequestBody>,
     running: Running<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
     // Others need not know, and share their connections.
@@ -101,18 +113,18 @@ async fn send_counted(
         if !Arc::ptr_eq(&conn.upstream, upstream) {
             conn.upstream = upstream.clone();
         }
-        match conn.exchange(head, body).await {
+        match conn.exchange(head, body.take().unwrap_or(RequestBody::Empty)).await {
             // It was closed while it lay idle; nothing was sent.
-            Err(AttemptError { unsent: Some(unsent), .. }) => body = unsent,
+            Err(AttemptError { unsent: Some(unsent), .. }) => *body = Some(unsent),
             result => return result.map(|response| response.map(|body| body.counted(running))),
         }
     }
     match Conn::open(upstream, endpoint, client).await {
         Ok(conn) => {
-            let result = conn.exchange(head, body).await;
+            let result = conn.exchange(head, body.take().unwrap_or(RequestBody::Empty)).await;
             result.map(|response| response.map(|body| body.counted(running)))
         }
-        Err(kind) => Err(AttemptError { kind, unsent: Some(body), reused: false }),
+        Err(kind) => Err(AttemptError { kind, unsent: body.take(), reused: false }),
     }
 }
 

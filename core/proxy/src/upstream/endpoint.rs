@@ -9,6 +9,7 @@ use http::header::HeaderValue;
 
 use super::balance::hash_of;
 use super::transport::{Address, Resolved, Way};
+use super::window::Window;
 use crate::metrics::{Counter, Metrics};
 
 /// Requests showed that it fails; it gets none until one of them shows that it is back.
@@ -57,6 +58,10 @@ pub struct Endpoint {
     trouble: Mutex<Option<Arc<str>>>,
     /// Requests under way.
     pub(super) in_flight: Counter,
+    /// How its requests went of late, where that matters.
+    pub(super) window: Window,
+    /// Microseconds that its requests took on average in the window before; 0 if that is unknown.
+    mean: AtomicU64,
 }
 
 /// How an endpoint is, for people and machines that ask.
@@ -94,7 +99,7 @@ pub(super) fn now() -> u64 {
     millis(BEGIN.elapsed())
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -140,6 +145,8 @@ impl Endpoint {
             ejections: AtomicU64::new(0),
             trouble: Mutex::default(),
             in_flight: metrics.counter(),
+            window: Window::default(),
+            mean: AtomicU64::new(0),
         })
     }
 
@@ -232,6 +239,15 @@ impl Endpoint {
         (passed * WHOLE_SHARE / whole).max(FIRST_SHARE)
     }
 
+    /// Microseconds that its requests took on average, if that is known.
+    pub(super) fn mean(&self) -> Option<u64> {
+        Some(self.mean.load(Relaxed)).filter(|mean| *mean > 0)
+    }
+
+    pub(super) fn set_mean(&self, micros: u64) {
+        self.mean.store(micros, Relaxed);
+    }
+
     /// A request went well; for most there is nothing to note.
     pub(super) fn succeeded(&self) {
         if self.failures.load(Relaxed) != 0 {
@@ -255,6 +271,9 @@ impl Endpoint {
         self.in_a_row.store(times, Relaxed);
         self.until.store(now.saturating_add(millis(length)), Relaxed);
         self.failures.store(0, Relaxed);
+        // What was counted made the judgement, and is not to make another.
+        self.window.clear();
+        self.mean.store(0, Relaxed);
         self.ejections.fetch_add(1, Relaxed);
         self.flags.fetch_or(EJECTED, Relaxed);
         length

@@ -1,13 +1,13 @@
 //! What attempts tell of endpoints: ejection, return, and how many requests are under way.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::StatusCode;
 
 use super::balance::{Chosen, Role};
 use super::endpoint::{Term, now};
+use super::slots::Slot;
 use super::{AttemptFailure, Endpoint, Upstream};
 
 /// When requests show that an endpoint fails.
@@ -17,6 +17,14 @@ pub struct Ejection {
     pub failures: u32,
     /// Whether responses with status 500 to 599 are failures, too.
     pub server_errors: bool,
+    /// Percent of an endpoint's requests within a window that must fail; none if their share does not matter.
+    pub error_rate: Option<u8>,
+    /// How many times longer than at the others they must take; none if that does not matter.
+    pub latency_factor: Option<u32>,
+    /// The time over which both are judged.
+    pub window: Duration,
+    /// Requests that the endpoint must have had in that time.
+    pub min_requests: u32,
     /// For how long, times the ejections in a row.
     pub time: Duration,
     /// The longest time.
@@ -36,6 +44,10 @@ impl Default for Ejection {
         Ejection {
             failures: 5,
             server_errors: false,
+            error_rate: None,
+            latency_factor: None,
+            window: Duration::from_secs(10),
+            min_requests: 50,
             time: Duration::from_secs(10),
             max_time: Duration::from_secs(300),
             max_ejected: 50,
@@ -44,19 +56,22 @@ impl Default for Ejection {
 }
 
 impl Upstream {
-    /// Learns from a response.
-    pub(crate) fn answered(&self, by: Chosen<'_>, status: StatusCode) {
+    /// Learns from a response, whose head came after so long.
+    pub(crate) fn answered(&self, by: Chosen<'_>, status: StatusCode, took: Duration) {
+        self.learn(took);
+        self.learn_p95(took);
         if status.is_server_error() && self.ejection.server_errors {
             return self.has_failed(by, "server_error");
         }
+        self.watch(by, false, took);
         by.endpoint.succeeded();
         if by.role != Role::Ordinary && by.endpoint.restore(now(), self.slow_start) {
             tracing::info!(upstream = &*self.name, endpoint = &*by.endpoint.authority, "endpoint is back");
         }
     }
 
-    /// Learns from an attempt without a response.
-    pub(crate) fn failed(&self, at: Chosen<'_>, failure: AttemptFailure) {
+    /// Learns from an attempt without a response, which ended after so long.
+    pub(crate) fn failed(&self, at: Chosen<'_>, failure: AttemptFailure, took: Duration) {
         let why = match failure {
             AttemptFailure::Unreachable => "unreachable",
             AttemptFailure::ConnectTimeout => "connect_timeout",
@@ -64,12 +79,25 @@ impl Upstream {
             AttemptFailure::ResponseTimeout => "response_timeout",
             AttemptFailure::Failed => "broken",
             // These say nothing of the endpoint, or have been judged as a response.
-            AttemptFailure::Status(_) | AttemptFailure::OutOfTime | AttemptFailure::Overloaded => return,
+            AttemptFailure::Status(_)
+            | AttemptFailure::OutOfTime
+            | AttemptFailure::Deadline
+            | AttemptFailure::Overloaded
+            | AttemptFailure::PendingTimeout => return,
         };
         if matches!(failure, AttemptFailure::ResponseTimeout | AttemptFailure::Failed) {
             self.metrics.failures.increment();
         }
+        if failure == AttemptFailure::ResponseTimeout {
+            self.learn(took);
+        }
         self.has_failed(at, why);
+    }
+
+    /// Learns from an attempt that somebody stopped waiting for: it takes at least so long.
+    pub(crate) fn given_up(&self, at: Chosen<'_>, took: Duration) {
+        self.learn(took);
+        self.watch(at, false, took);
     }
 
     fn has_failed(&self, at: Chosen<'_>, why: &'static str) {
@@ -80,9 +108,41 @@ impl Upstream {
             Role::Ordinary | Role::LastResort if at.endpoint.is_ejected() => false,
             Role::Ordinary | Role::LastResort => at.endpoint.failed() >= ejection.failures,
         };
-        if !is_due {
+        if is_due { self.eject(at, why) } else { self.watch(at, true, Duration::ZERO) }
+    }
+
+    /// Judges by what the endpoint's requests of late have in common.
+    fn watch(&self, at: Chosen<'_>, failed: bool, took: Duration) {
+        let (ejection, endpoint) = (&self.ejection, at.endpoint);
+        let is_judged = ejection.error_rate.is_some() || ejection.latency_factor.is_some();
+        if !is_judged || endpoint.is_ejected() {
             return;
         }
+        let least = ejection.min_requests;
+        let seen = endpoint.window.turn(now(), ejection.window, 0).filter(|seen| seen.requests >= least);
+        if let Some(mean) = seen.and_then(|seen| seen.mean()) {
+            endpoint.set_mean(mean);
+            if ejection.latency_factor.is_some_and(|factor| self.is_slower(endpoint, mean, factor)) {
+                return self.eject(at, "slow");
+            }
+        }
+        let seen = endpoint.window.count(failed, took);
+        if failed && ejection.error_rate.is_some_and(|rate| seen.fails(rate, least)) {
+            self.eject(at, "error_rate");
+        }
+    }
+
+    /// Whether `mean` is more than `factor` times what requests take at the others.
+    fn is_slower(&self, endpoint: &Endpoint, mean: u64, factor: u32) -> bool {
+        let others = self.endpoints.iter().filter(|other| other.id != endpoint.id && !other.is_ejected());
+        let (count, sum) = others
+            .filter_map(|other| other.mean())
+            .fold((0, 0), |(count, sum), mean| (count + 1, u64::saturating_add(sum, mean)));
+        count > 0 && mean.saturating_mul(count) > sum.saturating_mul(factor.into())
+    }
+
+    fn eject(&self, at: Chosen<'_>, why: &'static str) {
+        let ejection = &self.ejection;
         // Counting and ejecting are one step, or two workers together would eject too many.
         let counting = self.metrics.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
         let others = self.endpoints.iter().filter(|other| other.id != at.endpoint.id && other.is_ejected());
@@ -102,25 +162,9 @@ impl Upstream {
         );
     }
 
-    /// Counts a request that begins; none if there are as many as allowed.
-    pub(super) fn begin<'u>(&'u self, endpoint: &'u Endpoint) -> Option<Running<'u>> {
-        if let Some(most) = self.max_requests
-            && self.metrics.limited.fetch_add(1, Relaxed) >= most
-        {
-            self.metrics.limited.fetch_sub(1, Relaxed);
-            self.metrics.overloads.increment();
-            return None;
-        }
-        self.metrics.in_flight.increment();
-        endpoint.in_flight.increment();
-        Some(Running { upstream: self, endpoint })
-    }
-
-    /// A request that [began](Self::begin) has ended.
+    /// A request that [began](Running::begin) has ended.
     pub(super) fn end(&self, endpoint: &Endpoint) {
-        if self.max_requests.is_some() {
-            self.metrics.limited.fetch_sub(1, Relaxed);
-        }
+        self.give_slot_back();
         self.metrics.in_flight.decrement();
         endpoint.in_flight.decrement();
     }
@@ -131,7 +175,15 @@ impl Upstream {
     }
 }
 
-impl Running<'_> {
+impl<'u> Running<'u> {
+    /// Counts a request that begins.
+    pub(super) fn begin(slot: Slot<'u>, endpoint: &'u Endpoint) -> Self {
+        let upstream = slot.hand_over();
+        upstream.metrics.in_flight.increment();
+        endpoint.in_flight.increment();
+        Running { upstream, endpoint }
+    }
+
     /// Leaves it to somebody else to say when the request has ended.
     pub(super) fn hand_over(self) {
         std::mem::forget(self);

@@ -1,15 +1,21 @@
 //! Upstreams: named sets of endpoints, and the ways to them.
 
+mod adaptive;
 mod balance;
+mod breaker;
 mod connection;
+pub(crate) mod deadline;
 mod endpoint;
+mod hedge;
 mod http1;
 mod judge;
 mod outbound;
 mod pool;
 mod retry;
+mod slots;
 mod tls;
 mod transport;
+mod window;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -20,10 +26,15 @@ use http::header::HeaderValue;
 
 use crate::metrics::UpstreamMetrics;
 
+pub use adaptive::{Adaptive, Learned};
 pub use balance::{Balance, Balancer, HashBy, Place, Sticky};
 pub(crate) use balance::{Wish, of as portion};
+pub(crate) use breaker::Verdict;
+pub use breaker::{Breaker, Circuit, CircuitState};
 pub(crate) use connection::{AttemptError, AttemptFailure, Switched, UpstreamBody, send};
+pub use deadline::Deadline;
 pub use endpoint::{Endpoint, EndpointState};
+pub use hedge::{Hedge, P95};
 #[cfg(any(test, fuzzing))]
 pub(crate) use http1::Http1;
 pub(crate) use http1::RequestHead;
@@ -31,6 +42,8 @@ pub use judge::Ejection;
 pub use outbound::UpstreamClient;
 pub(crate) use pool::{ReapGuard, reap_idle};
 pub use retry::Retries;
+pub(crate) use retry::Tries;
+pub use slots::{Pending, Slots};
 pub use tls::{ClientTls, client_config};
 pub use transport::{Address, ConnectError, Tls, Transport, Way};
 
@@ -47,14 +60,24 @@ pub struct Upstream {
     pub slow_start: Duration,
     /// When requests show that one fails.
     pub ejection: Ejection,
+    /// When the whole upstream gets a rest.
+    pub breaker: Option<Breaker>,
     /// Requests under way at a time.
     pub max_requests: Option<u32>,
+    /// The same, as far as the upstream keeps up.
+    pub adaptive: Option<Adaptive>,
+    /// Those that wait for others to end.
+    pub pending: Pending,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// Idle connections kept per worker and endpoint.
     pub max_idle: usize,
     /// Attempts after the first, for what is safe to repeat.
     pub retries: Retries,
+    /// When another attempt is made beside the first.
+    pub hedge: Option<Hedge>,
+    /// Headers that tell how long a request may take.
+    pub deadline: Option<Box<Deadline>>,
     /// The `Host` sent.
     pub host: HostHeader,
     /// What is counted.
@@ -131,14 +154,19 @@ impl Upstream {
         let places = endpoints.iter().map(|_| Place { weight: 1, priority: 0 }).collect();
         Upstream {
             name: name.into(),
+            balancer: Balancer::new(Balance::RoundRobin, &endpoints, places, 50),
             endpoints,
-            balancer: Balancer::new(Balance::RoundRobin, places, 50),
             slow_start: Duration::ZERO,
             ejection: Ejection::default(),
+            breaker: None,
             max_requests: None,
+            adaptive: None,
+            pending: Pending { most: 0, timeout: Duration::from_secs(1) },
             timeouts: Timeouts::default(),
             max_idle: 64,
             retries: Retries::default(),
+            hedge: None,
+            deadline: None,
             host: HostHeader::Preserve,
             metrics,
             successor: None,

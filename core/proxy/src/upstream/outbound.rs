@@ -1,7 +1,6 @@
 //! Calls that plugins make themselves, over the worker's own connections.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -9,7 +8,9 @@ use http::uri::PathAndQuery;
 use http::{Request, Response};
 use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 
-use super::{AttemptFailure, HostHeader, RequestHead, Upstream, Wish, send};
+use super::{
+    AttemptError, AttemptFailure, HostHeader, RequestHead, Tries, Upstream, UpstreamBody, Verdict, send,
+};
 use crate::body::{Budget, RequestBody, whole};
 use crate::reply::Fault;
 
@@ -31,42 +32,22 @@ impl UpstreamClient {
         request: Request<Bytes>,
         limits: OutboundLimits,
     ) -> Result<Response<Bytes>, OutboundError> {
-        let (mut head, body) = request.into_parts();
         let current = self.upstream.current();
         let upstream = &*current;
         if upstream.endpoints.is_empty() {
             return Err(OutboundError::Unreachable);
         }
-        let chosen = upstream.choose(Wish::Any, None);
-        let endpoint = chosen.endpoint;
-        if !head.headers.contains_key(HOST) {
-            let host = match &upstream.host {
-                HostHeader::Name(name) => name.clone(),
-                HostHeader::Preserve | HostHeader::Endpoint => endpoint.host.clone(),
-            };
-            head.headers.insert(HOST, host);
+        let Ok(passage) = upstream.pass() else { return Err(OutboundError::Unreachable) };
+        let answered = try_all(upstream, request).await;
+        if let Some(passage) = passage {
+            passage.judge(match &answered {
+                Ok(response) if response.status().is_server_error() => Verdict::ServerError,
+                Ok(_) => Verdict::Good,
+                Err(AttemptFailure::Overloaded | AttemptFailure::PendingTimeout) => Verdict::Unknown,
+                Err(_) => Verdict::Failed,
+            });
         }
-        let root = PathAndQuery::from_static("/");
-        let target = head.uri.path_and_query().unwrap_or(&root);
-        let (method, headers) = (&head.method, &head.headers);
-        let sending = RequestHead { method, target, headers, told: &[], client: None, upgrade: None };
-        let start = Instant::now();
-        let sent = send(upstream, endpoint, sending, RequestBody::Whole(body), None).await;
-        let response = sent.map_err(|error| {
-            upstream.failed(chosen, error.kind);
-            match error.kind {
-                AttemptFailure::Unreachable | AttemptFailure::Tls => OutboundError::Unreachable,
-                AttemptFailure::ConnectTimeout
-                | AttemptFailure::ResponseTimeout
-                | AttemptFailure::OutOfTime => OutboundError::Timeout,
-                AttemptFailure::Failed | AttemptFailure::Status(_) | AttemptFailure::Overloaded => {
-                    OutboundError::Failed
-                }
-            }
-        })?;
-        upstream.metrics.duration.observe(start.elapsed());
-        upstream.answered(chosen, response.status());
-        let (head, mut body) = response.into_parts();
+        let (head, mut body) = answered.map_err(error_of)?.into_parts();
         let mut held = self.budget.hold();
         let read = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge).await;
         let body = read.map_err(|fault| match fault {
@@ -74,6 +55,65 @@ impl UpstreamClient {
             _ => OutboundError::Failed,
         })?;
         Ok(Response::from_parts(head, body))
+    }
+}
+
+/// Sends the request, again where that is safe, as a client's is.
+async fn try_all(
+    upstream: &Arc<Upstream>,
+    request: Request<Bytes>,
+) -> Result<Response<UpstreamBody>, AttemptFailure> {
+    let (head, body) = request.into_parts();
+    let root = PathAndQuery::from_static("/");
+    let target = head.uri.path_and_query().unwrap_or(&root);
+    let is_idempotent = head.method.is_idempotent();
+    let mut tries = Tries::begin(upstream, upstream.wish_of(&head.headers), None);
+    loop {
+        let endpoint = tries.chosen.endpoint;
+        let host = (!head.headers.contains_key(HOST)).then(|| match &upstream.host {
+            HostHeader::Name(name) => (HOST, name.clone()),
+            HostHeader::Preserve | HostHeader::Endpoint => (HOST, endpoint.host.clone()),
+        });
+        let told = host.as_slice();
+        let sending = RequestHead {
+            method: &head.method,
+            target,
+            headers: &head.headers,
+            told,
+            client: None,
+            upgrade: None,
+        };
+        let (slot, limit) = (tries.slot().await?, tries.limit());
+        match send(upstream, endpoint, sending, RequestBody::Whole(body.clone()), limit, slot).await {
+            Ok(response) => {
+                let status = response.status();
+                tries.answered(status);
+                let is_asked_again = upstream.retries.on_status.contains(&status);
+                if !(is_asked_again && tries.again(AttemptFailure::Status(status), false, is_idempotent)) {
+                    return Ok(response);
+                }
+                response.into_body().release();
+            }
+            Err(AttemptError { kind, unsent, reused }) => {
+                if !tries.again(kind, reused, is_idempotent || unsent.is_some()) {
+                    return Err(kind);
+                }
+            }
+        }
+    }
+}
+
+fn error_of(failure: AttemptFailure) -> OutboundError {
+    match failure {
+        AttemptFailure::Unreachable | AttemptFailure::Tls => OutboundError::Unreachable,
+        AttemptFailure::ConnectTimeout
+        | AttemptFailure::ResponseTimeout
+        | AttemptFailure::OutOfTime
+        | AttemptFailure::Deadline => OutboundError::Timeout,
+        AttemptFailure::Failed
+        | AttemptFailure::Status(_)
+        | AttemptFailure::Overloaded
+        | AttemptFailure::PendingTimeout => OutboundError::Failed,
     }
 }
 

@@ -1,11 +1,19 @@
-//! When an attempt is worth another, and how many there may be.
+//! The attempts of a request: when one is worth another, how long they may take, how many there may be.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use smallvec::SmallVec;
 
+use super::balance::{Chosen, Wish};
+use super::slots::Slot;
 use super::{AttemptFailure, Upstream};
 use crate::metrics::UpstreamMetrics;
+
+/// Attempts on connections that turned out to be closed, for requests that may be repeated; they do
+/// not count as retries, because the endpoint did not fail.
+const MAX_STALE: u32 = 3;
 
 /// When there is another attempt.
 #[derive(Debug, Clone)]
@@ -37,6 +45,26 @@ pub(crate) struct TryLimit {
     pub(crate) failure: AttemptFailure,
 }
 
+/// The attempts of one request.
+pub(crate) struct Tries<'u> {
+    upstream: &'u Upstream,
+    pub(crate) wish: Wish,
+    /// Where the attempt that is next, or under way, goes.
+    pub(crate) chosen: Chosen<'u>,
+    /// Counts from 1.
+    pub(crate) number: u32,
+    /// When the first began, and the one that is under way.
+    start: Instant,
+    began: Instant,
+    /// Time for all of them, and what it is when it is over.
+    total: Option<(Duration, AttemptFailure)>,
+    stale: u32,
+    /// Endpoints that failed.
+    tried: SmallVec<[u32; 4]>,
+    /// The retry that is under way, if the attempt is one.
+    retrying: Option<Retrying<'u>>,
+}
+
 /// A retry under way, counted against the budget until it is dropped.
 pub(crate) struct Retrying<'u>(&'u UpstreamMetrics);
 
@@ -66,19 +94,141 @@ impl Retries {
             AttemptFailure::ResponseTimeout => self.on_timeout,
             AttemptFailure::Failed => self.on_broken,
             AttemptFailure::Status(_) => true,
-            AttemptFailure::OutOfTime | AttemptFailure::Overloaded => false,
+            AttemptFailure::OutOfTime
+            | AttemptFailure::Deadline
+            | AttemptFailure::Overloaded
+            | AttemptFailure::PendingTimeout => false,
+        }
+    }
+}
+
+impl<'u> Tries<'u> {
+    /// Begins with the endpoint for the first attempt. The request itself may give less time than is configured.
+    pub(crate) fn begin(upstream: &'u Upstream, wish: Wish, asked: Option<Duration>) -> Self {
+        let now = Instant::now();
+        let total = upstream.retries.total;
+        let total = match asked.filter(|asked| total.is_none_or(|total| *asked < total)) {
+            Some(asked) => Some((asked, AttemptFailure::Deadline)),
+            None => total.map(|total| (total, AttemptFailure::OutOfTime)),
+        };
+        let chosen = upstream.choose(wish);
+        let (start, began) = (now, now);
+        Tries {
+            upstream,
+            wish,
+            chosen,
+            number: 1,
+            start,
+            began,
+            total,
+            stale: 0,
+            tried: SmallVec::new(),
+            retrying: None,
         }
     }
 
-    /// How long an attempt may take that begins now, when the first began at `start`.
-    pub(crate) fn limit(&self, start: Instant) -> Option<TryLimit> {
-        let per_try =
-            self.per_try.map(|length| TryLimit { length, failure: AttemptFailure::ResponseTimeout });
-        let left = self.total.map(|total| TryLimit {
-            length: total.saturating_sub(start.elapsed()),
-            failure: AttemptFailure::OutOfTime,
+    /// What is left of the time for all attempts.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.total.map(|(total, _)| total.saturating_sub(self.start.elapsed()))
+    }
+
+    /// How long an attempt may take that begins now.
+    pub(crate) fn limit(&self) -> Option<TryLimit> {
+        let per_try = self.upstream.retries.per_try;
+        let per_try = per_try.map(|length| TryLimit { length, failure: AttemptFailure::ResponseTimeout });
+        let left = self.total.zip(self.left()).map(|((_, failure), length)| TryLimit {
+            length,
+            // An endpoint that had all of the time is to blame, unless the request gave too little.
+            failure: match failure {
+                AttemptFailure::OutOfTime if self.number == 1 => AttemptFailure::ResponseTimeout,
+                failure => failure,
+            },
         });
         per_try.into_iter().chain(left).min_by_key(|limit| limit.length)
+    }
+
+    /// Leave for the attempt to be under way.
+    pub(crate) async fn slot(&mut self) -> Result<Slot<'u>, AttemptFailure> {
+        if let Some(slot) = self.upstream.slot_now() {
+            return Ok(slot);
+        }
+        // Boxed, because few wait.
+        let slot = Box::pin(self.upstream.slot_later(self.left())).await;
+        // The endpoint is not to blame for the wait.
+        self.began = Instant::now();
+        slot
+    }
+
+    /// The endpoint of the next attempt: one that was not tried yet, or when all were, not the last one.
+    fn move_on(&mut self) {
+        if self.tried.len() + 1 >= self.upstream.endpoints.len() {
+            self.tried.clear();
+        }
+        self.tried.push(self.chosen.endpoint.id);
+        self.chosen = self.upstream.choose_again(self.wish, &self.tried);
+    }
+
+    /// Another endpoint for an attempt beside the one that is under way, with leave for it; none if the
+    /// budget of retries is used up, or there is no other endpoint or no slot.
+    pub(crate) fn hedge(&self) -> Option<(Chosen<'u>, Slot<'u>, Retrying<'u>)> {
+        let upstream = self.upstream;
+        if upstream.endpoints.len() < 2 {
+            return None;
+        }
+        let slot = upstream.slot_now()?;
+        let counted = upstream.retry()?;
+        upstream.metrics.hedges.increment();
+        Some((upstream.choose_again(self.wish, &[self.chosen.endpoint.id]), slot, counted))
+    }
+
+    /// The attempt under way failed, or was given up: then it took at least so long.
+    pub(crate) fn lost(&self, at: Chosen<'_>, failure: Option<AttemptFailure>) {
+        let took = self.began.elapsed();
+        match failure {
+            Some(failure) => self.upstream.failed(at, failure, took),
+            None => self.upstream.given_up(at, took),
+        }
+    }
+
+    /// From now on another attempt, which began then, is the one.
+    pub(crate) fn go_on(&mut self, with: Chosen<'u>, began: Instant) {
+        (self.chosen, self.began) = (with, began);
+    }
+
+    /// Learns from the response; returns how long it all took.
+    pub(crate) fn answered(&self, status: StatusCode) -> Duration {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.began);
+        self.upstream.metrics.duration.observe(took);
+        self.upstream.answered(self.chosen, status, took);
+        now.saturating_duration_since(self.start)
+    }
+
+    /// Whether there is another attempt after this failure; if so its endpoint is chosen. `may_repeat`
+    /// says whether that is safe, `reused` whether the connection had served before.
+    pub(crate) fn again(&mut self, failure: AttemptFailure, reused: bool, may_repeat: bool) -> bool {
+        let (upstream, began) = (self.upstream, std::mem::replace(&mut self.began, Instant::now()));
+        if may_repeat && reused && failure == AttemptFailure::Failed && self.stale < MAX_STALE {
+            self.stale += 1;
+            upstream.metrics.failures.increment();
+            // To the same endpoint, which did not fail, over another connection.
+            upstream.metrics.repeats.increment();
+            return true;
+        }
+        upstream.failed(self.chosen, failure, self.began.saturating_duration_since(began));
+        let is_worth_it =
+            may_repeat && self.number <= upstream.retries.attempts && upstream.retries.follow(failure);
+        let has_time = self.left().is_none_or(|left| !left.is_zero());
+        self.retrying = None;
+        if is_worth_it && has_time {
+            self.retrying = upstream.retry();
+        }
+        if self.retrying.is_none() {
+            return false;
+        }
+        self.number += 1;
+        self.move_on();
+        true
     }
 }
 
@@ -87,19 +237,20 @@ impl Upstream {
     pub(crate) fn retry(&self) -> Option<Retrying<'_>> {
         let metrics = &*self.metrics;
         let by_share = metrics.in_flight.value().saturating_mul(self.retries.share.into()) / 100;
-        if metrics.retrying.value() >= by_share.max(self.retries.min.into()) {
+        let most = by_share.max(self.retries.min.into());
+        let more = |retrying| (retrying < most).then(|| retrying + 1);
+        if metrics.retrying.fetch_update(Relaxed, Relaxed, more).is_err() {
             metrics.retries_refused.increment();
             return None;
         }
         metrics.retries.increment();
-        metrics.retrying.increment();
         Some(Retrying(metrics))
     }
 }
 
 impl Drop for Retrying<'_> {
     fn drop(&mut self) {
-        self.0.retrying.decrement();
+        self.0.retrying.fetch_sub(1, Relaxed);
     }
 }
 
@@ -111,14 +262,16 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::upstream::Endpoint;
 
-    #[test]
-    fn retries_are_a_share_of_what_is_under_way_or_the_minimum() {
+    fn upstream() -> Upstream {
         let metrics = Metrics::new(1);
         let endpoint = Arc::new(Endpoint::new("a:1", &metrics).unwrap());
-        let upstream = Upstream {
-            retries: Retries { share: 20, min: 2, ..Retries::default() },
-            ..Upstream::new("api", vec![endpoint], metrics.upstream("api"))
-        };
+        Upstream::new("api", vec![endpoint], metrics.upstream("api"))
+    }
+
+    #[test]
+    fn retries_are_a_share_of_what_is_under_way_or_the_minimum() {
+        let upstream =
+            Upstream { retries: Retries { share: 20, min: 2, ..Retries::default() }, ..upstream() };
         let allowed = || std::iter::from_fn(|| upstream.retry()).take(50).collect::<Vec<_>>().len();
         assert_eq!(allowed(), 2);
         upstream.metrics.in_flight.add(40);
@@ -136,9 +289,19 @@ mod tests {
             total: Some(Duration::from_secs(total)),
             ..Retries::default()
         };
-        let failure = |retries: Retries| retries.limit(Instant::now()).unwrap().failure;
-        assert_eq!(failure(retries(1, 10)), AttemptFailure::ResponseTimeout);
-        assert_eq!(failure(retries(10, 1)), AttemptFailure::OutOfTime);
-        assert!(Retries::default().limit(Instant::now()).is_none());
+        let upstream = |retries| Upstream { retries, ..upstream() };
+        let limit = |upstream: &Upstream, number, asked: Option<u64>| {
+            let tries = Tries::begin(upstream, Wish::Any, asked.map(Duration::from_secs));
+            Tries { number, ..tries }.limit().map(|limit| (limit.length.as_secs_f64().round(), limit.failure))
+        };
+        let (short_try, short_total) = (upstream(retries(1, 10)), upstream(retries(10, 5)));
+        use AttemptFailure::{Deadline, OutOfTime, ResponseTimeout};
+        assert_eq!(limit(&short_try, 1, None), Some((1.0, ResponseTimeout)));
+        assert_eq!(limit(&short_total, 1, None), Some((5.0, ResponseTimeout)), "the endpoint had all of it");
+        assert_eq!(limit(&short_total, 2, None), Some((5.0, OutOfTime)));
+        assert_eq!(limit(&short_total, 1, Some(2)), Some((2.0, Deadline)));
+        assert_eq!(limit(&short_total, 1, Some(60)), Some((5.0, ResponseTimeout)), "a request gets no more");
+        assert_eq!(limit(&upstream(Retries::default()), 1, None), None);
+        assert_eq!(limit(&upstream(Retries::default()), 1, Some(3)), Some((3.0, Deadline)));
     }
 }

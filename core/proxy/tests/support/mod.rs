@@ -139,6 +139,7 @@ impl Setup {
             routes: vec![route],
             unrouted: metrics.route(""),
             trusted_proxies: Vec::new(),
+            max_exchanges: u64::MAX,
             max_body: self.max_body,
             budget: Budget::new(self.budget),
         })

@@ -12,7 +12,7 @@ fn upstream(rule: Balance, places: &[(u32, u8)]) -> Upstream {
     let endpoints: Vec<_> = (0..places.len()).map(endpoint).collect();
     let places = places.iter().map(|(weight, priority)| Place { weight: *weight, priority: *priority });
     Upstream {
-        balancer: Balancer::new(rule, places.collect(), 50),
+        balancer: Balancer::new(rule, &endpoints, places.collect(), 50),
         ..Upstream::new("api", endpoints, metrics.upstream("api"))
     }
 }
@@ -20,7 +20,7 @@ fn upstream(rule: Balance, places: &[(u32, u8)]) -> Upstream {
 /// How often each endpoint was chosen.
 fn shares(upstream: &Upstream, choices: usize) -> Vec<usize> {
     let mut counts = vec![0; upstream.endpoints.len()];
-    (0..choices).for_each(|_| counts[upstream.choose(Wish::Any, None).index] += 1);
+    (0..choices).for_each(|_| counts[upstream.choose(Wish::Any).index] += 1);
     counts
 }
 
@@ -56,7 +56,7 @@ fn the_turns_of_an_endpoint_that_is_out_go_to_the_others_as_their_weights_say() 
 fn lots_follow_weights() {
     let upstream = upstream(Balance::Random, &[(1, 0), (3, 0)]);
     assert_near(&shares(&upstream, 2000), &[500, 1500]);
-    let order: Vec<_> = (0..64).map(|_| upstream.choose(Wish::Any, None).index).collect();
+    let order: Vec<_> = (0..64).map(|_| upstream.choose(Wish::Any).index).collect();
     assert_ne!(order[..4].repeat(16), order, "no order of turns");
     check(&upstream, 1, false);
     assert_eq!(shares(&upstream, 100), [100, 0]);
@@ -105,7 +105,7 @@ fn what_is_hashed_is_taken_from_the_request() {
 }
 
 fn homes(upstream: &Upstream) -> BTreeMap<u64, usize> {
-    (0..1000_u64).map(|key| (key, upstream.choose(Wish::Hash(mixed(key)), None).index)).collect()
+    (0..1000_u64).map(|key| (key, upstream.choose(Wish::Hash(mixed(key))).index)).collect()
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_hash_goes_past_an_endpoint_that_is_much_busier_than_the_average() {
         }
         let running = upstream.endpoints.iter().map(|endpoint| endpoint.in_flight()).sum::<u64>();
         upstream.metrics.in_flight.add(running.wrapping_sub(upstream.metrics.in_flight.value()));
-        upstream.choose(Wish::Hash(mixed(key)), None).index
+        upstream.choose(Wish::Hash(mixed(key))).index
     };
     // With 39 or 40 under way and one to come, each may have 13.
     assert_eq!(busy(9, 12), home);
@@ -167,7 +167,7 @@ fn the_next_priority_serves_when_too_few_of_the_first_are_healthy() {
 fn a_failed_attempt_is_made_again_elsewhere_wherever_that_is() {
     let upstream = upstream(Balance::RoundRobin, &[(1, 0), (1, 0)]);
     let first = upstream.endpoints[0].id;
-    let again = || upstream.choose(Wish::Any, Some(first));
+    let again = || upstream.choose_again(Wish::Any, &[first]);
     assert!((0..10).all(|_| again().index == 1));
     check(&upstream, 1, false);
     assert!(
@@ -175,7 +175,7 @@ fn a_failed_attempt_is_made_again_elsewhere_wherever_that_is() {
         "better one of which checks say no than the one that failed"
     );
     let alone = self::upstream(Balance::RoundRobin, &[(1, 0)]);
-    assert_eq!(alone.choose(Wish::Any, Some(alone.endpoints[0].id)).index, 0);
+    assert_eq!(alone.choose_again(Wish::Any, &[alone.endpoints[0].id]).index, 0);
 }
 
 #[test]
@@ -191,7 +191,8 @@ fn an_endpoint_that_comes_back_begins_slowly() {
 
 fn fail(upstream: &Upstream, index: usize) {
     let chosen = upstream.chosen(index, Role::Ordinary);
-    (0..upstream.ejection.failures).for_each(|_| upstream.failed(chosen, AttemptFailure::Unreachable));
+    (0..upstream.ejection.failures)
+        .for_each(|_| upstream.failed(chosen, AttemptFailure::Unreachable, Duration::ZERO));
 }
 
 #[test]
@@ -210,8 +211,9 @@ fn a_success_in_between_begins_the_count_anew() {
     let upstream = upstream(Balance::RoundRobin, &[(1, 0), (1, 0)]);
     let chosen = upstream.chosen(0, Role::Ordinary);
     for _ in 0..10 {
-        (1..upstream.ejection.failures).for_each(|_| upstream.failed(chosen, AttemptFailure::Failed));
-        upstream.answered(chosen, http::StatusCode::OK);
+        (1..upstream.ejection.failures)
+            .for_each(|_| upstream.failed(chosen, AttemptFailure::Failed, Duration::ZERO));
+        upstream.answered(chosen, http::StatusCode::OK, Duration::ZERO);
     }
     assert!(!upstream.endpoints[0].is_ejected());
     fail(&upstream, 0);
@@ -224,7 +226,7 @@ fn server_errors_are_failures_only_where_that_is_said() {
     let mut upstream = upstream(Balance::RoundRobin, &[(1, 0), (1, 0)]);
     let error = |upstream: &Upstream| {
         let chosen = upstream.chosen(0, Role::Ordinary);
-        (0..5).for_each(|_| upstream.answered(chosen, http::StatusCode::BAD_GATEWAY));
+        (0..5).for_each(|_| upstream.answered(chosen, http::StatusCode::BAD_GATEWAY, Duration::ZERO));
         upstream.endpoints[0].is_ejected()
     };
     assert!(!error(&upstream));
@@ -237,19 +239,19 @@ fn an_ejected_endpoint_comes_back_by_one_request_that_goes_well() {
     let mut upstream = upstream(Balance::RoundRobin, &[(1, 0), (1, 0)]);
     upstream.ejection = Ejection { time: Duration::ZERO, ..Ejection::default() };
     fail(&upstream, 0);
-    let chosen: Vec<_> = (0..20).map(|_| upstream.choose(Wish::Any, None)).collect();
+    let chosen: Vec<_> = (0..20).map(|_| upstream.choose(Wish::Any)).collect();
     let probes: Vec<_> = chosen.iter().filter(|chosen| chosen.index == 0).collect();
     assert_eq!(probes.len(), 1, "one request at a time");
     assert_eq!(probes[0].role, Role::Probe);
-    upstream.failed(*probes[0], AttemptFailure::Unreachable);
+    upstream.failed(*probes[0], AttemptFailure::Unreachable, Duration::ZERO);
     assert_eq!(upstream.endpoints[0].ejections(), 2);
     let probe = loop {
-        let chosen = upstream.choose(Wish::Any, None);
+        let chosen = upstream.choose(Wish::Any);
         if chosen.role == Role::Probe {
             break chosen;
         }
     };
-    upstream.answered(probe, http::StatusCode::OK);
+    upstream.answered(probe, http::StatusCode::OK, Duration::ZERO);
     assert_eq!(shares(&upstream, 100), [50, 50]);
 }
 
@@ -262,7 +264,7 @@ fn a_cookie_names_an_endpoint_until_it_is_out() {
         upstream.wish(&exchange)
     };
     assert_eq!((wish("x=1; route=b"), wish("route=c")), (Wish::Endpoint(1), Wish::Any));
-    assert!((0..10).all(|_| upstream.choose(Wish::Endpoint(1), None).index == 1));
+    assert!((0..10).all(|_| upstream.choose(Wish::Endpoint(1)).index == 1));
     let said = |chosen, is_secure| {
         let mut headers = HeaderMap::new();
         upstream.stick(Wish::Endpoint(1), chosen, is_secure, &mut headers);
@@ -272,5 +274,109 @@ fn a_cookie_names_an_endpoint_until_it_is_out() {
     assert_eq!(said(0, false).unwrap(), "route=a; Path=/; HttpOnly; SameSite=Lax");
     assert_eq!(said(0, true).unwrap(), "route=a; Path=/; HttpOnly; SameSite=Lax; Secure");
     check(&upstream, 1, false);
-    assert!((0..10).all(|_| upstream.choose(Wish::Endpoint(1), None).index == 0));
+    assert!((0..10).all(|_| upstream.choose(Wish::Endpoint(1)).index == 0));
+}
+
+#[test]
+fn second_attempts_take_no_turns() {
+    let upstream = upstream(Balance::RoundRobin, &[(1, 0), (1, 0)]);
+    let failing = upstream.endpoints[0].id;
+    let mut firsts = [0, 0];
+    for _ in 0..100 {
+        let first = upstream.choose(Wish::Any);
+        firsts[first.index] += 1;
+        if first.endpoint.id == failing {
+            assert_eq!(upstream.choose_again(Wish::Any, &[failing]).index, 1);
+        }
+    }
+    assert_eq!(firsts, [50, 50], "or the failing one would have the first turn of every request");
+}
+
+#[test]
+fn a_home_that_is_looked_up_is_the_one_that_is_worked_out() {
+    let places = [(1, 0), (3, 0), (2, 0), (1, 1)];
+    let upstream = upstream(Balance::Hash(HashBy::Client), &places);
+    let choice = Choice::new(&upstream, now(), &[]).unwrap();
+    for key in 0..2000 {
+        let hash = mixed(key);
+        let home = upstream.home(hash, &[]);
+        assert!(home.is_some() && home == choice.by_hash(hash), "{key}");
+    }
+    assert_near(&shares_of_hashes(&upstream, 6000), &[1000, 3000, 2000, 0]);
+    let upstream = self::upstream(Balance::Hash(HashBy::Client), &[(1, 0), (1, 0)]);
+    check(&upstream, 1, false);
+    let at_home = (0..2000).filter(|key| upstream.home(mixed(*key), &[]).is_some()).count();
+    assert!((900..1100).contains(&at_home), "whose home is well looks it up: {at_home}");
+}
+
+fn shares_of_hashes(upstream: &Upstream, choices: u64) -> Vec<usize> {
+    let mut counts = vec![0; upstream.endpoints.len()];
+    (0..choices).for_each(|key| counts[upstream.choose(Wish::Hash(mixed(key))).index] += 1);
+    counts
+}
+
+#[test]
+fn a_hash_comes_back_slowly_to_an_endpoint_that_does() {
+    let mut upstream = upstream(Balance::Hash(HashBy::Client), &[(1, 0), (1, 0)]);
+    upstream.slow_start = Duration::from_secs(3600);
+    let before = homes(&upstream);
+    check(&upstream, 0, false);
+    check(&upstream, 0, true);
+    let slowly = homes(&upstream);
+    let count = slowly.values().filter(|home| **home == 0).count();
+    assert!((40..160).contains(&count), "a tenth against a whole, and not {count} of 1000");
+    assert!(slowly.iter().all(|(key, home)| *home == before[key] || *home == 1), "nothing else moves");
+}
+
+/// Several requests of an endpoint of three, of which every third fails.
+fn mixed_results(upstream: &Upstream, index: usize, took: Duration) {
+    let chosen = upstream.chosen(index, Role::Ordinary);
+    for at in 0..60 {
+        match at % 3 {
+            0 => upstream.failed(chosen, AttemptFailure::Failed, took),
+            _ => upstream.answered(chosen, http::StatusCode::OK, took),
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_that_fails_often_is_ejected_though_not_in_a_row() {
+    let ejected = |error_rate, min_requests| {
+        let mut upstream = upstream(Balance::RoundRobin, &[(1, 0); 3]);
+        upstream.ejection = Ejection { error_rate, min_requests, ..Ejection::default() };
+        mixed_results(&upstream, 0, Duration::ZERO);
+        upstream.endpoints[0].is_ejected()
+    };
+    assert!(!ejected(None, 1));
+    assert!(ejected(Some(30), 50));
+    assert!(!ejected(Some(40), 50), "a third fails");
+    assert!(!ejected(Some(30), 61), "too few requests");
+}
+
+#[test]
+fn an_endpoint_that_is_much_slower_than_the_others_is_ejected() {
+    let ejected = |factor, slow: u64, min_requests| {
+        let mut upstream = upstream(Balance::RoundRobin, &[(1, 0); 3]);
+        let window = Duration::from_secs(3600);
+        upstream.ejection =
+            Ejection { latency_factor: Some(factor), min_requests, window, ..Ejection::default() };
+        // Two windows, as long as they need be.
+        for _ in 0..2 {
+            for index in 0..3 {
+                let took = Duration::from_millis(if index == 0 { slow } else { 10 });
+                let chosen = upstream.chosen(index, Role::Ordinary);
+                (0..60).for_each(|_| upstream.answered(chosen, http::StatusCode::OK, took));
+            }
+            upstream.ejection.window = Duration::ZERO;
+            (0..3).for_each(|index| {
+                let chosen = upstream.chosen(index, Role::Ordinary);
+                upstream.answered(chosen, http::StatusCode::OK, Duration::from_millis(10));
+            });
+            upstream.ejection.window = window;
+        }
+        upstream.endpoints.iter().map(|endpoint| endpoint.is_ejected()).collect::<Vec<_>>()
+    };
+    assert_eq!(ejected(4, 50, 50), [true, false, false]);
+    assert_eq!(ejected(6, 50, 50), [false; 3], "five times as slow");
+    assert_eq!(ejected(4, 50, 70), [false; 3], "too few requests");
 }

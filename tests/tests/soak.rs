@@ -1,0 +1,243 @@
+//! The gateway at full load, reloaded again and again, while its endpoints are killed, stopped, slowed, reset and
+//! started again: no request that was safe to repeat may fail, and memory is as flat at the end as after warming up.
+//!
+//! In the suite it runs for some seconds. `tests/soak` runs it for a minute, or as many seconds as it is told.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on ends, and this one reports"
+)]
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use portcullis_tests::{Gateway, Setup, nobody, request, server, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// How many seconds, if not these.
+const VARIABLE: &str = "PORTCULLIS_SOAK";
+const SECONDS: u64 = 5;
+
+const CLIENTS: usize = 8;
+/// Of so many requests one is of a kind that is not repeated.
+const POST_EVERY: usize = 8;
+const RELOAD_EVERY: Duration = Duration::from_millis(100);
+
+/// What is done to an endpoint.
+const WELL: u8 = 0;
+const SLOW: u8 = 1;
+const RESETS: u8 = 2;
+
+/// An endpoint in this process, which is slow or resets connections when told so.
+struct Moody {
+    address: SocketAddr,
+    mood: Arc<AtomicU8>,
+}
+
+impl Moody {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (address, mood) = (listener.local_addr().unwrap(), Arc::new(AtomicU8::new(WELL)));
+        let moods = mood.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let mut connections = tokio::task::JoinSet::new();
+                while let Ok((stream, _)) = listener.accept().await {
+                    connections.spawn(serve(stream, moods.clone()));
+                    while connections.try_join_next().is_some() {}
+                }
+            });
+        });
+        Moody { address, mood }
+    }
+
+    fn set(&self, mood: u8) {
+        self.mood.store(mood, SeqCst);
+    }
+}
+
+async fn serve(mut stream: tokio::net::TcpStream, mood: Arc<AtomicU8>) -> std::io::Result<()> {
+    let mut read = Vec::new();
+    loop {
+        stream.readable().await?;
+        if mood.load(SeqCst) == RESETS {
+            // The system resets a connection that is closed with something unread.
+            return Ok(());
+        }
+        if stream.read_buf(&mut read).await? == 0 {
+            return Ok(());
+        }
+        // Bodies are as long as the end of a head, and end alike.
+        if !read.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        read.clear();
+        if mood.load(SeqCst) == SLOW {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nmoody").await?;
+    }
+}
+
+/// What clients asked, and what became of it.
+#[derive(Default)]
+struct Tally {
+    stop: AtomicBool,
+    gets: AtomicUsize,
+    failed_gets: AtomicUsize,
+    posts: AtomicUsize,
+    failed_posts: AtomicUsize,
+}
+
+impl Tally {
+    fn run(&self, gateway: &Gateway) {
+        let mut client = gateway.connect();
+        for number in 0.. {
+            if self.stop.load(SeqCst) {
+                return;
+            }
+            let is_post = number % POST_EVERY == 0;
+            let (asked, failed) =
+                if is_post { (&self.posts, &self.failed_posts) } else { (&self.gets, &self.failed_gets) };
+            let sent = if is_post { request("POST", "/").body("\r\n\r\n") } else { request("GET", "/") };
+            asked.fetch_add(1, SeqCst);
+            match client.ask(&sent) {
+                Ok(answer) if answer.status == 200 => {}
+                Ok(answer) => {
+                    println!(
+                        "{}: {} {}",
+                        if is_post { "POST" } else { "GET" },
+                        answer.status,
+                        answer.text().trim()
+                    );
+                    failed.fetch_add(1, SeqCst);
+                }
+                Err(error) => {
+                    println!("{}: {error}", if is_post { "POST" } else { "GET" });
+                    failed.fetch_add(1, SeqCst);
+                    client = gateway.connect();
+                }
+            }
+        }
+    }
+
+    /// Waits until clients have got some more answers.
+    fn go_on(&self) {
+        let all = || self.gets.load(SeqCst) + self.posts.load(SeqCst);
+        let from = all();
+        until("more requests", || all() >= from + 200);
+    }
+}
+
+struct Stop<'s>(&'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+#[test]
+fn no_request_that_may_be_repeated_fails_while_endpoints_do() {
+    let seconds = std::env::var(VARIABLE).map_or(SECONDS, |text| text.parse().unwrap());
+    let (steady, moody) = (server("steady", nobody()), Moody::start());
+    let mut mortal = [nobody(), nobody()].map(|address| (address, Some(server("mortal", address))));
+    let endpoints = [steady.address(), moody.address, mortal[0].0, mortal[1].0];
+    let urls: Vec<_> = endpoints.iter().map(|address| format!("\"http://{address}\"")).collect();
+    let gateway = Setup::new(&format!(
+        "upstreams:
+  origin:
+    endpoints: [{}]
+    eject: {{ failures: 3, time: 200ms }}
+    timeouts: {{ response: 1s }}
+    max_idle: 64
+",
+        urls.join(", ")
+    ))
+    .start();
+    let (tally, begin) = (Tally::default(), Instant::now());
+    let is_over = || begin.elapsed() >= Duration::from_secs(seconds);
+    let mut warm = None;
+    std::thread::scope(|scope| {
+        (0..CLIENTS).for_each(|_| _ = scope.spawn(|| tally.run(&gateway)));
+        // Whatever happens, the others end, or the scope would not.
+        let stop = Stop(&tally.stop);
+        scope.spawn(|| reload(&gateway, &tally.stop));
+        for round in 0.. {
+            tally.go_on();
+            harm(round, &mut mortal, &moody, &tally);
+            tally.go_on();
+            if warm.is_none() && begin.elapsed() >= Duration::from_secs(seconds) / 3 {
+                warm = Some(gateway.memory());
+            }
+            if is_over() {
+                break;
+            }
+        }
+        drop(stop);
+    });
+    let (warm, end) = (warm.unwrap_or_default(), gateway.memory());
+    let count = |count: &AtomicUsize| count.load(SeqCst);
+    let (gets, posts) = (count(&tally.gets), count(&tally.posts));
+    let (failed, unsafe_failed) = (count(&tally.failed_gets), count(&tally.failed_posts));
+    println!(
+        "{} requests in {:.0?}, {} reloads, {} ejections: {failed} of {gets} that may be repeated failed, \
+         {unsafe_failed} of {posts} that may not; memory {warm} KiB, at the end {end} KiB",
+        gets + posts,
+        begin.elapsed(),
+        gateway.generation() - 1,
+        gateway.metric("portcullis_endpoint_ejections_total", &[]),
+    );
+    assert_eq!(failed, 0, "of {gets}");
+    assert!(gateway.generation() > seconds, "{} reloads", gateway.generation() - 1);
+    assert!(end <= warm + warm / 4 + 4096, "memory grew from {warm} to {end} KiB");
+    until("nothing to be under way", || gateway.metric("portcullis_upstream_in_flight", &[]) == 0.0);
+}
+
+/// Does something to an endpoint, and undoes it; another thing to another one each time.
+fn harm(round: usize, mortal: &mut [(SocketAddr, Option<Gateway>); 2], moody: &Moody, tally: &Tally) {
+    let (address, victim) = &mut mortal[round / 4 % 2];
+    match round % 4 {
+        0 => {
+            drop(victim.take());
+            tally.go_on();
+            *victim = Some(server("mortal", *address));
+        }
+        1 => {
+            let victim = victim.as_ref().unwrap();
+            victim.signal("STOP");
+            tally.go_on();
+            victim.signal("CONT");
+        }
+        2 => {
+            moody.set(SLOW);
+            tally.go_on();
+            moody.set(WELL);
+        }
+        _ => {
+            moody.set(RESETS);
+            tally.go_on();
+            moody.set(WELL);
+        }
+    }
+}
+
+/// Reloads as often as said until it is to stop.
+fn reload(gateway: &Gateway, stop: &AtomicBool) {
+    let mut due = Instant::now();
+    for number in 0.. {
+        until("the next reload", || Instant::now() >= due || stop.load(SeqCst));
+        if stop.load(SeqCst) {
+            return;
+        }
+        let (from, to) = (64 + number % 2, 65 - number % 2);
+        gateway.replace("gateway.yaml", &format!("max_idle: {from}"), &format!("max_idle: {to}"));
+        due = Instant::now() + RELOAD_EVERY;
+    }
+}
