@@ -39,6 +39,6 @@ pub use upstreams::{
     Upstream,
 };
 pub use values::{
-    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Percent, SizeLimit,
+    Address, ByteSize, Duration, HeaderName, HostPattern, Method, MinRate, Network, PathPrefix, PathTemplate,
+    Pattern, Percent, Rate, SizeLimit,
 };

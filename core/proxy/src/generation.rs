@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,11 +74,15 @@ pub struct RedirectHttps {
     pub status: StatusCode,
 }
 
-/// Bounds per listener and connection.
+/// Bounds per listener, client and connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenerLimits {
     /// Connections at once, over all workers.
     pub connections: usize,
+    /// Connections of one client at once, over all workers.
+    pub connections_per_client: Option<u32>,
+    /// TLS handshakes that one client may begin.
+    pub handshakes_per_client: Option<Rate>,
     /// Bytes of a request's head.
     pub header_bytes: usize,
     /// Headers of a request.
@@ -88,10 +93,21 @@ pub struct ListenerLimits {
     pub body_timeout: Duration,
     /// For which a client may take nothing of a response.
     pub write_timeout: Duration,
+    /// Bytes a second that make up for the time for which a client was waited for.
+    pub min_rate: Option<NonZeroU64>,
     /// Between two requests of a connection.
     pub idle_timeout: Duration,
     /// Streams of an HTTP/2 connection at once.
     pub http2_streams: u32,
+}
+
+/// So many in a time, and as many at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: NonZeroU32,
+    /// In which time.
+    pub per: Duration,
 }
 
 /// A route.

@@ -176,11 +176,14 @@ mod tests {
         let second = Duration::from_secs(1);
         let limits = ListenerLimits {
             connections: 1,
+            connections_per_client: None,
+            handshakes_per_client: None,
             header_bytes: 200,
             header_count: 4,
             header_timeout: second,
             body_timeout: second,
             write_timeout: second,
+            min_rate: None,
             idle_timeout: second,
             http2_streams: 1,
         };

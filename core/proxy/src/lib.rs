@@ -4,6 +4,7 @@
 //! connection, [`exchange`] tells the life of each request on it. What a request needs to know is in
 //! a [`Generation`](generation::Generation), which the control plane builds and swaps.
 
+mod admit;
 pub mod body;
 pub mod chain;
 mod client;
@@ -13,10 +14,12 @@ pub mod generation;
 mod head;
 mod hops;
 mod http1;
+mod http2;
 mod linger;
 mod live;
 mod logs;
 pub mod metrics;
+mod pace;
 mod reply;
 pub mod routes;
 mod timer;

@@ -14,7 +14,7 @@ use crate::chain::Chain;
 use crate::client::{Client, Serving};
 use crate::generation::{Listener, Route};
 use crate::logs::Ended;
-use crate::metrics::RouteMetrics;
+use crate::metrics::{GivenUp, RouteMetrics};
 use crate::reply::Fault;
 use crate::worker::WorkerGeneration;
 
@@ -164,6 +164,13 @@ impl Live {
         self.end.get_or_insert(end);
     }
 
+    /// Counts a fault that has a counter beside that of its response.
+    pub(crate) fn count_fault(&self, fault: &Fault) {
+        if *fault == Fault::BodyTimeout {
+            self.serving.client.worker.metrics.give_up(GivenUp::Body);
+        }
+    }
+
     /// What failed in the upload after the response had begun is known only here.
     fn late_upload_failure(&mut self) {
         let Some(failure) = self.upload.as_ref().and_then(|upload| upload.take_failure()) else { return };
@@ -171,6 +178,7 @@ impl Live {
             UploadFailure::Refused(refusal) => self.refused_by(&refusal),
             UploadFailure::Fault(Fault::ClientBody) => {}
             UploadFailure::Fault(fault) => {
+                self.count_fault(&fault);
                 let (_, _, reason) = fault.describe();
                 self.decided_by_core(fault.decider(), Some(reason));
             }

@@ -1,12 +1,13 @@
 //! Listeners: addresses, TLS, limits, and the chains of what arrives there.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
 use portcullis_config as config;
-use portcullis_proxy::generation::{Listener, ListenerLimits, RedirectHttps};
+use portcullis_proxy::generation::{Listener, ListenerLimits, Rate, RedirectHttps};
 use portcullis_proxy::tls::{
     Certificate, ClientAuth, TlsError, TlsPolicy, TlsSettings, TlsVersion, server_config,
 };
@@ -189,11 +190,16 @@ fn limits(listener: &config::Listener) -> ListenerLimits {
     let limits = &listener.limits;
     ListenerLimits {
         connections: limits.connections.get() as usize,
+        connections_per_client: limits.connections_per_client.map(NonZeroU32::get),
+        handshakes_per_client: limits
+            .handshakes_per_client
+            .map(|rate| Rate { count: rate.count, per: rate.per }),
         header_bytes: usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX),
         header_count: limits.header_count.get() as usize,
         header_timeout: limits.header_timeout.0,
         body_timeout: limits.body_timeout.0,
         write_timeout: limits.write_timeout.0,
+        min_rate: limits.min_rate.0,
         idle_timeout: limits.idle_timeout.0,
         http2_streams: listener.http2.max_streams.get(),
     }

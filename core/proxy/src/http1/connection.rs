@@ -22,6 +22,8 @@ use crate::exchange::serve;
 use crate::generation::ListenerLimits;
 use crate::head::Head;
 use crate::linger::Linger;
+use crate::metrics::GivenUp;
+use crate::pace::Pace;
 use crate::timer::LazyTimer;
 
 /// Serves a connection to its end.
@@ -31,7 +33,7 @@ pub(crate) async fn serve_connection(
     limits: ListenerLimits,
     control: &Control,
 ) {
-    let io = Linger::new(opened.stream, limits.write_timeout);
+    let io = Linger::new(opened.stream, Pace::new(limits.write_timeout, limits.min_rate));
     let wire = Wire::new(io, opened.read, Limits::of(&limits));
     let connection = Connection { wire: Shared::new(wire), client, limits, is_draining: Cell::new(false) };
     let mut running = pin!(connection.run(opened.accepted));
@@ -42,6 +44,10 @@ pub(crate) async fn serve_connection(
         running.as_mut().poll(cx)
     });
     ended.await;
+    let gave_up = connection.wire.lock().gave_up();
+    if gave_up {
+        connection.give_up(GivenUp::Write);
+    }
 }
 
 struct Connection {
@@ -134,9 +140,18 @@ impl Connection {
             if is_silent && !std::mem::replace(&mut is_pressed, true) {
                 clock.start(BEGIN);
             }
-            clock.poll_expired(cx).map(|()| wire.has_begun().then_some(Err(refusal::HEADER_TIMEOUT)))
+            ready!(clock.poll_expired(cx));
+            let is_header = is_first || has_begun;
+            if !self.is_draining.get() {
+                self.give_up(if is_header { GivenUp::Header } else { GivenUp::Idle });
+            }
+            Poll::Ready(wire.has_begun().then_some(Err(refusal::HEADER_TIMEOUT)))
         })
         .await
+    }
+
+    fn give_up(&self, why: GivenUp) {
+        self.client.worker.metrics.give_up(why);
     }
 
     fn look_at(&self, head: &Result<Head, Refusal>) -> Asked {

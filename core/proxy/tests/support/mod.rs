@@ -53,11 +53,14 @@ impl Setup {
     pub fn to(upstream: SocketAddr) -> Self {
         let limits = ListenerLimits {
             connections: 100,
+            connections_per_client: None,
+            handshakes_per_client: None,
             header_bytes: 8192,
             header_count: 50,
             header_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(5),
+            min_rate: std::num::NonZeroU64::new(256),
             idle_timeout: Duration::from_secs(60),
             http2_streams: 100,
         };
