@@ -123,6 +123,25 @@ fn a_client_has_no_more_connections_than_its_budget_over_all_workers() {
 }
 
 #[test]
+fn behind_a_proxy_the_budget_is_that_of_the_client_it_names() {
+    let listener = "name: main, bind: 127.0.0.1:0, proxy_protocol: { from: [127.0.0.1] }";
+    let config = format!(
+        "listeners: [{{ {listener}, limits: {{ connections_per_client: 2 }} }}]\nroutes: [{{ respond: {{ status: 204 }} }}]\n"
+    );
+    let gateway = Setup::new(&config).start();
+    let ask = |number: u8| {
+        let mut http = gateway.connect();
+        http.write(format!("PROXY TCP4 192.0.2.{number} 192.0.2.9 1000 80\r\n").as_bytes()).unwrap();
+        // One that is refused may not take it any more.
+        http.ask(&request("GET", "/")).ok().map(|answer| (answer.status, http))
+    };
+    let open = [ask(1), ask(1), ask(2)];
+    assert!(open.iter().all(|asked| asked.as_ref().is_some_and(|(status, _)| *status == 204)));
+    assert!(ask(1).is_none() && ask(2).is_some());
+    assert_eq!(refused(&gateway, "connections_per_client"), 1.0);
+}
+
+#[test]
 fn a_client_begins_no_more_tls_handshakes_than_its_budget() {
     if !has(&["openssl", "curl"]) {
         return;

@@ -132,7 +132,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("body.rs SLICE", Not("how much is handed over at once")),
     ("client.rs BEGIN", Bites("core/proxy/tests/data_plane.rs", "silent_connections_do_not_hold_up_a_drain")),
     (
-        "exchange.rs MAX_STALE",
+        "attempt.rs MAX_STALE",
         Bites("core/proxy/tests/data_plane.rs", "an_upstream_that_closes_idle_connections_costs_no_request"),
     ),
     ("head.rs HEADER_OVERHEAD", Not("what a header counts beyond its bytes")),

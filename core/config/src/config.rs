@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Span;
 use crate::node::Node;
+use crate::rates::{MinRate, Rate};
 use crate::schema;
 use crate::upstreams::Upstream;
 use crate::values::{
-    Address, ByteSize, Duration, HeaderName, HostPattern, Method, MinRate, Network, PathPrefix, PathTemplate,
-    Pattern, Rate, SizeLimit, positive, some_positive,
+    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
+    SizeLimit, positive, some_positive,
 };
 
 /// A whole configuration file.
@@ -140,6 +141,9 @@ pub struct Listener {
     /// Address to listen on, or a list of them. Example: `0.0.0.0:8080` or `[::]:8080`.
     #[schemars(schema_with = "schema::addresses")]
     pub bind: Vec<Address>,
+    /// Take connections from these proxies only, which say first whose they are (PROXY protocol, version 1 or 2).
+    /// Default: from everybody, and nobody says.
+    pub proxy_protocol: Option<Proxies>,
     /// Accept TLS instead of plain text. Default: plain text.
     pub tls: Option<Tls>,
     /// Answer everything with a redirect to HTTPS: `true`, or a table. Default `false`.
@@ -154,6 +158,15 @@ pub struct Listener {
     /// Plugins for what arrives here, after the gateway's own.
     #[schemars(schema_with = "schema::chain", default)]
     pub plugins: Vec<ChainEntry>,
+}
+
+/// Proxies that pass connections on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Proxies {
+    /// Their networks. Whoever is in them can appear as any client. Example: `[10.0.0.0/8]`.
+    #[schemars(length(min = 1))]
+    pub from: Vec<Network>,
 }
 
 /// TLS of a listener.

@@ -14,6 +14,7 @@ mod forms;
 mod interpolate;
 mod load;
 mod node;
+mod rates;
 mod read;
 mod reader;
 mod schema;
@@ -24,21 +25,22 @@ mod yaml;
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
     InstanceOptions, Limits, Listener, ListenerLimits, Log, LogFormat, LogLevel, Match, OnError, PluginEntry,
-    Policies, Predicate, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite, Route, SideFile, Status,
-    Tls, TlsPolicy, TlsVersion,
+    Policies, Predicate, Proxies, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite, Route, SideFile,
+    Status, Tls, TlsPolicy, TlsVersion,
 };
 pub use de::NodeDeserializer;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
 pub use error::{NodeError, Raised, nearest};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value};
+pub use rates::{MinRate, Rate};
 pub use reader::Reader;
 pub use schema::schema;
 pub use upstreams::{
-    Balance, Eject, Endpoint, HashBy, Health, HostHeader, Retries, RetryBudget, RetryOn, Sticky, Timeouts,
-    Upstream,
+    Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, ProxyProtocol, Retries,
+    RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
-    Address, ByteSize, Duration, HeaderName, HostPattern, Method, MinRate, Network, PathPrefix, PathTemplate,
-    Pattern, Percent, Rate, SizeLimit,
+    Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
+    PathTemplate, Pattern, Percent, SizeLimit,
 };

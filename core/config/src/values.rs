@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 use std::time::Duration as StdDuration;
 
@@ -31,19 +30,6 @@ pub enum SizeLimit {
     Unlimited,
 }
 
-/// A least speed: `256B/s`, `1KiB/s`, or `off`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MinRate(pub Option<NonZeroU64>);
-
-/// So many in a second, minute or hour: `20/s`, `100/min`, `1000/h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// How many.
-    pub count: NonZeroU32,
-    /// In which time.
-    pub per: StdDuration,
-}
-
 /// A share: `20%`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percent(pub u8);
@@ -59,6 +45,10 @@ pub struct Address(pub SocketAddr);
 /// A host name, lowercase: `api.example.com`, or `*.example.com` for every name below it, but not itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPattern(String);
+
+/// A host name, lowercase: `api.example.com`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostName(String);
 
 /// A path template: `/users/{id}`; `{name}` stands for one segment, a last `/**` or `/{name**}` for the rest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -81,7 +71,7 @@ pub struct HeaderName(String);
 pub struct Pattern(pub regex::Regex);
 
 /// A type written as one string. The error is the reason alone: the place and the value are added elsewhere.
-trait Text: Sized {
+pub(crate) trait Text: Sized {
     const EXPECTED: &'static str;
 
     fn parse(text: &str) -> Result<Self, String>;
@@ -154,39 +144,6 @@ impl Text for SizeLimit {
     }
 }
 
-impl Text for MinRate {
-    const EXPECTED: &'static str = "a speed such as `256B/s`, or `off`";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        match text.strip_suffix("/s") {
-            Some(size) if split_unit(size).is_some() => {
-                let bytes = NonZeroU64::new(<ByteSize as Text>::parse(size)?.0);
-                Ok(Self(Some(bytes.ok_or("a speed of nothing: write `off`")?)))
-            }
-            None if text == "off" => Ok(Self(None)),
-            _ => Err(expected::<Self>(text)),
-        }
-    }
-}
-
-/// What a rate may be counted in.
-const PERIODS: [(&str, StdDuration); 3] = [
-    ("s", StdDuration::from_secs(1)),
-    ("min", StdDuration::from_secs(60)),
-    ("h", StdDuration::from_secs(3_600)),
-];
-
-impl Text for Rate {
-    const EXPECTED: &'static str = "a rate such as `20/s` or `100/min`";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        let (count, unit) = text.split_once('/').ok_or_else(|| expected::<Self>(text))?;
-        let count = count.parse().map_err(|_| expected::<Self>(text))?;
-        let per = PERIODS.iter().find(|(known, _)| *known == unit).map(|(_, per)| *per);
-        Ok(Self { count, per: per.ok_or_else(|| expected::<Self>(text))? })
-    }
-}
-
 impl Text for Percent {
     const EXPECTED: &'static str = "a share from `0%` to `100%`";
 
@@ -247,6 +204,14 @@ impl Text for HostPattern {
             return Err(expected::<Self>(text));
         }
         Ok(Self(text.to_ascii_lowercase()))
+    }
+}
+
+impl Text for HostName {
+    const EXPECTED: &'static str = "a host name such as `api.example.com`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if is_host_name(text) { Ok(Self(text.to_ascii_lowercase())) } else { Err(expected::<Self>(text)) }
     }
 }
 
@@ -320,11 +285,11 @@ impl Text for Pattern {
     }
 }
 
-fn expected<T: Text>(found: &str) -> String {
+pub(crate) fn expected<T: Text>(found: &str) -> String {
     format!("expected {}, found string `{}`", T::EXPECTED, shortened(found))
 }
 
-fn split_unit(text: &str) -> Option<(u64, &str)> {
+pub(crate) fn split_unit(text: &str) -> Option<(u64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     Some((number.parse().ok()?, unit))
@@ -446,22 +411,6 @@ impl fmt::Display for SizeLimit {
     }
 }
 
-impl fmt::Display for MinRate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(bytes) => write!(f, "{}/s", ByteSize(bytes.get())),
-            None => f.write_str("off"),
-        }
-    }
-}
-
-impl fmt::Display for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = PERIODS.iter().find(|(_, per)| *per == self.per).map_or("", |(unit, _)| unit);
-        write!(f, "{}/{unit}", self.count)
-    }
-}
-
 impl fmt::Display for Percent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}%", self.0)
@@ -510,9 +459,9 @@ macro_rules! checked_strings {
     )* };
 }
 
-checked_strings!(HostPattern PathTemplate PathPrefix Method HeaderName);
+checked_strings!(HostPattern HostName PathTemplate PathPrefix Method HeaderName);
 
-struct TextVisitor<T>(std::marker::PhantomData<T>);
+pub(crate) struct TextVisitor<T>(pub(crate) std::marker::PhantomData<T>);
 
 impl<T: Text> Visitor<'_> for TextVisitor<T> {
     type Value = T;
@@ -570,18 +519,19 @@ text_types! {
     Duration Some("^[0-9]+(ms|s|m|h|d)$");
     ByteSize Some("^[0-9]+(B|[kK]B|MB|GB|KiB|MiB|GiB)$");
     SizeLimit Some("^([0-9]+(B|[kK]B|MB|GB|KiB|MiB|GiB)|unlimited)$");
-    MinRate Some("^([0-9]+(B|[kK]B|MB|GB|KiB|MiB|GiB)/s|off)$");
-    Rate Some("^[0-9]+/(s|min|h)$");
     Percent Some("^(100|[0-9]{1,2})%$");
     Network None;
     Address None;
     HostPattern None;
+    HostName None;
     PathTemplate Some("^/");
     PathPrefix Some("^/");
     Method None;
     HeaderName None;
     Pattern None;
 }
+
+pub(crate) use text_types;
 
 /// For `deserialize_with`: a duration that must not be zero.
 pub(crate) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -637,21 +587,6 @@ mod tests {
             reason::<SizeLimit>("none"),
             "expected a size such as `10MiB`, or `unlimited`, found string `none`"
         );
-    }
-
-    #[test]
-    fn speeds_and_rates_name_their_time() {
-        assert_eq!(MinRate::parse("256B/s").unwrap().0.map(NonZeroU64::get), Some(256));
-        assert_eq!((shown::<MinRate>("1024B/s"), shown::<MinRate>("off")), ("1KiB/s".into(), "off".into()));
-        assert_eq!(reason::<MinRate>("0B/s"), "a speed of nothing: write `off`");
-        assert_eq!(
-            reason::<MinRate>("256B"),
-            "expected a speed such as `256B/s`, or `off`, found string `256B`"
-        );
-        assert_eq!((shown::<Rate>("20/s"), shown::<Rate>("100/min")), ("20/s".into(), "100/min".into()));
-        for wrong in ["20", "0/s", "-1/s", "20/day", "/s"] {
-            assert!(reason::<Rate>(wrong).starts_with("expected a rate"), "{wrong}");
-        }
     }
 
     #[test]

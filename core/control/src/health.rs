@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_config::Health;
-use portcullis_proxy::upstream::{Endpoint, HostHeader, Upstream};
+use portcullis_proxy::upstream::{Endpoint, HostHeader, Transport, Upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
@@ -30,7 +29,7 @@ impl Checks {
     /// Checks these upstreams from now on. Those that are the same as before are not disturbed.
     pub(crate) fn follow(&mut self, built: &[BuiltUpstream]) {
         let mut before = std::mem::take(&mut self.upstreams);
-        for BuiltUpstream { config, upstream } in built {
+        for BuiltUpstream { config, upstream, .. } in built {
             match before.iter().position(|(known, _)| Arc::ptr_eq(known, upstream)) {
                 Some(at) => self.upstreams.push(before.swap_remove(at)),
                 None => {
@@ -118,8 +117,12 @@ impl Check {
     /// A connection, and an answer with a good status if there is a path to get.
     async fn ask(&self) -> Result<(), String> {
         let failed = |error: std::io::Error| error.to_string();
-        let mut stream = TcpStream::connect(&*self.endpoint.authority).await.map_err(failed)?;
-        let Some(path) = &self.health.path else { return Ok(()) };
+        let connected = self.upstream.connect(&self.endpoint, None).await;
+        let mut stream = connected.map_err(|error| error.to_string())?;
+        let Some(path) = &self.health.path else {
+            self.endpoint.works();
+            return Ok(());
+        };
         let host = match &self.upstream.host {
             HostHeader::Name(name) => name,
             HostHeader::Preserve | HostHeader::Endpoint => &self.endpoint.host,
@@ -129,8 +132,10 @@ impl Check {
             "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portcullis-health\r\nconnection: close\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.map_err(failed)?;
+        stream.flush().await.map_err(failed)?;
         let line = status_line(&mut stream).await.map_err(failed)?;
         let status = status(&line).ok_or("the answer is not HTTP/1")?;
+        self.endpoint.works();
         if self.is_good(status) { Ok(()) } else { Err(format!("status {status}")) }
     }
 
@@ -142,7 +147,7 @@ impl Check {
     }
 }
 
-async fn status_line(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+async fn status_line(stream: &mut Transport) -> std::io::Result<Vec<u8>> {
     let (mut line, mut rest) = (Vec::new(), stream.take(LONGEST_STATUS_LINE));
     while !line.contains(&b'\n') && rest.read_buf(&mut line).await? > 0 {}
     Ok(line)

@@ -106,11 +106,13 @@ pub struct EndpointStatus(pub Arc<Endpoint>);
 impl Serialize for EndpointStatus {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let EndpointStatus(endpoint) = self;
-        let mut fields = serializer.serialize_struct("EndpointStatus", 4)?;
+        let mut fields = serializer.serialize_struct("EndpointStatus", 6)?;
         fields.serialize_field("address", &*endpoint.authority)?;
+        fields.serialize_field("resolved", &endpoint.resolved())?;
         fields.serialize_field("state", endpoint.state().as_str())?;
         fields.serialize_field("in_flight", &endpoint.in_flight())?;
         fields.serialize_field("ejections", &endpoint.ejections())?;
+        fields.serialize_field("last_error", &endpoint.trouble())?;
         fields.end()
     }
 }

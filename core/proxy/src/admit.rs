@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use crate::generation::{Listener, Rate};
+use crate::generation::{ClientLimits, Listener, Rate};
 use crate::metrics::Refused;
 
 /// Between two log lines about refused connections of a listener.
@@ -61,37 +61,17 @@ impl Gate {
     }
 
     /// A place for a connection, until it is dropped.
-    pub(crate) fn admit(
-        self: &Arc<Self>,
-        peer: IpAddr,
-        listener: &Listener,
-        trusted: &[IpNet],
-    ) -> Result<Place, Refused> {
-        let limits = &listener.limits;
-        let mut place = Place { gate: self.clone(), client: None };
-        if self.open.fetch_add(1, Relaxed) >= limits.connections {
-            return Err(Refused::Listener);
+    pub(crate) fn admit(self: &Arc<Self>, limit: usize) -> Result<Place, Refused> {
+        let place = Place { gate: self.clone(), client: None };
+        match self.open.fetch_add(1, Relaxed) < limit {
+            true => Ok(place),
+            false => Err(Refused::Listener),
         }
-        let handshakes = limits.handshakes_per_client.filter(|_| listener.tls.is_some());
-        if limits.connections_per_client.is_none() && handshakes.is_none() {
-            return Ok(place);
-        }
-        // A proxy connects for many.
-        if trusted.iter().any(|network| network.contains(&peer)) {
-            return Ok(place);
-        }
-        let client = Address::of(peer);
-        if let Some(limit) = limits.connections_per_client {
-            if !self.clients.enter(client, limit) {
-                return Err(Refused::Client);
-            }
-            place.client = Some(client);
-        }
-        let may_begin = |rate| {
-            let handshakes = self.handshakes.get_or_init(Handshakes::new);
-            handshakes.take(client, rate, self.since.elapsed())
-        };
-        if handshakes.is_none_or(may_begin) { Ok(place) } else { Err(Refused::Handshakes) }
+    }
+
+    fn may_begin_handshake(&self, client: Address, rate: Rate) -> bool {
+        let handshakes = self.handshakes.get_or_init(Handshakes::new);
+        handshakes.take(client, rate, self.since.elapsed())
     }
 
     /// Says that a connection was refused, or leaves it for the next line if one was written just now.
@@ -114,6 +94,43 @@ pub(crate) struct Place {
     gate: Arc<Gate>,
     /// Under whose budget it is, if there is one.
     client: Option<Address>,
+}
+
+impl Place {
+    /// Takes it out of a client's budget, as soon as is known who that is.
+    pub(crate) fn take_for(
+        &mut self,
+        client: IpAddr,
+        listener: &Listener,
+        trusted: &[IpNet],
+    ) -> Result<(), Refused> {
+        let ClientLimits { connections, handshakes } = listener.client_limits;
+        let handshakes = handshakes.filter(|_| listener.tls.is_some());
+        // Both are asked for it if a reload comes in between.
+        let is_taken = self.client.is_some();
+        if is_taken || connections.is_none() && handshakes.is_none() {
+            return Ok(());
+        }
+        // A proxy connects for many.
+        if trusted.iter().any(|network| network.contains(&client)) {
+            return Ok(());
+        }
+        let client = Address::of(client);
+        if let Some(limit) = connections {
+            if !self.gate.clients.enter(client, limit) {
+                return Err(Refused::Client);
+            }
+            self.client = Some(client);
+        }
+        match handshakes {
+            Some(rate) if !self.gate.may_begin_handshake(client, rate) => Err(Refused::Handshakes),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
 }
 
 impl Drop for Place {

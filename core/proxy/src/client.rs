@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,17 +11,20 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use ipnet::IpNet;
 use portcullis_plugin::{Admission, Connection};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::admit::Place;
 use crate::forwarded::ForwardedBy;
 use crate::generation::ListenerLimits;
 use crate::http1::{self, read_some};
 use crate::http2::{self, Streams};
 use crate::linger::Stream;
 use crate::metrics::{GivenUp, Refused};
+use crate::proxy_protocol::{self, Addresses, Header};
 use crate::timer::LazyTimer;
 use crate::tls;
 use crate::worker::{Worker, WorkerGeneration};
@@ -111,17 +115,37 @@ impl Control {
 /// Serves a connection from its first byte to its last.
 pub(crate) async fn accept(
     worker: Rc<Worker>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
     bound: SocketAddr,
+    place: &mut Place,
     control: &Control,
 ) {
     let accepted = tokio::time::Instant::now();
     // Fails only on a dead socket, which the first read will notice.
     let _ = stream.set_nodelay(true);
     let local = stream.local_addr().unwrap_or(peer);
+    let mut ends = Addresses { source: peer, destination: local };
+    if let Some((proxies, limit)) = proxies(&worker, bound) {
+        // Boxed, as what is rare or short is, so that what waits the longest is small.
+        let told = Box::pin(told_ends(&mut stream, ends, &proxies, limit));
+        match unless_draining(control, told).await {
+            None => return,
+            Some(Ok(told)) => ends = told,
+            Some(Err(error)) => {
+                worker.metrics.proxy_protocol_failures.increment();
+                return tracing::debug!(%peer, %error, "refused for its PROXY header");
+            }
+        }
+    }
+    let Addresses { source: peer, destination: local } = ends;
     let generation = worker.generation();
     let Some(listener) = generation.listener_at(bound).map(|at| &generation.listeners[at]) else { return };
+    if listener.proxies.is_some()
+        && let Err(why) = place.take_for(peer.ip(), listener, &generation.trusted_proxies)
+    {
+        return worker.refuse(&stream, place.gate(), peer.ip(), listener, why);
+    }
     let mut connection = Connection { listener: listener.name.clone(), peer, local, tls: None };
     if listener.chain.on_connection(&connection) == Admission::Drop {
         worker.metrics.refuse(Refused::Plugin);
@@ -133,7 +157,6 @@ pub(crate) async fn accept(
     let opened = match tls {
         None => unless_draining(control, sniff(&worker, stream, accepted, &limits)).await,
         Some(tls) => {
-            // Boxed, as what is rare or short is, so that what waits the longest is small.
             let opened = Box::pin(handshake(&worker, stream, tls, &mut connection, &limits));
             unless_draining(control, opened).await
         }
@@ -145,6 +168,32 @@ pub(crate) async fn accept(
     } else {
         let client = client(worker, connection, bound, None);
         http1::serve_connection(opened, client, limits, control).await;
+    }
+}
+
+/// From whom alone a listener takes connections, if they have to say whose these are, and how long that
+/// may take.
+fn proxies(worker: &Worker, bound: SocketAddr) -> Option<(Arc<[IpNet]>, Duration)> {
+    let generation = worker.generation();
+    let listener = generation.listeners.get(generation.listener_at(bound)?)?;
+    Some((listener.proxies.clone()?, listener.limits.header_timeout))
+}
+
+/// The ends of the connection that a proxy passes on. Only these proxies are asked, and nobody else is
+/// let in: whoever could say whose connection it is could be anybody.
+async fn told_ends(
+    stream: &mut TcpStream,
+    ends: Addresses,
+    proxies: &[IpNet],
+    limit: Duration,
+) -> io::Result<Addresses> {
+    let peer = ends.source.ip().to_canonical();
+    if !proxies.iter().any(|network| network.contains(&peer)) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    match timeout(limit, proxy_protocol::read(stream)).await.map_err(io::Error::from)?? {
+        Header::Client(told) => Ok(told),
+        Header::Own => Ok(ends),
     }
 }
 
@@ -253,7 +302,7 @@ mod tests {
     use super::*;
 
     fn size<'a, F: Future>(
-        _: impl Fn(Rc<Worker>, TcpStream, SocketAddr, SocketAddr, &'a Control) -> F,
+        _: impl Fn(Rc<Worker>, TcpStream, SocketAddr, SocketAddr, &'a mut Place, &'a Control) -> F,
     ) -> usize {
         size_of::<F>()
     }

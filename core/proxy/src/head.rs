@@ -176,8 +176,6 @@ mod tests {
         let second = Duration::from_secs(1);
         let limits = ListenerLimits {
             connections: 1,
-            connections_per_client: None,
-            handshakes_per_client: None,
             header_bytes: 200,
             header_count: 4,
             header_timeout: second,

@@ -5,6 +5,7 @@
 //! a [`Generation`](generation::Generation), which the control plane builds and swaps.
 
 mod admit;
+mod attempt;
 pub mod body;
 pub mod chain;
 mod client;
@@ -20,6 +21,7 @@ mod live;
 mod logs;
 pub mod metrics;
 mod pace;
+pub mod proxy_protocol;
 mod reply;
 pub mod routes;
 mod timer;

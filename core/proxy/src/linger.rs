@@ -203,7 +203,7 @@ mod tests {
             () = reading => unreachable!(),
         };
         // Every ten seconds twenty bytes make up for five.
-        assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 115));
+        assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 110));
         assert!(server.gave_up());
     }
 

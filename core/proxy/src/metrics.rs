@@ -267,6 +267,9 @@ pub struct Metrics {
     pub connections_refused: [Counter; Refused::ALL.len()],
     /// Clients given up, in the order of [`GivenUp::ALL`].
     pub given_up: [Counter; GivenUp::ALL.len()],
+    /// Connections that did not begin with the PROXY header that their listener wants, or came from
+    /// elsewhere than it takes them from.
+    pub proxy_protocol_failures: Counter,
     /// TLS handshakes that failed.
     pub handshake_failures: Counter,
     /// Exchanges that are under way.
@@ -291,6 +294,7 @@ impl Metrics {
             connections_open: counter(),
             connections_refused: std::array::from_fn(|_| counter()),
             given_up: std::array::from_fn(|_| counter()),
+            proxy_protocol_failures: counter(),
             handshake_failures: counter(),
             exchanges_open: counter(),
             logs_dropped: counter(),

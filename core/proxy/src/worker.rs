@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,10 +21,10 @@ use tokio::task::{AbortHandle, JoinHandle as Task};
 
 use crate::admit::{Gate, Place};
 use crate::client::{Control, accept};
-use crate::generation::Generation;
+use crate::generation::{Generation, Listener};
 use crate::linger::Stream;
 use crate::logs::LogQueue;
-use crate::metrics::{Metrics, count_as_worker};
+use crate::metrics::{Metrics, Refused, count_as_worker};
 use crate::upstream::{ReapGuard, reap_idle};
 
 /// Connections that wait in a socket's queue, per worker; the kernel may allow fewer.
@@ -292,14 +292,29 @@ impl Worker {
         self.metrics.connections.increment();
         self.metrics.connections_open.increment();
         let worker = self.clone();
-        let open = Open { worker: worker.clone(), at, _place: place };
+        let open = Open { worker: worker.clone(), at };
         let task = tokio::task::spawn_local(async move {
-            let _open = open;
-            accept(worker, stream, peer, bound, &control).await;
+            let (_open, mut place) = (open, place);
+            accept(worker, stream, peer, bound, &mut place, &control).await;
         });
         if let Some(running) = self.running.borrow_mut().get_mut(&at) {
             running.task = Some(task.abort_handle());
         }
+    }
+
+    /// Closes a connection for which there is no room.
+    pub(crate) fn refuse(
+        &self,
+        stream: &TcpStream,
+        gate: &Gate,
+        client: IpAddr,
+        listener: &Listener,
+        why: Refused,
+    ) {
+        self.metrics.refuse(why);
+        gate.tell(&listener.name, client, why);
+        // A reset leaves nothing behind in the kernel.
+        stream.spoil();
     }
 
     /// Lets those connections end that `concerned` says.
@@ -316,7 +331,6 @@ impl Worker {
 struct Open {
     worker: Rc<Worker>,
     at: u64,
-    _place: Place,
 }
 
 impl Drop for Open {
@@ -513,14 +527,16 @@ async fn accept_at(
         else {
             return;
         };
-        match gate.admit(peer.ip(), listener, &generation.trusted_proxies) {
-            Ok(place) => worker.spawn_connection(stream, peer, address, place),
-            Err(why) => {
-                worker.metrics.refuse(why);
-                gate.tell(&listener.name, peer.ip(), why);
-                // A reset leaves nothing behind in the kernel.
-                stream.spoil();
+        let admitted = gate.admit(listener.limits.connections).and_then(|mut place| {
+            // Where proxies say whose connections they are, they have yet to say it.
+            if listener.proxies.is_none() {
+                place.take_for(peer.ip(), listener, &generation.trusted_proxies)?;
             }
+            Ok(place)
+        });
+        match admitted {
+            Ok(place) => worker.spawn_connection(stream, peer, address, place),
+            Err(why) => worker.refuse(&stream, &gate, peer.ip(), listener, why),
         }
     }
 }

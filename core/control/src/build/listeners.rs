@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
+use ipnet::IpNet;
 use portcullis_config as config;
-use portcullis_proxy::generation::{Listener, ListenerLimits, Rate, RedirectHttps};
+use portcullis_proxy::generation::{ClientLimits, Listener, ListenerLimits, Rate, RedirectHttps};
 use portcullis_proxy::tls::{
     Certificate, ClientAuth, TlsError, TlsPolicy, TlsSettings, TlsVersion, server_config,
 };
@@ -105,7 +106,7 @@ impl Builder<'_> {
         found
     }
 
-    fn pem(&mut self, path: &str, file: &Path) -> Option<Bytes> {
+    pub(super) fn pem(&mut self, path: &str, file: &Path) -> Option<Bytes> {
         let content = self.files.read_data(&absolute(&self.dir, file));
         content.map(|content| content.bytes).map_err(|message| self.error(path, message)).ok()
     }
@@ -136,9 +137,11 @@ impl Builder<'_> {
             Arc::new(Listener {
                 name: listener.name.as_str().into(),
                 bind: listener.bind.iter().map(|address| address.0).collect(),
+                proxies: listener.proxy_protocol.as_ref().map(proxies),
                 tls: tls.map(|tls| tls.server.clone()),
                 redirect_https: listener.redirect_https.map(redirect_https),
                 limits: limits(listener),
+                client_limits: client_limits(&listener.limits),
                 route_chains: config.routes.iter().map(of_route).collect(),
                 chain,
             })
@@ -158,16 +161,20 @@ fn settings(
     };
     TlsSettings {
         certificates,
-        min_version: match tls.min_version {
-            config::TlsVersion::V1_2 => TlsVersion::V12,
-            config::TlsVersion::V1_3 => TlsVersion::V13,
-        },
+        min_version: tls_version(tls.min_version),
         policy: match tls.policy {
             config::TlsPolicy::Modern => TlsPolicy::Modern,
             config::TlsPolicy::Intermediate => TlsPolicy::Intermediate,
         },
         alpn: tls.alpn.iter().map(protocol).collect(),
         client_auth,
+    }
+}
+
+pub(super) fn tls_version(version: config::TlsVersion) -> TlsVersion {
+    match version {
+        config::TlsVersion::V1_2 => TlsVersion::V12,
+        config::TlsVersion::V1_3 => TlsVersion::V13,
     }
 }
 
@@ -179,6 +186,10 @@ fn hash(tls: &config::Tls, settings: &TlsSettings) -> Digest {
     Digest::of_parts([shape.as_bytes()].into_iter().chain(files).chain(ca))
 }
 
+fn proxies(config: &config::Proxies) -> Arc<[IpNet]> {
+    config.from.iter().map(|network| network.0).collect()
+}
+
 fn redirect_https(config: config::RedirectHttps) -> RedirectHttps {
     RedirectHttps {
         port: (config.port != 443).then_some(config.port),
@@ -186,14 +197,17 @@ fn redirect_https(config: config::RedirectHttps) -> RedirectHttps {
     }
 }
 
+fn client_limits(limits: &config::ListenerLimits) -> ClientLimits {
+    ClientLimits {
+        connections: limits.connections_per_client.map(NonZeroU32::get),
+        handshakes: limits.handshakes_per_client.map(|rate| Rate { count: rate.count, per: rate.per }),
+    }
+}
+
 fn limits(listener: &config::Listener) -> ListenerLimits {
     let limits = &listener.limits;
     ListenerLimits {
         connections: limits.connections.get() as usize,
-        connections_per_client: limits.connections_per_client.map(NonZeroU32::get),
-        handshakes_per_client: limits
-            .handshakes_per_client
-            .map(|rate| Rate { count: rate.count, per: rate.per }),
         header_bytes: usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX),
         header_count: limits.header_count.get() as usize,
         header_timeout: limits.header_timeout.0,

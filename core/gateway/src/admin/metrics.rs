@@ -101,6 +101,11 @@ fn connections(page: &mut Page, metrics: &Metrics) {
     for ((_, reason), count) in GivenUp::ALL.iter().zip(&metrics.given_up) {
         given_up.sample(&[("reason", reason)], count.value());
     }
+    page.counter(
+        "proxy_protocol_failures_total",
+        "client connections closed for their PROXY header, or because they came from elsewhere than their proxies",
+    )
+    .value(&metrics.proxy_protocol_failures);
     page.counter("tls_handshake_failures_total", "TLS handshakes that failed")
         .value(&metrics.handshake_failures);
     page.gauge("exchanges_open", "exchanges under way").value(&metrics.exchanges_open);

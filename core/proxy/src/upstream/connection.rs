@@ -10,23 +10,26 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::http1::{Broken, Http1, RequestHead};
 use super::judge::Running;
 use super::retry::TryLimit;
+use super::transport::{ConnectError, Transport, is_of_tls};
 use super::{Endpoint, Upstream, pool};
 use crate::body::{RequestBody, UploadState};
+use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
 
 /// A connection, in use by one exchange or idle in the pool.
 pub(crate) struct Conn {
-    http: Http1<TcpStream>,
+    http: Http1<Transport>,
     timer: LazyTimer,
     upstream: Arc<Upstream>,
     endpoint: Arc<Endpoint>,
+    /// Whose requests alone go over it, if the endpoint was told.
+    client: Option<Addresses>,
     idle_since: Instant,
     reused: bool,
     /// Whether it has a request under way that is counted.
@@ -54,6 +57,8 @@ impl AttemptError {
 pub(crate) enum AttemptFailure {
     Unreachable,
     ConnectTimeout,
+    /// TLS found fault with one of both sides.
+    Tls,
     ResponseTimeout,
     Failed,
     /// A response, but one after which another attempt may help.
@@ -88,7 +93,8 @@ async fn send_counted(
     mut body: RequestBody,
     running: Running<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
-    while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, cx))).await {
+    let client = head.client;
+    while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, client, cx))).await {
         // A connection outlives reloads, the settings it was opened under must not.
         if !Arc::ptr_eq(&conn.upstream, upstream) {
             conn.upstream = upstream.clone();
@@ -99,7 +105,7 @@ async fn send_counted(
             result => return result.map(|response| response.map(|body| body.counted(running))),
         }
     }
-    match Conn::open(upstream, endpoint).await {
+    match Conn::open(upstream, endpoint, client).await {
         Ok(conn) => {
             let result = conn.exchange(head, body).await;
             result.map(|response| response.map(|body| body.counted(running)))
@@ -109,31 +115,36 @@ async fn send_counted(
 }
 
 impl Conn {
-    async fn open(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Result<Box<Self>, AttemptFailure> {
-        let connected = timeout(upstream.timeouts.connect, TcpStream::connect(&*endpoint.authority)).await;
-        let failure = match connected {
-            Ok(Ok(stream)) => {
+    async fn open(
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+        client: Option<&Addresses>,
+    ) -> Result<Box<Self>, AttemptFailure> {
+        let failure = match upstream.connect(endpoint, client).await {
+            Ok(transport) => {
                 upstream.metrics.connects.increment();
-                return Ok(Self::new(stream, upstream, endpoint));
+                return Ok(Self::new(transport, upstream, endpoint, client));
             }
-            Ok(Err(error)) => {
-                tracing::debug!(upstream = &*upstream.name, endpoint = &*endpoint.authority, %error, "connect failed");
-                AttemptFailure::Unreachable
-            }
-            Err(_) => AttemptFailure::ConnectTimeout,
+            Err(ConnectError::Unreachable(_)) => AttemptFailure::Unreachable,
+            Err(ConnectError::Timeout) => AttemptFailure::ConnectTimeout,
+            Err(ConnectError::Tls(_)) => AttemptFailure::Tls,
         };
         upstream.metrics.connect_failures.increment();
         Err(failure)
     }
 
-    fn new(stream: TcpStream, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Box<Self> {
-        // Fails only on a dead socket, which the first use will notice.
-        let _ = stream.set_nodelay(true);
+    fn new(
+        transport: Transport,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+        client: Option<&Addresses>,
+    ) -> Box<Self> {
         Box::new(Conn {
-            http: Http1::new(stream),
+            http: Http1::new(transport),
             timer: LazyTimer::new(),
             upstream: upstream.clone(),
             endpoint: endpoint.clone(),
+            client: client.copied(),
             idle_since: Instant::now(),
             reused: false,
             counted: false,
@@ -166,15 +177,23 @@ impl Conn {
         });
         match received.await {
             Some(Ok(head)) => {
+                if !reused {
+                    self.endpoint.works();
+                }
                 Ok(head.map(|()| UpstreamBody { conn: Some(self), upload, seen, waiting: false }))
             }
             Some(Err(error)) => {
                 tracing::debug!(upstream = &*self.upstream.name, %error, reused, "attempt failed");
-                let unsent = match error {
-                    Broken::Upload => None,
-                    _ => self.http.take_unsent(),
-                };
-                Err(AttemptError { kind: AttemptFailure::Failed, unsent, reused })
+                let (mut kind, mut unsent) = (AttemptFailure::Failed, None);
+                match error {
+                    Broken::Upload => {}
+                    Broken::Io(error) if is_of_tls(&error) => {
+                        kind = AttemptFailure::Tls;
+                        self.upstream.note(&self.endpoint, &ConnectError::Tls(error));
+                    }
+                    _ => unsent = self.http.take_unsent(),
+                }
+                Err(AttemptError { kind, unsent, reused })
             }
             None => Err(AttemptError { kind: AttemptFailure::ResponseTimeout, unsent: None, reused: false }),
         }
@@ -188,6 +207,11 @@ impl Conn {
 
     pub(super) fn endpoint(&self) -> u32 {
         self.endpoint.id
+    }
+
+    /// Whether requests of this client may go over it.
+    pub(super) fn is_for(&self, client: Option<&Addresses>) -> bool {
+        self.client.as_ref() == client
     }
 
     pub(super) fn max_idle(&self) -> usize {

@@ -8,6 +8,8 @@ mod judge;
 mod outbound;
 mod pool;
 mod retry;
+mod tls;
+mod transport;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +27,8 @@ pub use judge::Ejection;
 pub use outbound::UpstreamClient;
 pub(crate) use pool::{ReapGuard, reap_idle};
 pub use retry::Retries;
+pub use tls::{ClientTls, client_config};
+pub use transport::{Address, ConnectError, Tls, Transport, Way};
 
 /// A named set of endpoints.
 #[derive(Debug)]

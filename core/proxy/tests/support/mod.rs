@@ -17,7 +17,9 @@ use portcullis_plugin::{
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::chain::{Chain, Instance, OnError};
-use portcullis_proxy::generation::{Action, Generation, Listener, ListenerLimits, Rewrite, Route};
+use portcullis_proxy::generation::{
+    Action, ClientLimits, Generation, Listener, ListenerLimits, Rewrite, Route,
+};
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::routes::{PathPattern, RouteMatch, RouteTable};
 use portcullis_proxy::upstream::{Endpoint, Timeouts, Upstream};
@@ -53,8 +55,6 @@ impl Setup {
     pub fn to(upstream: SocketAddr) -> Self {
         let limits = ListenerLimits {
             connections: 100,
-            connections_per_client: None,
-            handshakes_per_client: None,
             header_bytes: 8192,
             header_count: 50,
             header_timeout: Duration::from_secs(5),
@@ -124,9 +124,11 @@ impl Setup {
         let listener = Listener {
             name: self.listener_name.into(),
             bind: vec![bind],
+            proxies: None,
             tls: None,
             redirect_https: None,
             limits: self.limits,
+            client_limits: ClientLimits::default(),
             chain: chain.clone(),
             route_chains: vec![chain],
         };
