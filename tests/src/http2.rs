@@ -107,6 +107,14 @@ impl Http2 {
         (ended.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{most} turns were borne")), most)
     }
 
+    /// A head, or trailers, of these very fields and no others.
+    pub fn fields(&mut self, stream: u32, is_last: bool, fields: &[(Vec<u8>, Vec<u8>)]) {
+        let lines = fields.iter().map(|(name, value)| [vec![0], literal(name), literal(value)].concat());
+        let block = lines.collect::<Vec<_>>().concat();
+        // END_HEADERS, and END_STREAM.
+        self.write(Self::HEADERS, 4 | u8::from(is_last), stream, &block).unwrap();
+    }
+
     /// The stream and the code of the first reset.
     pub fn reset(&mut self) -> (u32, u32) {
         let (_, stream, payload) = self.read_until(Self::RST_STREAM);
@@ -174,15 +182,15 @@ fn code(payload: &[u8]) -> u32 {
 /// A head in HPACK (RFC 7541): the method and scheme from the static table, the rest as literals.
 fn block(method: u8, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut block = vec![method, 0x86];
-    block.extend([vec![0x04], text(path), vec![0x01], text("g")].concat());
+    block.extend([vec![0x04], literal(path.as_bytes()), vec![0x01], literal(b"g")].concat());
     for (name, value) in headers {
-        block.extend([vec![0], text(name), text(value)].concat());
+        block.extend([vec![0], literal(name.as_bytes()), literal(value.as_bytes())].concat());
     }
     block
 }
 
 /// A string literal without Huffman coding (RFC 7541, 5.1 and 5.2).
-fn text(text: &str) -> Vec<u8> {
+fn literal(text: &[u8]) -> Vec<u8> {
     let mut literal = Vec::new();
     match text.len().checked_sub(127) {
         None => literal.push(text.len() as u8),
@@ -195,6 +203,6 @@ fn text(text: &str) -> Vec<u8> {
             literal.push(rest as u8);
         }
     }
-    literal.extend_from_slice(text.as_bytes());
+    literal.extend_from_slice(text);
     literal
 }

@@ -18,6 +18,7 @@ mod rates;
 mod read;
 mod reader;
 mod schema;
+mod traffic;
 mod upstreams;
 mod values;
 mod yaml;
@@ -36,11 +37,12 @@ pub use node::{Key, Node, Scalar, Value};
 pub use rates::{MinRate, Rate};
 pub use reader::Reader;
 pub use schema::schema;
+pub use traffic::{Arm, Mirror, Split, SplitBy, Target, When};
 pub use upstreams::{
     Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, ProxyProtocol, Retries,
     RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
-    PathTemplate, Pattern, Percent, SizeLimit,
+    PathTemplate, Pattern, Percent, Protocol, SizeLimit,
 };

@@ -297,6 +297,9 @@ pub struct Timeouts {
     /// The longest pause between two pieces of a body. Default `60s`.
     #[serde(deserialize_with = "positive")]
     pub body: Duration,
+    /// For which nothing may pass through a WebSocket or another upgraded connection. Default `5m`.
+    #[serde(deserialize_with = "positive")]
+    pub tunnel: Duration,
 }
 
 /// The `Host` header sent to an upstream.
@@ -394,7 +397,13 @@ impl Default for RetryBudget {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: seconds(2), response: seconds(30), idle: seconds(60), body: seconds(60) }
+        Self {
+            connect: seconds(2),
+            response: seconds(30),
+            idle: seconds(60),
+            body: seconds(60),
+            tunnel: seconds(300),
+        }
     }
 }
 
@@ -410,7 +419,7 @@ fn default_max_idle() -> u32 {
     64
 }
 
-fn cookie_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+pub(crate) fn cookie_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
     if is_token(&name) { Ok(name) } else { Err(de::Error::custom("expected a cookie name such as `route`")) }
 }

@@ -71,6 +71,11 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
+    /// Which of the connection's streams it is; with HTTP/1 there is but one.
+    pub(crate) fn stream(&self) -> u64 {
+        self.stream
+    }
+
     /// The response waits for the client to take what it was given, or no longer. Of HTTP/1 the
     /// socket tells.
     pub(crate) fn waits_for_client(&self, waits: bool) {
@@ -167,7 +172,7 @@ pub(crate) async fn accept(
         Box::pin(http2::serve_connection(opened, client, limits, control)).await;
     } else {
         let client = client(worker, connection, bound, None);
-        http1::serve_connection(opened, client, limits, control).await;
+        http1::serve_connection(opened, client, &limits, control).await;
     }
 }
 

@@ -61,6 +61,15 @@ impl<T> Linger<T> {
         &self.io
     }
 
+    /// Ends what is written. What the client still sends can be read.
+    pub(crate) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    where
+        T: AsyncWrite + Unpin,
+    {
+        let finished = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.at_pace(cx, finished.map_ok(|()| 0)).map_ok(drop)
+    }
+
     /// Fails a write of a client that takes too little.
     fn at_pace(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match written {

@@ -16,6 +16,7 @@ use crate::generation::{Listener, Route};
 use crate::logs::Ended;
 use crate::metrics::{GivenUp, RouteMetrics};
 use crate::reply::Fault;
+use crate::tunnel::Upgrade;
 use crate::worker::WorkerGeneration;
 
 /// Where in a generation an exchange belongs: its listener, and its route once one is chosen.
@@ -58,6 +59,8 @@ pub(crate) struct Live {
     /// Plugins that were entered: those whose response hooks run.
     pub(crate) entered: u16,
     pub(crate) upload: Option<Arc<UploadState>>,
+    /// What the client wants to speak from here on, and may as far as is known.
+    pub(crate) upgrade: Option<Box<Upgrade>>,
     /// Shares of the body budget, kept for as long as the bodies are.
     pub(crate) held: SmallVec<[Held; 2]>,
     /// Request body bytes read, where no upload counts them.
@@ -85,6 +88,7 @@ impl Live {
             serving,
             entered: 0,
             upload: None,
+            upgrade: None,
             held: SmallVec::new(),
             request_bytes: 0,
             upstream_duration: None,
@@ -97,6 +101,11 @@ impl Live {
 
     pub(crate) fn client(&self) -> &Client {
         &self.serving.client
+    }
+
+    /// The client's connection, and which of its streams this is.
+    pub(crate) fn stream(&self) -> (Rc<Client>, u64) {
+        (self.serving.client.clone(), self.serving.stream())
     }
 
     /// The connection waits for the client to take what it was given, until this is said otherwise.

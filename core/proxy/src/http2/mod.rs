@@ -13,15 +13,18 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::{Method, Response};
+use http_body_util::{Either, Empty};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::frames::Counted;
 pub(crate) use self::streams::Streams;
-use crate::body::Incoming;
+use crate::body::{Incoming, ResponseBody};
 use crate::client::{Client, Control, Opened};
-use crate::exchange::serve;
+use crate::exchange::{Dropped, serve};
 use crate::generation::ListenerLimits;
 use crate::linger::Linger;
 use crate::metrics::GivenUp;
@@ -64,13 +67,23 @@ pub(crate) async fn serve_connection(
         .max_local_error_reset_streams(LOCAL_RESETS)
         .max_send_buf_size(SEND_BUFFER)
         .initial_stream_window_size(STREAM_WINDOW)
+        .enable_connect_protocol()
         // Streams whose uploads stall must not keep others from theirs.
         .initial_connection_window_size(connection_window(limits.http2_streams));
     let service = {
         let client = client.clone();
-        service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            let is_connect = request.method() == Method::CONNECT;
+            let upgraded = is_connect.then(|| hyper::upgrade::on(&mut request));
             let (head, body) = request.into_parts();
-            serve(&client, Ok(head.into()), Incoming::Http2(body))
+            let served = serve(&client, Ok(head.into()), Incoming::Http2(body));
+            async move {
+                let response = served.await?;
+                Ok::<_, Dropped>(match upgraded {
+                    Some(upgraded) => switch(response, upgraded),
+                    None => response.map(Either::Left),
+                })
+            }
         })
     };
     let io = Linger::new(opened.stream, Pace::new(limits.write_timeout, limits.min_rate));
@@ -117,6 +130,28 @@ fn blamed(error: &hyper::Error) -> Option<GivenUp> {
     }
     let error = cause.downcast_ref::<h2::Error>()?;
     (error.is_library() && error.is_go_away()).then_some(GivenUp::Http2)
+}
+
+/// The answer to a `CONNECT`. A tunnel begins once the client's stream is one, and ends with it.
+fn switch(
+    response: Response<ResponseBody>,
+    upgraded: OnUpgrade,
+) -> Response<Either<ResponseBody, Empty<Bytes>>> {
+    let (head, body) = response.into_parts();
+    let mut tunnel = match body.into_tunnel() {
+        Ok(tunnel) => tunnel,
+        Err(body) => return Response::from_parts(head, Either::Left(body)),
+    };
+    let (client, stream) = tunnel.stream();
+    let task = tokio::task::spawn_local(async move {
+        let Ok(upgraded) = upgraded.await else { return };
+        let mut stream = TokioIo::new(upgraded);
+        poll_fn(|cx| tunnel.poll(&mut stream, cx)).await;
+    });
+    if let Some(streams) = &client.streams {
+        streams.serve_on_by(stream, task.abort_handle());
+    }
+    Response::from_parts(head, Either::Right(Empty::new()))
 }
 
 fn connection_window(streams: u32) -> u32 {

@@ -50,6 +50,13 @@ impl Streams {
         }
     }
 
+    /// A stream that has become a tunnel is served by this task.
+    pub(super) fn serve_on_by(&self, stream: u64, task: AbortHandle) {
+        if let Some(stream) = self.open.borrow_mut().get_mut(&stream) {
+            stream.task = Some(task);
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.open.borrow().is_empty()
     }

@@ -5,11 +5,12 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::http1::{Broken, Http1, RequestHead};
@@ -257,6 +258,20 @@ pub(crate) struct UpstreamBody {
     waiting: bool,
 }
 
+/// An endpoint's connection that speaks what the client asked for. Its request counts as under way.
+pub(crate) struct Switched(Box<Conn>);
+
+impl Switched {
+    pub(crate) fn io(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + use<>) {
+        &mut self.0.http
+    }
+
+    /// How long nothing may pass.
+    pub(crate) fn patience(&self) -> Duration {
+        self.0.upstream.timeouts.tunnel
+    }
+}
+
 /// The upstream failed within a body.
 #[derive(Debug)]
 pub(crate) struct UpstreamBodyError;
@@ -290,6 +305,11 @@ impl UpstreamBody {
     /// Gives the connection back if the response has no body, or skips what is left of it.
     pub(crate) fn release(mut self) {
         self.recycle_if_ended();
+    }
+
+    /// The connection behind a 101.
+    pub(crate) fn into_switched(self) -> Option<Switched> {
+        self.conn.map(Switched)
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
