@@ -131,7 +131,9 @@ fn summary(status: &Value, now: u64) -> String {
     }
     for upstream in list(status, "upstreams") {
         let endpoints: Vec<_> = list(upstream, "endpoints").map(endpoint).collect();
-        page.line("upstream", &format!("{}: {}", text(upstream, "name"), endpoints.join(", ")));
+        let trouble = upstream.pointer("/dns/last_error").and_then(Value::as_str);
+        let trouble = trouble.map(|why| format!(" (DNS: {why})")).unwrap_or_default();
+        page.line("upstream", &format!("{}: {}{trouble}", text(upstream, "name"), endpoints.join(", ")));
     }
     for plugin in list(status, "plugins") {
         let file =
@@ -225,7 +227,7 @@ mod tests {
             "generation": 3, "version": "ab12", "applied": 1000, "started": 900, "gateway_version": "0.1.0",
             "config": "gateway.yaml", "routes": 2,
             "listeners": [{ "name": "web", "tls": true, "addresses": [{ "configured": "[::]:0", "actual": "[::]:443" }] }],
-            "upstreams": [{ "name": "api", "endpoints": [
+            "upstreams": [{ "name": "api", "dns": { "last_error": "no answer" }, "endpoints": [
                 { "address": "a:1", "state": "healthy" }, { "address": "b:2", "state": "ejected" },
             ] }],
             "plugins": [
@@ -242,7 +244,7 @@ generation  3 (version ab12), applied 90 s ago
 gateway     version 0.1.0, started 3 min ago
 config      gateway.yaml
 listener    web: [::]:443, TLS
-upstream    api: a:1, b:2 (ejected)
+upstream    api: a:1, b:2 (ejected) (DNS: no answer)
 plugin      cors: cors of gateway
             users/x: rhai of route users, x.rhai
 routes      2
