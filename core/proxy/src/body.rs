@@ -541,6 +541,7 @@ impl ResponseBody {
     }
 
     /// The tunnel that this is in place of a body.
+    #[expect(clippy::result_large_err, reason = "what is no tunnel goes on as it is, and need not be boxed")]
     pub(crate) fn into_tunnel(self) -> Result<Tunnel, Self> {
         match self.source {
             Source::Switched(body) => match body.into_switched() {
