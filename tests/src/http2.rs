@@ -15,11 +15,17 @@ impl Http2 {
     pub const FLOW_CONTROL_ERROR: u32 = 3;
     /// The code of a stream that the server does not take.
     pub const REFUSED_STREAM: u32 = 7;
+    /// The code of a stream that is of no use any more.
+    pub const CANCEL: u32 = 8;
+    /// The code of a connection whose client asks for too much.
+    pub const ENHANCE_YOUR_CALM: u32 = 11;
 
     /// Part of a body.
     pub const DATA: u8 = 0;
     /// The head of a request or response.
     pub const HEADERS: u8 = 1;
+    /// What is more important (deprecated by RFC 9113).
+    pub const PRIORITY: u8 = 2;
     /// The end of a stream.
     pub const RST_STREAM: u8 = 3;
     /// What a side asks of the other.
@@ -28,14 +34,25 @@ impl Http2 {
     pub const PING: u8 = 6;
     /// The end of the connection.
     pub const GOAWAY: u8 = 7;
+    /// Room for more of a body.
+    pub const WINDOW_UPDATE: u8 = 8;
+    /// More of a head.
+    pub const CONTINUATION: u8 = 9;
 
     /// Opens a connection, with the settings of both sides acknowledged.
     pub fn open(address: SocketAddr) -> Self {
+        Self::open_with(address, &[])
+    }
+
+    /// The same with settings of the client's: pairs of 16 and 32 bits (section 6.5.1).
+    pub fn open_with(address: SocketAddr, settings: &[(u16, u32)]) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
         let mut client = Http2(stream);
-        client.write(Self::SETTINGS, 0, 0, &[]).unwrap();
+        let each = |(id, value): &(u16, u32)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
+        let settings: Vec<u8> = settings.iter().flat_map(each).collect();
+        client.write(Self::SETTINGS, 0, 0, &settings).unwrap();
         // The server's settings hold from their acknowledgement on.
         client.read_until(Self::SETTINGS);
         client.write(Self::SETTINGS, 1, 0, &[]).unwrap();
@@ -54,14 +71,40 @@ impl Http2 {
         self.head(stream, 4, 0x83, path, &[]);
     }
 
-    /// A head in HPACK (RFC 7541): the method and scheme from the static table, the rest as literals.
     fn head(&mut self, stream: u32, flags: u8, method: u8, path: &str, headers: &[(&str, &str)]) {
-        let mut block = vec![method, 0x86];
-        block.extend([vec![0x04], literal(path.as_bytes()), vec![0x01], literal(b"g")].concat());
-        for (name, value) in headers {
-            block.extend([vec![0], literal(name.as_bytes()), literal(value.as_bytes())].concat());
+        self.write(Self::HEADERS, flags, stream, &block(method, path, headers)).unwrap();
+    }
+
+    /// Writes what `attack` makes, turn by turn, while it reads, until the server ends the connection. The code of
+    /// the end and the number of turns it took.
+    #[track_caller]
+    pub fn flood(self, most: u32, mut attack: impl FnMut(u32) -> Vec<Frame>) -> (u32, u32) {
+        let mut writing = self.0.try_clone().unwrap();
+        let mut reading = self;
+        let (send, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let code = loop {
+                match reading.read() {
+                    Ok((Self::GOAWAY, _, payload)) => break code(&payload[4..8]),
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            };
+            // Nobody listens once the test has failed.
+            let _ = send.send(code);
+        });
+        for turn in 0..most {
+            let bytes: Vec<u8> = attack(turn).iter().flat_map(Frame::bytes).collect();
+            let written = writing.write_all(&bytes);
+            match ended.try_recv() {
+                Ok(code) => return (code, turn),
+                Err(_) if written.is_err() => {
+                    return (ended.recv_timeout(PATIENCE).expect("an end that is told"), turn);
+                }
+                Err(_) => {}
+            }
         }
-        self.write(Self::HEADERS, flags, stream, &block).unwrap();
+        (ended.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{most} turns were borne")), most)
     }
 
     /// A head, or trailers, of these very fields and no others.
@@ -75,7 +118,7 @@ impl Http2 {
     /// The stream and the code of the first reset.
     pub fn reset(&mut self) -> (u32, u32) {
         let (_, stream, payload) = self.read_until(Self::RST_STREAM);
-        (stream, u32::from_be_bytes(payload.try_into().unwrap()))
+        (stream, code(&payload))
     }
 
     /// Skips frames up to one of this type; returns type, stream and payload.
@@ -92,9 +135,7 @@ impl Http2 {
 
     /// Writes a frame.
     pub fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> io::Result<()> {
-        let length = &(payload.len() as u32).to_be_bytes()[1..];
-        let frame = [length, &[kind, flags], &stream.to_be_bytes(), payload].concat();
-        self.0.write_all(&frame)
+        self.0.write_all(&Frame(kind, flags, stream, payload.to_vec()).bytes())
     }
 
     /// Reads a frame: its type, stream and payload.
@@ -105,6 +146,47 @@ impl Http2 {
         self.0.read_exact(&mut payload)?;
         Ok((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
     }
+}
+
+/// A frame: its type, flags, stream and payload.
+#[derive(Debug, Clone)]
+pub struct Frame(pub u8, pub u8, pub u32, pub Vec<u8>);
+
+impl Frame {
+    /// `GET` over http.
+    pub fn get(stream: u32, path: &str) -> Self {
+        Frame(Http2::HEADERS, 5, stream, block(0x82, path, &[]))
+    }
+
+    /// `GET` over http whose head goes on in `CONTINUATION`, with a field written in HPACK.
+    pub fn beginning(stream: u32, fields: &[u8]) -> Self {
+        Frame(Http2::HEADERS, 1, stream, [&block(0x82, "/", &[]), fields].concat())
+    }
+
+    /// A stream taken back.
+    pub fn reset(stream: u32) -> Self {
+        Frame(Http2::RST_STREAM, 0, stream, Http2::CANCEL.to_be_bytes().to_vec())
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let Frame(kind, flags, stream, payload) = self;
+        let length = &(payload.len() as u32).to_be_bytes()[1..];
+        [length, &[*kind, *flags], &stream.to_be_bytes(), payload].concat()
+    }
+}
+
+fn code(payload: &[u8]) -> u32 {
+    u32::from_be_bytes(payload.try_into().unwrap())
+}
+
+/// A head in HPACK (RFC 7541): the method and scheme from the static table, the rest as literals.
+fn block(method: u8, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = vec![method, 0x86];
+    block.extend([vec![0x04], literal(path.as_bytes()), vec![0x01], literal(b"g")].concat());
+    for (name, value) in headers {
+        block.extend([vec![0], literal(name.as_bytes()), literal(value.as_bytes())].concat());
+    }
+    block
 }
 
 /// A string literal without Huffman coding (RFC 7541, 5.1 and 5.2).

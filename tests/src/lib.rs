@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 pub use client::{Answer, Http, Request, request};
 pub use dns::{Dns, Record};
 pub use gateway::{Ended, Gateway, Output, Setup, program, run, run_in};
-pub use http2::Http2;
+pub use http2::{Frame, Http2};
 pub use origin::Origin;
 pub use origins::{Foreign, Logged};
 pub use peer::{Peer, Raw};

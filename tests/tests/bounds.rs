@@ -22,6 +22,7 @@ enum Known {
 
 use Known::{Bites, Not};
 
+const ABUSE: &str = "tests/tests/abuse.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
 const DISCOVERY: &str = "tests/tests/discovery.rs";
@@ -54,10 +55,19 @@ const CONFIGURED: &[(&str, Known)] = &[
         "listeners.limits.connections",
         Bites(LIMITS, "connections_that_come_and_go_are_counted_right_over_all_workers"),
     ),
+    (
+        "listeners.limits.connections_per_client",
+        Bites(ABUSE, "a_client_has_no_more_connections_than_its_budget_over_all_workers"),
+    ),
+    (
+        "listeners.limits.handshakes_per_client",
+        Bites(ABUSE, "a_client_begins_no_more_tls_handshakes_than_its_budget"),
+    ),
     ("listeners.limits.header_bytes", Bites(PROXYING, "limits_of_heads_and_bodies_bite_at_their_value")),
     ("listeners.limits.header_count", Bites(LIMITS, "limits_of_heads_hold_over_http2")),
     ("listeners.limits.header_timeout", Bites(PROXYING, "a_head_that_takes_too_long_is_a_408")),
     ("listeners.limits.idle_timeout", Bites(LIMITS, "a_kept_connection_without_requests_is_closed")),
+    ("listeners.limits.min_rate", Bites(ABUSE, "a_body_that_trickles_is_a_408_unless_that_is_allowed")),
     ("listeners.limits.write_timeout", Bites(LIMITS, "a_client_that_takes_nothing_is_given_up")),
     ("listeners.redirect_https.port", Not("a port")),
     ("routes.mirror.body", Bites(TRAFFIC, "a_body_that_streams_is_copied_up_to_its_limit")),
@@ -172,18 +182,17 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("wasm.memory", Bites(BUDGETS, "the_memory_and_the_time_of_a_module_are_what_its_configuration_says")),
 ];
 
+const FRAMES: &str = "core/proxy/src/http2/frames.rs";
 const FRAMING: &str = "core/proxy/src/upstream/http1/tests.rs";
 const VERDICTS: &str = "core/proxy/src/http1/tests/verdicts.rs";
 
 /// The numbers and times that are constants of the data plane.
 const BUILT_IN: &[(&str, Known)] = &[
-    ("body.rs MINIMUM_RATE", Bites(LIMITS, "a_trickle_of_a_body_that_is_held_in_memory_is_a_408")),
+    ("admit.rs CELLS", Not("memory that does not grow; who shares a place has the budget of both")),
+    ("admit.rs QUIET", Bites(ABUSE, "a_client_has_no_more_connections_than_its_budget_over_all_workers")),
+    ("admit.rs SHARDS", Not("a number of locks")),
     ("body.rs SLICE", Not("how much is handed over at once")),
     ("client.rs BEGIN", Bites("core/proxy/tests/data_plane.rs", "silent_connections_do_not_hold_up_a_drain")),
-    ("client.rs MAX_LOOK", Not("how often a clock is looked at")),
-    ("client.rs MIN_LOOK", Not("how often a clock is looked at")),
-    ("client.rs PARTING", Bites("core/proxy/tests/adversity.rs", "a_mute_http2_client_loses_its_connection")),
-    ("client.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
     ("head.rs HEADER_OVERHEAD", Not("what a header counts beyond its bytes")),
     ("http1/chunked.rs MAX_EXTENSION", Bites(VERDICTS, "chunked_bodies")),
     ("http1/chunked.rs MAX_EXTENSIONS", Bites(VERDICTS, "chunked_bodies")),
@@ -214,6 +223,31 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http1/response.rs LINES", Not("a guess, to grow less often")),
     ("http1/wire.rs MIN_READ", Not("how much is read at once; what is not read waits in the socket")),
     ("http1/wire.rs MAX_READ", Not("how much is read at once; what is not read waits in the socket")),
+    ("http2/frames.rs DATA", Not("a type of frame")),
+    ("http2/frames.rs END_STREAM", Not("a flag")),
+    ("http2/frames.rs ENHANCE_YOUR_CALM", Not("a code")),
+    ("http2/frames.rs GOAWAY", Not("a type of frame")),
+    ("http2/frames.rs HEADERS", Not("a type of frame")),
+    ("http2/frames.rs LENGTH", Not("of a frame's head")),
+    ("http2/frames.rs MAX_AHEAD", Bites(ABUSE, "frames_that_ask_for_nothing_end_the_connection")),
+    ("http2/frames.rs MAX_RESETS", Bites(ABUSE, "streams_taken_back_one_by_one_end_the_connection")),
+    ("http2/frames.rs PER_SECOND", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
+    ("http2/frames.rs PER_USE", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
+    ("http2/frames.rs RST_STREAM", Not("a type of frame")),
+    ("http2/frames.rs TURN", Not("how often others get their turn")),
+    (
+        "http2/mod.rs LOCAL_RESETS",
+        Bites(ABUSE, "streams_that_the_client_has_reset_by_the_gateway_end_the_connection"),
+    ),
+    ("http2/mod.rs MAX_LOOK", Not("how often a clock is looked at")),
+    ("http2/mod.rs MIN_LOOK", Not("how often a clock is looked at")),
+    (
+        "http2/mod.rs PARTING",
+        Bites("core/proxy/tests/adversity.rs", "a_mute_http2_client_loses_its_connection"),
+    ),
+    ("http2/mod.rs PENDING_RESETS", Bites(ABUSE, "streams_taken_back_as_they_begin_end_the_connection")),
+    ("http2/mod.rs SEND_BUFFER", Bites(ABUSE, "responses_that_wait_for_a_client_hold_little_memory")),
+    ("http2/mod.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
     ("linger.rs GRACE", Bites("core/proxy/src/linger.rs", "shutdown_waits_for_the_client_but_not_forever")),
     ("logs.rs BATCH", Not("how often others get their turn")),
     (
@@ -379,7 +413,7 @@ fn collect(schema: &Value, node: &Value, path: &str, above: &mut Vec<String>, fo
 
 fn is_limit(node: &Value) -> bool {
     let is_number = |name: &Value| name == "integer" || name == "number";
-    let has_unit = |pattern: &str| ["ms|", "KiB", "%"].iter().any(|unit| pattern.contains(unit));
+    let has_unit = |pattern: &str| ["ms|", "KiB", "%", "(s|"].iter().any(|unit| pattern.contains(unit));
     // A status code is bounded by its meaning.
     let is_status = node["minimum"].as_u64() >= Some(100) || node["enum"].is_array();
     let number =

@@ -133,17 +133,9 @@ fn a_client_that_takes_nothing_is_given_up() {
     let line = gateway.logged_path("/big/100000000");
     assert_eq!((&line["end"], &line["status"]), (&json!("client_gone"), &json!(200)));
     assert!(line["response_bytes"].as_u64() < Some(100_000_000), "{line}");
-    until("the connection to be closed", || gateway.metric("portcullis_connections_open", &[]) == 0.0);
-}
-
-#[test]
-fn a_client_that_takes_nothing_over_http2_is_given_up() {
-    let (_origin, gateway) = limited("write_timeout: 150ms", "");
-    let mut client = Http2::open(gateway.address());
-    // More than the stream's window, which never grows.
-    client.get(1, "/big/1000000", &[]);
-    let line = gateway.logged_path("/big/1000000");
-    assert_eq!((&line["end"], &line["status"]), (&json!("client_gone"), &json!(200)));
+    until("it to be counted", || {
+        gateway.metric("portcullis_clients_given_up_total", &["reason=\"write_timeout\""]) == 1.0
+    });
     until("the connection to be closed", || gateway.metric("portcullis_connections_open", &[]) == 0.0);
 }
 

@@ -75,7 +75,7 @@ pub struct Protocol(String);
 pub struct Pattern(pub regex::Regex);
 
 /// A type written as one string. The error is the reason alone: the place and the value are added elsewhere.
-trait Text: Sized {
+pub(crate) trait Text: Sized {
     const EXPECTED: &'static str;
 
     fn parse(text: &str) -> Result<Self, String>;
@@ -305,11 +305,11 @@ impl Text for Pattern {
     }
 }
 
-fn expected<T: Text>(found: &str) -> String {
+pub(crate) fn expected<T: Text>(found: &str) -> String {
     format!("expected {}, found string `{}`", T::EXPECTED, shortened(found))
 }
 
-fn split_unit(text: &str) -> Option<(u64, &str)> {
+pub(crate) fn split_unit(text: &str) -> Option<(u64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     Some((number.parse().ok()?, unit))
@@ -481,7 +481,7 @@ macro_rules! checked_strings {
 
 checked_strings!(HostPattern HostName PathTemplate PathPrefix Method HeaderName Protocol);
 
-struct TextVisitor<T>(std::marker::PhantomData<T>);
+pub(crate) struct TextVisitor<T>(pub(crate) std::marker::PhantomData<T>);
 
 impl<T: Text> Visitor<'_> for TextVisitor<T> {
     type Value = T;
@@ -551,6 +551,8 @@ text_types! {
     Protocol None;
     Pattern None;
 }
+
+pub(crate) use text_types;
 
 /// For `deserialize_with`: a duration that must not be zero.
 pub(crate) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -8,7 +8,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -21,8 +20,8 @@ use crate::chain::{Filter, Instance};
 use crate::http1::{self, TRAILER_FORBIDDEN, is_forbidden_trailer};
 use crate::live::Live;
 use crate::mirror::Tee;
+use crate::pace::Pace;
 use crate::reply::Fault;
-use crate::timer::LazyTimer;
 use crate::tunnel::Tunnel;
 use crate::upstream::UpstreamBody;
 
@@ -64,11 +63,9 @@ where
     Ok(if buffer.is_empty() { first } else { buffer.freeze() })
 }
 
-/// Bytes a second that a client has to send of a body that is held in memory, so that slow clients
-/// can't fill the budget of whole bodies for long.
-const MINIMUM_RATE: u64 = 512;
 /// Bytes of a whole body that are handed to the client's connection at once: what it has taken
-/// counts as sent, and gives its share of the budget back.
+/// counts as sent, and gives its share of the budget back. An HTTP/2 connection is handed no more of any
+/// body, because it keeps what a stream is not given room for.
 const SLICE: usize = 32 * 1024;
 
 /// A request's body as its connection reads it.
@@ -112,36 +109,21 @@ impl Body for Incoming {
     }
 }
 
-/// A client's body as it arrives: a client that stops within it is not waited for.
+/// A client's body as it arrives: a client that stops within it, or sends it too slowly, is not waited for.
 pub(crate) struct ClientBody {
     incoming: Incoming,
-    patience: Duration,
-    timer: LazyTimer,
-    waiting: bool,
+    pace: Pace,
     received: u64,
-    /// Set while the body is held in memory: then a trickle is not enough.
-    progress_since: Option<Instant>,
 }
 
 impl ClientBody {
-    pub(crate) fn new(incoming: Incoming, patience: Duration) -> Self {
-        let timer = LazyTimer::new();
-        ClientBody { incoming, patience, timer, waiting: false, received: 0, progress_since: None }
-    }
-
-    /// From now on the client has to keep up a minimum rate.
-    pub(crate) fn expect_progress(&mut self) {
-        self.progress_since = Some(Instant::now());
+    pub(crate) fn new(incoming: Incoming, pace: Pace) -> Self {
+        ClientBody { incoming, pace, received: 0 }
     }
 
     /// Bytes received.
     pub(crate) fn received(&self) -> u64 {
         self.received
-    }
-
-    fn trickles(&self) -> bool {
-        let allowed = self.patience + Duration::from_secs(self.received / MINIMUM_RATE);
-        self.progress_since.is_some_and(|since| since.elapsed() > allowed)
     }
 }
 
@@ -156,17 +138,13 @@ impl Body for ClientBody {
         let this = &mut *self;
         match Pin::new(&mut this.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.waiting = false;
-                this.received += frame.data_ref().map_or(0, |data| data.len() as u64);
-                Poll::Ready(Some(if this.trickles() { Err(Fault::BodyTimeout) } else { Ok(frame) }))
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                this.pace.went_on(bytes);
+                this.received += bytes as u64;
+                Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(ended) => Poll::Ready(ended),
-            Poll::Pending => {
-                if !std::mem::replace(&mut this.waiting, true) {
-                    this.timer.start(this.patience);
-                }
-                this.timer.poll_expired(cx).map(|()| Some(Err(Fault::BodyTimeout)))
-            }
+            Poll::Pending => this.pace.poll_wait(cx).map(|()| Some(Err(Fault::BodyTimeout))),
         }
     }
 
@@ -491,6 +469,10 @@ pub struct ResponseBody {
     filters: Filters,
     /// What comes after the source's end: what the filters still held, and trailers.
     tail: VecDeque<Frame<Bytes>>,
+    /// What comes before all that: the rest of what was too much at once.
+    rest: Bytes,
+    /// How much is handed over at once.
+    piece: usize,
     source_ended: bool,
     live: Box<Live>,
 }
@@ -498,7 +480,9 @@ pub struct ResponseBody {
 impl ResponseBody {
     pub(crate) fn new(source: Source, filters: Vec<Filter>, live: Box<Live>) -> Self {
         let filters = Filters(filters);
-        let mut body = ResponseBody { source, filters, tail: VecDeque::new(), source_ended: false, live };
+        let piece = if live.client().streams.is_some() { SLICE } else { usize::MAX };
+        let (tail, rest) = (VecDeque::new(), Bytes::new());
+        let mut body = ResponseBody { source, filters, tail, rest, piece, source_ended: false, live };
         // One that is empty from the start is dropped without being asked.
         if body.is_end_stream() {
             body.live.end(End::Complete);
@@ -507,6 +491,7 @@ impl ResponseBody {
     }
 
     /// The tunnel that this is in place of a body.
+    #[expect(clippy::result_large_err, reason = "what is no tunnel goes on as it is, and need not be boxed")]
     pub(crate) fn into_tunnel(self) -> Result<Tunnel, Self> {
         match self.source {
             Source::Switched(body) => match body.into_switched() {
@@ -530,6 +515,10 @@ impl ResponseBody {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            return self.deliver(rest);
+        }
         while !self.source_ended {
             let frame = match &mut self.source {
                 Source::Empty | Source::Switched(_) => None,
@@ -560,12 +549,13 @@ impl ResponseBody {
             };
             match self.filters.chunk(chunk) {
                 Ok(chunk) if chunk.is_empty() => {}
-                Ok(chunk) => return self.deliver(Frame::data(chunk)),
+                Ok(chunk) => return self.deliver(chunk),
                 Err(refusal) => return self.refuse(refusal),
             }
         }
-        match self.tail.pop_front() {
-            Some(frame) => self.deliver(frame),
+        match self.tail.pop_front().map(Frame::into_data) {
+            Some(Ok(data)) => self.deliver(data),
+            Some(Err(trailers)) => self.hand_over(trailers),
             None => {
                 self.live.end(End::Complete);
                 Poll::Ready(None)
@@ -573,10 +563,15 @@ impl ResponseBody {
         }
     }
 
-    fn deliver(&mut self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(data) = frame.data_ref() {
-            self.live.sent(data.len() as u64);
+    fn deliver(&mut self, mut data: Bytes) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if data.len() > self.piece {
+            self.rest = data.split_off(self.piece);
         }
+        self.live.sent(data.len() as u64);
+        self.hand_over(Frame::data(data))
+    }
+
+    fn hand_over(&mut self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         // One that says it has ended is dropped without being asked again.
         if self.is_end_stream() {
             self.live.end(End::Complete);
@@ -606,7 +601,9 @@ impl Body for ResponseBody {
             Source::Switched(_) => false,
         };
         // Filters may hold something back until they are told of the end.
-        self.tail.is_empty() && (self.source_ended || (source_ended && self.filters.0.is_empty()))
+        self.rest.is_empty()
+            && self.tail.is_empty()
+            && (self.source_ended || (source_ended && self.filters.0.is_empty()))
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
 use http::{Method, Response, StatusCode};
 use http_body::Body;
 use portcullis_plugin::{Content, End, HookName, Reply};
@@ -19,6 +19,7 @@ use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::http1::{HOST_MISSING, Refusal};
 use crate::live::Live;
+use crate::pace::Pace;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
 use crate::split::Choice;
@@ -192,12 +193,18 @@ fn redirect_https(live: &mut Live) -> Option<Answer> {
 /// Takes the request's body: none, whole if a plugin wants it so, else as it streams.
 async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer> {
     let limit = live.scope().generation.max_body;
-    let mut body = ClientBody::new(body, live.scope().listener().limits.body_timeout);
+    let limits = live.scope().listener().limits;
+    let (exchange, scope) = live.split();
+    let wish = scope.chain().whole_request(exchange);
+    // A stream of messages may pause; what is held in memory meanwhile may not.
+    let may_pause = wish.is_none() && !body.is_end_stream() && is_grpc(exchange.request().headers());
+    let pace = Pace::new(limits.body_timeout, limits.min_rate.filter(|_| !may_pause));
+    let mut body = ClientBody::new(body, pace);
     if limit.is_some_and(|limit| body.size_hint().lower() > limit) {
         return Err(Fault::BodyTooLarge.into());
     }
-    let (exchange, scope) = live.split();
-    let Some(wish) = scope.chain().whole_request(exchange) else {
+    let Some(wish) = wish else {
+        let (exchange, scope) = live.split();
         let filters = scope.chain().request_filters(exchange);
         if filters.is_empty() && body.is_end_stream() {
             return Ok(RequestBody::Empty);
@@ -207,7 +214,6 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
         return Ok(body);
     };
     let mut held = live.scope().generation.budget.hold();
-    body.expect_progress();
     let limit = limit.unwrap_or(u64::MAX).min(wish as u64);
     let read = whole(&mut body, limit, &mut held, Fault::BodyTooLarge).await;
     live.held.push(held);
@@ -224,6 +230,10 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
         live.refused_by(&refusal);
         Answer::Reply(refusal.reply)
     })
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Does what the route says.
@@ -416,6 +426,7 @@ fn put(live: &mut Live, reply: Reply) -> Source {
 
 fn put_fault(live: &mut Live, fault: &Fault) -> Source {
     let (_, _, reason) = fault.describe();
+    live.count_fault(fault);
     live.decided_by_core(fault.decider(), Some(reason));
     put(live, fault.reply())
 }

@@ -5,6 +5,7 @@
 //! name while traffic flows.
 
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct Listener {
     pub redirect_https: Option<RedirectHttps>,
     /// Bounds per connection.
     pub limits: ListenerLimits,
+    /// Bounds per client.
+    pub client_limits: ClientLimits,
     /// The chain for what is refused before a route is chosen: the gateway's list, then this
     /// listener's; its `on_connection` hooks judge connections.
     pub chain: Arc<Chain>,
@@ -94,10 +97,30 @@ pub struct ListenerLimits {
     pub body_timeout: Duration,
     /// For which a client may take nothing of a response.
     pub write_timeout: Duration,
+    /// Bytes a second that make up for the time for which a client was waited for.
+    pub min_rate: Option<NonZeroU64>,
     /// Between two requests of a connection.
     pub idle_timeout: Duration,
     /// Streams of an HTTP/2 connection at once.
     pub http2_streams: u32,
+}
+
+/// Bounds per client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// Connections at once, over all workers.
+    pub connections: Option<u32>,
+    /// TLS handshakes that may begin.
+    pub handshakes: Option<Rate>,
+}
+
+/// So many in a time, and as many at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: NonZeroU32,
+    /// In which time.
+    pub per: Duration,
 }
 
 /// A route.

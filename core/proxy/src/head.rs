@@ -221,6 +221,7 @@ mod tests {
             header_timeout: second,
             body_timeout: second,
             write_timeout: second,
+            min_rate: None,
             idle_timeout: second,
             http2_streams: 1,
         };

@@ -4,6 +4,7 @@
 //! connection, [`exchange`] tells the life of each request on it. What a request needs to know is in
 //! a [`Generation`](generation::Generation), which the control plane builds and swaps.
 
+mod admit;
 mod attempt;
 pub mod body;
 mod budget;
@@ -15,11 +16,13 @@ pub mod generation;
 mod head;
 mod hops;
 mod http1;
+mod http2;
 mod linger;
 mod live;
 mod logs;
 pub mod metrics;
 pub mod mirror;
+mod pace;
 pub mod proxy_protocol;
 mod reply;
 pub mod routes;

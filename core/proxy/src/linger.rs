@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::pace::Pace;
 use crate::timer::LazyTimer;
 
 /// How long a client may take to notice the end.
@@ -39,18 +40,21 @@ impl Stream for TlsStream<TcpStream> {
 /// answer: a client refused in the middle of an upload would not learn why.
 pub(crate) struct Linger<T> {
     io: T,
-    write_timeout: Duration,
-    /// Runs while a write waits.
-    write_timer: LazyTimer,
-    writing: bool,
+    /// At which the client takes what is written.
+    pace: Pace,
+    gave_up: bool,
     closing: Option<LazyTimer>,
     ended: bool,
 }
 
 impl<T> Linger<T> {
-    pub(crate) fn new(io: T, write_timeout: Duration) -> Self {
-        let write_timer = LazyTimer::new();
-        Linger { io, write_timeout, write_timer, writing: false, closing: None, ended: false }
+    pub(crate) fn new(io: T, pace: Pace) -> Self {
+        Linger { io, pace, gave_up: false, closing: None, ended: false }
+    }
+
+    /// Whether the client took nothing for too long.
+    pub(crate) fn gave_up(&self) -> bool {
+        self.gave_up
     }
 
     pub(crate) fn get_ref(&self) -> &T {
@@ -63,23 +67,22 @@ impl<T> Linger<T> {
         T: AsyncWrite + Unpin,
     {
         let finished = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.within_timeout(cx, finished)
+        self.at_pace(cx, finished.map_ok(|()| 0)).map_ok(drop)
     }
 
-    /// Fails a write that has waited too long.
-    fn within_timeout<R>(
-        &mut self,
-        cx: &mut Context<'_>,
-        written: Poll<io::Result<R>>,
-    ) -> Poll<io::Result<R>> {
-        if written.is_ready() {
-            self.writing = false;
-            return written;
+    /// Fails a write of a client that takes too little.
+    fn at_pace(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(written) => {
+                self.pace.went_on(*written.as_ref().unwrap_or(&0));
+                Poll::Ready(written)
+            }
+            Poll::Pending => {
+                ready!(self.pace.poll_wait(cx));
+                self.gave_up = true;
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
         }
-        if !std::mem::replace(&mut self.writing, true) {
-            self.write_timer.start(self.write_timeout);
-        }
-        self.write_timer.poll_expired(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -99,7 +102,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Linger<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.within_timeout(cx, written)
+        self.at_pace(cx, written)
     }
 
     fn poll_write_vectored(
@@ -108,7 +111,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.within_timeout(cx, written)
+        self.at_pace(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -117,13 +120,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.within_timeout(cx, flushed)
+        self.at_pace(cx, flushed.map_ok(|()| 0)).map_ok(drop)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.closing.is_none() {
-            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            // With TLS there is something to be written still.
+            let shut = Pin::new(&mut this.io).poll_shutdown(cx);
+            ready!(this.at_pace(cx, shut.map_ok(|()| 0)))?;
             let mut timer = LazyTimer::new();
             timer.start(GRACE);
             this.closing = Some(timer);
@@ -146,15 +151,31 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
     use tokio::time::Instant;
 
     use super::*;
 
+    fn patient() -> Pace {
+        Pace::new(Duration::from_secs(60), None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_even_take_the_end_is_given_up() {
+        let (_client, server) = duplex(16);
+        let mut server = Linger::new(tokio::io::BufWriter::new(server), patient());
+        server.write_all(&[0; 100]).await.unwrap();
+        let begin = Instant::now();
+        let error = server.shutdown().await.unwrap_err();
+        assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 60));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn shutdown_waits_for_the_client_but_not_forever() {
         let (mut client, server) = duplex(16);
-        let mut server = Linger::new(server, Duration::from_secs(60));
+        let mut server = Linger::new(server, patient());
         let begin = Instant::now();
         let reading = async {
             client.write_all(&[0; 100]).await.unwrap();
@@ -168,7 +189,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_of_what_is_buffered_is_given_up() {
         let (_client, server) = duplex(16);
-        let mut server = Linger::new(tokio::io::BufWriter::new(server), Duration::from_secs(60));
+        let mut server = Linger::new(tokio::io::BufWriter::new(server), patient());
         server.write_all(&[0; 100]).await.unwrap();
         let begin = Instant::now();
         let error = server.flush().await.unwrap_err();
@@ -176,9 +197,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_a_trickle_is_given_up() {
+        let (mut client, server) = duplex(16);
+        let mut server = Linger::new(server, Pace::new(Duration::from_secs(60), NonZeroU64::new(4)));
+        let begin = Instant::now();
+        let reading = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                client.read_exact(&mut [0; 20]).await.unwrap();
+            }
+        };
+        let error = tokio::select! {
+            written = server.write_all(&[0; 1000]) => written.unwrap_err(),
+            () = reading => unreachable!(),
+        };
+        // Every ten seconds twenty bytes make up for five.
+        assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 110));
+        assert!(server.gave_up());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_given_up() {
         let (mut client, server) = duplex(16);
-        let mut server = Linger::new(server, Duration::from_secs(60));
+        let mut server = Linger::new(server, patient());
         let begin = Instant::now();
         let error = server.write_all(&[0; 100]).await.unwrap_err();
         assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 60));

@@ -14,7 +14,7 @@ use crate::chain::Chain;
 use crate::client::{Client, Serving};
 use crate::generation::{Listener, Route};
 use crate::logs::Ended;
-use crate::metrics::RouteMetrics;
+use crate::metrics::{GivenUp, RouteMetrics};
 use crate::reply::Fault;
 use crate::tunnel::Upgrade;
 use crate::worker::WorkerGeneration;
@@ -111,6 +111,11 @@ impl Live {
         &self.serving.client
     }
 
+    /// The client's connection, and which of its streams this is.
+    pub(crate) fn stream(&self) -> (Rc<Client>, u64) {
+        (self.serving.client.clone(), self.serving.stream())
+    }
+
     /// The connection waits for the client to take what it was given, until this is said otherwise.
     pub(crate) fn waits_for_client(&self, waits: bool) {
         self.serving.waits_for_client(waits);
@@ -176,6 +181,13 @@ impl Live {
         self.end.get_or_insert(end);
     }
 
+    /// Counts a fault that has a counter beside that of its response.
+    pub(crate) fn count_fault(&self, fault: &Fault) {
+        if *fault == Fault::BodyTimeout {
+            self.serving.client.worker.metrics.give_up(GivenUp::Body);
+        }
+    }
+
     /// What failed in the upload after the response had begun is known only here.
     fn late_upload_failure(&mut self) {
         let Some(failure) = self.upload.as_ref().and_then(|upload| upload.take_failure()) else { return };
@@ -183,6 +195,7 @@ impl Live {
             UploadFailure::Refused(refusal) => self.refused_by(&refusal),
             UploadFailure::Fault(Fault::ClientBody) => {}
             UploadFailure::Fault(fault) => {
+                self.count_fault(&fault);
                 let (_, _, reason) = fault.describe();
                 self.decided_by_core(fault.decider(), Some(reason));
             }

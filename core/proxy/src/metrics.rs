@@ -227,6 +227,64 @@ pub struct UpstreamMetrics {
     pub duration: Histogram,
 }
 
+/// Why a client's connection was closed as soon as it was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The listener has as many as it may have.
+    Listener,
+    /// Its client has as many as one may have.
+    Client,
+    /// Its client has begun as many TLS handshakes as one may.
+    Handshakes,
+    /// A plugin dropped it.
+    Plugin,
+}
+
+impl Refused {
+    /// Every reason with its label.
+    pub const ALL: [(Refused, &'static str); 4] = [
+        (Refused::Listener, "connections"),
+        (Refused::Client, "connections_per_client"),
+        (Refused::Handshakes, "handshakes_per_client"),
+        (Refused::Plugin, "plugin"),
+    ];
+}
+
+/// Why the gateway gave a client up, or a stream of its.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenUp {
+    /// The TLS handshake took too long.
+    Handshake,
+    /// A head took too long.
+    Header,
+    /// A body stopped, or came too slowly.
+    Body,
+    /// A response was not taken, or too slowly.
+    Write,
+    /// There was no request for too long.
+    Idle,
+    /// More HTTP/2 frames than the requests call for.
+    Frames,
+    /// More HTTP/2 requests were reset than served.
+    Resets,
+    /// Broken HTTP/2, or more of something than its library bears.
+    Http2,
+}
+
+impl GivenUp {
+    /// Every reason with its label.
+    pub const ALL: [(GivenUp, &'static str); 8] = [
+        (GivenUp::Handshake, "handshake_timeout"),
+        (GivenUp::Header, "header_timeout"),
+        (GivenUp::Body, "body_timeout"),
+        (GivenUp::Write, "write_timeout"),
+        (GivenUp::Idle, "idle_timeout"),
+        (GivenUp::Frames, "http2_frames"),
+        (GivenUp::Resets, "http2_resets"),
+        (GivenUp::Http2, "http2_error"),
+    ];
+}
+
 /// What is counted of the copies of a route's requests.
 #[derive(Debug)]
 pub struct MirrorMetrics {
@@ -259,8 +317,10 @@ pub struct Metrics {
     pub connections: Counter,
     /// Client connections open now.
     pub connections_open: Counter,
-    /// Client connections closed at once: over the limit, or dropped by a plugin.
-    pub connections_refused: Counter,
+    /// Client connections closed at once, in the order of [`Refused::ALL`].
+    pub connections_refused: [Counter; Refused::ALL.len()],
+    /// Clients given up, in the order of [`GivenUp::ALL`].
+    pub given_up: [Counter; GivenUp::ALL.len()],
     /// Connections that did not begin with the PROXY header that their listener wants, or came from
     /// elsewhere than it takes them from.
     pub proxy_protocol_failures: Counter,
@@ -291,7 +351,8 @@ impl Metrics {
             rows,
             connections: counter(),
             connections_open: counter(),
-            connections_refused: counter(),
+            connections_refused: std::array::from_fn(|_| counter()),
+            given_up: std::array::from_fn(|_| counter()),
             proxy_protocol_failures: counter(),
             handshake_failures: counter(),
             exchanges_open: counter(),
@@ -309,6 +370,14 @@ impl Metrics {
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.rows.0 - 1
+    }
+
+    pub(crate) fn refuse(&self, why: Refused) {
+        self.connections_refused[why as usize].increment();
+    }
+
+    pub(crate) fn give_up(&self, why: GivenUp) {
+        self.given_up[why as usize].increment();
     }
 
     /// The counters of a route; those of requests without a route are under an empty name.
@@ -433,6 +502,19 @@ mod tests {
         });
         metrics.connections_open.add(3);
         assert_eq!((metrics.connections.value(), metrics.connections_open.value()), (10, 1));
+    }
+
+    #[test]
+    fn every_reason_has_the_counter_of_its_label() {
+        let metrics = Metrics::new(1);
+        for (at, (why, _)) in Refused::ALL.iter().enumerate() {
+            metrics.refuse(*why);
+            assert_eq!(metrics.connections_refused[at].value(), 1, "{why:?}");
+        }
+        for (at, (why, _)) in GivenUp::ALL.iter().enumerate() {
+            metrics.give_up(*why);
+            assert_eq!(metrics.given_up[at].value(), 1, "{why:?}");
+        }
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Mirrored {
                 Err(_) => return,
             },
         };
-        let upstream = &*upstream;
+        let upstream = &upstream;
         // A copy waits for nothing, and an upstream that needs a rest gets none.
         let (Ok(_passage), Some(slot)) = (upstream.pass(), upstream.slot_now()) else {
             mirror.metrics.busy.increment();

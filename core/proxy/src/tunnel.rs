@@ -5,6 +5,7 @@
 //! the upstream's 101 runs as for any other request. What follows is no HTTP, and no plugin sees it.
 
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use aws_lc_rs::{digest, rand};
@@ -18,6 +19,7 @@ use hyper::ext::Protocol;
 use portcullis_plugin::End;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
+use crate::client::Client;
 use crate::live::Live;
 use crate::timer::LazyTimer;
 use crate::upstream::Switched;
@@ -121,6 +123,11 @@ impl Tunnel {
         let mut clock = LazyTimer::new();
         clock.start(upstream.patience());
         Tunnel { live, upstream, up: Way::default(), down: Way::default(), clock, is_unread: false }
+    }
+
+    /// The client's connection, and which of its streams this is.
+    pub(crate) fn stream(&self) -> (Rc<Client>, u64) {
+        self.live.stream()
     }
 
     /// Passes on what there is, until both sides have ended, one has failed, or nothing has passed for too long.

@@ -4,10 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
@@ -20,10 +19,12 @@ use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle as Task};
 
+use crate::admit::{Gate, Place};
 use crate::client::{Control, accept};
 use crate::generation::{Generation, Listener};
+use crate::linger::Stream;
 use crate::logs::LogQueue;
-use crate::metrics::{Metrics, count_as_worker};
+use crate::metrics::{Metrics, Refused, count_as_worker};
 use crate::upstream::{ReapGuard, reap_idle};
 
 /// Connections that wait in a socket's queue, per worker; the kernel may allow fewer.
@@ -91,13 +92,13 @@ impl DataPlane {
         std::thread::Builder::new()
             .name("retire".into())
             .spawn(move || retired.into_iter().for_each(drop))?;
-        let connections = Arc::new(ConnectionCounts::default());
+        let gates = Arc::new(Gates::default());
         let start = |index: usize| {
             let (sender, commands) = mpsc::unbounded_channel();
-            let (metrics, retire, connections) = (metrics.clone(), retire.clone(), connections.clone());
+            let (metrics, retire, gates) = (metrics.clone(), retire.clone(), gates.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || run(index, commands, metrics, retire, connections))?;
+                .spawn(move || run(index, commands, metrics, retire, gates))?;
             Ok((sender, Some(thread)))
         };
         let workers = (0..workers.max(1)).map(start).collect::<io::Result<_>>()?;
@@ -265,14 +266,14 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener
     Ok(socket.into())
 }
 
-/// Connections open per listener, over all workers.
+/// The doors of listeners by name: they outlive generations.
 #[derive(Default)]
-struct ConnectionCounts(Mutex<BTreeMap<Box<str>, Arc<AtomicUsize>>>);
+struct Gates(Mutex<BTreeMap<Box<str>, Arc<Gate>>>);
 
-impl ConnectionCounts {
-    fn of(&self, listener: &str) -> Arc<AtomicUsize> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.entry(listener.into()).or_default().clone()
+impl Gates {
+    fn of(&self, listener: &str) -> Arc<Gate> {
+        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.entry(listener.into()).or_insert_with(|| Arc::new(Gate::new())).clone()
     }
 }
 
@@ -354,7 +355,13 @@ impl Worker {
         mixed ^ (mixed >> 31)
     }
 
-    fn spawn_connection(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, bound: SocketAddr, slot: Slot) {
+    fn spawn_connection(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        bound: SocketAddr,
+        place: Place,
+    ) {
         let control = Rc::new(Control::default());
         let running = Running { bound, control: control.clone(), task: None };
         let at = self.accepted.replace(self.accepted.get() + 1);
@@ -363,14 +370,29 @@ impl Worker {
         self.metrics.connections.increment();
         self.metrics.connections_open.increment();
         let worker = self.clone();
-        let open = Open { worker: worker.clone(), at, _slot: slot };
+        let open = Open { worker: worker.clone(), at };
         let task = tokio::task::spawn_local(async move {
-            let _open = open;
-            accept(worker, stream, peer, bound, &control).await;
+            let (_open, mut place) = (open, place);
+            accept(worker, stream, peer, bound, &mut place, &control).await;
         });
         if let Some(running) = self.running.borrow_mut().get_mut(&at) {
             running.task = Some(task.abort_handle());
         }
+    }
+
+    /// Closes a connection for which there is no room.
+    pub(crate) fn refuse(
+        &self,
+        stream: &TcpStream,
+        gate: &Gate,
+        client: IpAddr,
+        listener: &Listener,
+        why: Refused,
+    ) {
+        self.metrics.refuse(why);
+        gate.tell(&listener.name, client, why);
+        // A reset leaves nothing behind in the kernel.
+        stream.spoil();
     }
 
     /// Lets those connections end that `concerned` says.
@@ -383,27 +405,10 @@ impl Worker {
     }
 }
 
-/// A place under a listener's connection limit.
-struct Slot(Arc<AtomicUsize>);
-
-impl Slot {
-    fn take(count: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
-        let slot = Slot(count.clone());
-        (count.fetch_add(1, Relaxed) < limit).then_some(slot)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
 /// An open connection, accounted for until dropped.
 struct Open {
     worker: Rc<Worker>,
     at: u64,
-    _slot: Slot,
 }
 
 impl Drop for Open {
@@ -420,7 +425,7 @@ fn run(
     commands: mpsc::UnboundedReceiver<Command>,
     metrics: Arc<Metrics>,
     retire: std::sync::mpsc::Sender<Arc<Generation>>,
-    connections: Arc<ConnectionCounts>,
+    gates: Arc<Gates>,
 ) {
     count_as_worker(index);
     let runtime: LocalRuntime =
@@ -445,7 +450,7 @@ fn run(
             let worker = worker.clone();
             async move { worker.logs.run().await }
         });
-        obey(&worker, commands, &retire, &connections).await;
+        obey(&worker, commands, &retire, &gates).await;
         worker.logs.close();
         if tokio::time::timeout(LAST_LOGS, logs).await.is_err() {
             tracing::warn!(index, "plugins did not finish their on_log in time");
@@ -464,7 +469,7 @@ async fn obey(
     worker: &Rc<Worker>,
     mut commands: mpsc::UnboundedReceiver<Command>,
     retire: &std::sync::mpsc::Sender<Arc<Generation>>,
-    connections: &ConnectionCounts,
+    gates: &Gates,
 ) {
     let mut accepting: Vec<(SocketAddr, Rc<Stop>, Task<()>)> = Vec::new();
     while let Some(command) = commands.recv().await {
@@ -497,9 +502,9 @@ async fn obey(
                 });
                 for (address, socket) in sockets {
                     let Some(listener) = listener_at(&generation, &address) else { continue };
-                    let count = connections.of(&listener.name);
+                    let gate = gates.of(&listener.name);
                     let stop = Rc::new(Stop::default());
-                    let task = accept_at(worker.clone(), socket, address, count, stop.clone());
+                    let task = accept_at(worker.clone(), socket, address, gate, stop.clone());
                     accepting.push((address, stop, tokio::task::spawn_local(task)));
                 }
                 // The control plane may have stopped waiting.
@@ -581,7 +586,7 @@ async fn accept_at(
     worker: Rc<Worker>,
     socket: std::net::TcpListener,
     address: SocketAddr,
-    count: Arc<AtomicUsize>,
+    gate: Arc<Gate>,
     stop: Rc<Stop>,
 ) {
     let socket = match TcpListener::from_std(socket) {
@@ -603,11 +608,16 @@ async fn accept_at(
         else {
             return;
         };
-        match Slot::take(&count, listener.limits.connections) {
-            Some(slot) => worker.spawn_connection(stream, peer, address, slot),
-            None => {
-                worker.metrics.connections_refused.increment();
+        let admitted = gate.admit(listener.limits.connections).and_then(|mut place| {
+            // Where proxies say whose connections they are, they have yet to say it.
+            if listener.proxies.is_none() {
+                place.take_for(peer.ip(), listener, &generation.trusted_proxies)?;
             }
+            Ok(place)
+        });
+        match admitted {
+            Ok(place) => worker.spawn_connection(stream, peer, address, place),
+            Err(why) => worker.refuse(&stream, &gate, peer.ip(), listener, why),
         }
     }
 }

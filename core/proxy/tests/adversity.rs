@@ -161,7 +161,7 @@ fn a_mute_http2_client_loses_its_connection() {
 }
 
 #[test]
-fn an_http2_client_that_takes_nothing_is_given_up() {
+fn an_http2_stream_that_is_not_read_is_given_up_and_no_other() {
     let (ends, ended) = Ends::new();
     let mut setup = Setup::to(origin()).plugin(ends);
     setup.limits.write_timeout = Duration::from_millis(200);
@@ -177,17 +177,24 @@ fn an_http2_client_that_takes_nothing_is_given_up() {
         let local = tokio::task::LocalSet::new();
         local
             .run_until(async move {
-                let connection = tokio::task::spawn_local(connection);
-                let request = http::Request::get("http://g/api/big").body(String::new()).unwrap();
-                let response = send.send_request(request).await.unwrap();
+                tokio::task::spawn_local(connection);
+                let get = |path| http::Request::get(path).body(String::new()).unwrap();
+                let unread = send.send_request(get("http://g/api/big")).await.unwrap();
                 // The body is never read, so its window stays shut.
-                let ended = tokio::time::timeout(PATIENCE, connection).await;
-                assert!(ended.is_ok(), "the connection lives on");
-                drop(response);
+                assert_eq!(ended.recv_timeout(PATIENCE).unwrap().0, End::ClientGone);
+                let other = send.send_request(get("http://g/api/x")).await.unwrap();
+                assert_eq!(other.status(), 200);
+                let mut unread = unread.into_body();
+                let broken = loop {
+                    match unread.frame().await {
+                        Some(Ok(_)) => {}
+                        ended => break ended,
+                    }
+                };
+                assert!(broken.is_some_and(|ended| ended.is_err()), "the stream looks complete");
             })
             .await;
     });
-    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().0, End::ClientGone);
 }
 
 /// Runs `talk` over an HTTP/2 connection to the gateway.

@@ -1,5 +1,6 @@
 //! Listeners: addresses, TLS, limits, and the chains of what arrives there.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use ipnet::IpNet;
 use portcullis_config as config;
-use portcullis_proxy::generation::{Listener, ListenerLimits, RedirectHttps};
+use portcullis_proxy::generation::{ClientLimits, Listener, ListenerLimits, Rate, RedirectHttps};
 use portcullis_proxy::tls::{
     Certificate, ClientAuth, TlsError, TlsPolicy, TlsSettings, TlsVersion, server_config,
 };
@@ -140,6 +141,7 @@ impl Builder<'_> {
                 tls: tls.map(|tls| tls.server.clone()),
                 redirect_https: listener.redirect_https.map(redirect_https),
                 limits: limits(listener),
+                client_limits: client_limits(&listener.limits),
                 route_chains: config.routes.iter().map(of_route).collect(),
                 chain,
             })
@@ -195,6 +197,13 @@ fn redirect_https(config: config::RedirectHttps) -> RedirectHttps {
     }
 }
 
+fn client_limits(limits: &config::ListenerLimits) -> ClientLimits {
+    ClientLimits {
+        connections: limits.connections_per_client.map(NonZeroU32::get),
+        handshakes: limits.handshakes_per_client.map(|rate| Rate { count: rate.count, per: rate.per }),
+    }
+}
+
 fn limits(listener: &config::Listener) -> ListenerLimits {
     let limits = &listener.limits;
     ListenerLimits {
@@ -204,6 +213,7 @@ fn limits(listener: &config::Listener) -> ListenerLimits {
         header_timeout: limits.header_timeout.0,
         body_timeout: limits.body_timeout.0,
         write_timeout: limits.write_timeout.0,
+        min_rate: limits.min_rate.0,
         idle_timeout: limits.idle_timeout.0,
         http2_streams: listener.http2.max_streams.get(),
     }

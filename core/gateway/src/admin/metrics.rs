@@ -8,7 +8,7 @@ use std::fmt::{Display, Write};
 
 use portcullis_control::UpstreamStatus;
 use portcullis_plugin::{CounterReading, HookName};
-use portcullis_proxy::metrics::{BUCKETS, Counter, Histogram, Metrics, PluginMetrics};
+use portcullis_proxy::metrics::{BUCKETS, Counter, GivenUp, Histogram, Metrics, PluginMetrics, Refused};
 use portcullis_proxy::upstream::Endpoint;
 
 /// The page's media type.
@@ -89,11 +89,20 @@ fn control(page: &mut Page, facts: &Facts) {
 fn connections(page: &mut Page, metrics: &Metrics) {
     page.counter("connections_total", "client connections accepted").value(&metrics.connections);
     page.gauge("connections_open", "client connections open now").value(&metrics.connections_open);
-    page.counter(
+    let mut refused = page.counter(
         "connections_refused_total",
-        "client connections closed at once: over the limit, or dropped by a plugin",
-    )
-    .value(&metrics.connections_refused);
+        "client connections closed at once, by the limit that they were over, or dropped by a plugin",
+    );
+    for ((_, reason), count) in Refused::ALL.iter().zip(&metrics.connections_refused) {
+        refused.sample(&[("reason", reason)], count.value());
+    }
+    let mut given_up = page.counter(
+        "clients_given_up_total",
+        "connections, streams and uploads that the gateway ended because of what their client did or did not do",
+    );
+    for ((_, reason), count) in GivenUp::ALL.iter().zip(&metrics.given_up) {
+        given_up.sample(&[("reason", reason)], count.value());
+    }
     page.counter(
         "proxy_protocol_failures_total",
         "client connections closed for their PROXY header, or because they came from elsewhere than their proxies",

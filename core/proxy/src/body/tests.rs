@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use http_body_util::{BodyExt, Full, StreamBody};
 
 use super::*;
@@ -23,7 +25,8 @@ async fn the_budget_bites_and_is_given_back() {
 
 #[tokio::test]
 async fn trailers_that_were_not_sent_are_sent_again_and_behind_chunks() {
-    let (body, _) = RequestBody::stream(ClientBody::new(Incoming::Empty, Duration::MAX), Vec::new(), None);
+    let client = ClientBody::new(Incoming::Empty, Pace::new(Duration::MAX, None));
+    let (body, _) = RequestBody::stream(client, Vec::new(), None);
     let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("x"))]);
     let mut body = body.put_back(Bytes::new(), Some(trailers.clone())).put_back(Bytes::new(), None);
     assert!(!body.is_end_stream() && body.size_hint().exact().is_none());

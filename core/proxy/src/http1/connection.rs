@@ -23,6 +23,8 @@ use crate::exchange::serve;
 use crate::generation::ListenerLimits;
 use crate::head::Head;
 use crate::linger::Linger;
+use crate::metrics::GivenUp;
+use crate::pace::Pace;
 use crate::timer::LazyTimer;
 use crate::tunnel::Tunnel;
 
@@ -30,11 +32,11 @@ use crate::tunnel::Tunnel;
 pub(crate) async fn serve_connection(
     opened: Opened,
     client: Rc<Client>,
-    limits: ListenerLimits,
+    limits: &ListenerLimits,
     control: &Control,
 ) {
-    let io = Linger::new(opened.stream, limits.write_timeout);
-    let wire = Wire::new(io, opened.read, Limits::of(&limits));
+    let io = Linger::new(opened.stream, Pace::new(limits.write_timeout, limits.min_rate));
+    let wire = Wire::new(io, opened.read, Limits::of(limits));
     let connection = Connection { wire: Shared::new(wire), client, limits, is_draining: Cell::new(false) };
     let mut running = pin!(connection.run(opened.accepted));
     let ended = poll_fn(|cx| {
@@ -44,12 +46,16 @@ pub(crate) async fn serve_connection(
         running.as_mut().poll(cx)
     });
     ended.await;
+    let gave_up = connection.wire.lock().gave_up();
+    if gave_up {
+        connection.give_up(GivenUp::Write);
+    }
 }
 
-struct Connection {
+struct Connection<'a> {
     wire: Shared,
     client: Rc<Client>,
-    limits: ListenerLimits,
+    limits: &'a ListenerLimits,
     is_draining: Cell<bool>,
 }
 
@@ -71,7 +77,7 @@ struct Asked {
     wishes: Wishes,
 }
 
-impl Connection {
+impl Connection<'_> {
     async fn run(&self, accepted: Instant) {
         let mut clock = LazyTimer::new();
         clock.start_from(accepted, self.limits.header_timeout);
@@ -148,9 +154,18 @@ impl Connection {
             if is_silent && !std::mem::replace(&mut is_pressed, true) {
                 clock.start(BEGIN);
             }
-            clock.poll_expired(cx).map(|()| wire.has_begun().then_some(Err(refusal::HEADER_TIMEOUT)))
+            ready!(clock.poll_expired(cx));
+            let is_header = is_first || has_begun;
+            if !self.is_draining.get() {
+                self.give_up(if is_header { GivenUp::Header } else { GivenUp::Idle });
+            }
+            Poll::Ready(wire.has_begun().then_some(Err(refusal::HEADER_TIMEOUT)))
         })
         .await
+    }
+
+    fn give_up(&self, why: GivenUp) {
+        self.client.worker.metrics.give_up(why);
     }
 
     fn look_at(&self, head: &Result<Head, Refusal>) -> Asked {

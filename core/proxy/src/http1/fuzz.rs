@@ -23,6 +23,7 @@ use crate::generation::ListenerLimits;
 use crate::head::understand;
 use crate::hops::is_hop_by_hop;
 use crate::linger::{Linger, Stream};
+use crate::pace::Pace;
 use crate::upstream::{Http1, RequestHead};
 
 /// Of every request that is accepted of a client's bytes, the upstream gets exactly one request, which reads as it was
@@ -30,7 +31,7 @@ use crate::upstream::{Http1, RequestHead};
 pub fn request(client: &[u8]) {
     within_runtime(|| {
         let io: Box<dyn Stream> = Box::new(Memory::new(client, usize::MAX));
-        let wire = Shared::new(Wire::new(Linger::new(io, HOUR), BytesMut::new(), limits()));
+        let wire = Shared::new(Wire::new(Linger::new(io, Pace::new(HOUR, None)), BytesMut::new(), limits()));
         while let Some((request, sent)) = forward(&wire) {
             assert_eq!(read_strictly(&sent.concat()).head, described(&request));
             let path = request.path();
@@ -80,6 +81,7 @@ fn listener_limits() -> ListenerLimits {
         header_timeout: HOUR,
         body_timeout: HOUR,
         write_timeout: HOUR,
+        min_rate: None,
         idle_timeout: HOUR,
         http2_streams: 1,
     }
@@ -108,8 +110,9 @@ fn forward(wire: &Shared) -> Option<(Request, Vec<Vec<u8>>)> {
     if fault.is_some() {
         return None;
     }
-    let body = Body::of(wire)
-        .map(|body| RequestBody::stream(ClientBody::new(Incoming::Http1(body), HOUR), Vec::new(), None).0);
+    let body = Body::of(wire).map(|body| {
+        RequestBody::stream(ClientBody::new(Incoming::Http1(body), Pace::new(HOUR, None)), Vec::new(), None).0
+    });
     let sink = Memory::new(&[], usize::MAX);
     let sent = sink.written.clone();
     let mut upstream = Http1::new(Silent(sink));
@@ -475,7 +478,8 @@ mod tests {
             let head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
             let stream = [&head[..], &b"1\r\nx\r\n".repeat(10_000), b"0\r\n\r\n"].concat();
             let io: Box<dyn Stream> = Box::new(Memory::new(&stream, usize::MAX));
-            let wire = Shared::new(Wire::new(Linger::new(io, HOUR), BytesMut::new(), limits()));
+            let wire =
+                Shared::new(Wire::new(Linger::new(io, Pace::new(HOUR, None)), BytesMut::new(), limits()));
             let (_, sent) = forward(&wire).unwrap();
             let longest = sent.iter().map(Vec::len).max().unwrap();
             assert!(sent.len() < 10 && longest < 17 * 1024, "{} writes of up to {longest}", sent.len());

@@ -19,6 +19,7 @@ use super::outbox::Outbox;
 use super::wire::{Shared, Wire};
 use super::*;
 use crate::linger::{Linger, Stream};
+use crate::pace::Pace;
 use crate::reply::Fault;
 
 pub(super) const GOOD: &str = "GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n";
@@ -90,7 +91,7 @@ impl Stream for Script {
 
 /// A line for each request of a stream: what its head said, its body and trailers, or why it was refused.
 fn requests(begin: &[u8], client: Script) -> Vec<String> {
-    let io = Linger::new(Box::new(client) as Box<dyn Stream>, Duration::from_secs(60));
+    let io = Linger::new(Box::new(client) as Box<dyn Stream>, Pace::new(Duration::from_secs(60), None));
     let wire = Shared::new(Wire::new(io, BytesMut::from(begin), Limits::default()));
     let mut cx = Context::from_waker(Waker::noop());
     let mut seen = Vec::new();

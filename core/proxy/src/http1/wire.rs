@@ -219,6 +219,11 @@ impl Wire {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
+    /// Whether the client took nothing of what is written for too long.
+    pub(super) fn gave_up(&self) -> bool {
+        self.io.gave_up()
+    }
+
     /// Makes sure that what was written does not look like all of a response.
     pub(super) fn spoil(&self) {
         self.io.get_ref().spoil();
@@ -400,10 +405,12 @@ mod tests {
 
     use super::super::tests::{GOOD, Script};
     use super::*;
+    use crate::pace::Pace;
 
     fn wire(segments: Vec<Vec<u8>>) -> Wire {
         let client: Box<dyn Stream> = Box::new(Script::new(segments));
-        Wire::new(Linger::new(client, std::time::Duration::MAX), BytesMut::new(), Limits::default())
+        let pace = Pace::new(std::time::Duration::MAX, None);
+        Wire::new(Linger::new(client, pace), BytesMut::new(), Limits::default())
     }
 
     #[test]

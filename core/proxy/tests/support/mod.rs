@@ -17,7 +17,9 @@ use portcullis_plugin::{
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::chain::{Chain, Instance, OnError};
-use portcullis_proxy::generation::{Action, Generation, Listener, ListenerLimits, Rewrite, Route};
+use portcullis_proxy::generation::{
+    Action, ClientLimits, Generation, Listener, ListenerLimits, Rewrite, Route,
+};
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::routes::{PathPattern, RouteMatch, RouteTable};
 use portcullis_proxy::upstream::{Endpoint, Timeouts, Upstream};
@@ -58,6 +60,7 @@ impl Setup {
             header_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(5),
+            min_rate: std::num::NonZeroU64::new(256),
             idle_timeout: Duration::from_secs(60),
             http2_streams: 100,
         };
@@ -128,6 +131,7 @@ impl Setup {
             tls: None,
             redirect_https: None,
             limits: self.limits,
+            client_limits: ClientLimits::default(),
             chain: chain.clone(),
             route_chains: vec![chain],
         };

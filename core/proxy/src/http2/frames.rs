@@ -1,0 +1,315 @@
+//! What a client's frames ask for, counted as they come in, below the library that understands them.
+//!
+//! The library bounds what it holds in memory; it does not bound what a client may make it do for nothing. So every
+//! frame that is no request and no part of a body is paid for, with what requests, responses and time bring in. A client
+//! that does not respect that is told so, and heard no more.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::PREFACE;
+use crate::client::Client;
+use crate::metrics::GivenUp;
+
+/// Frames that a client may send before it has asked for anything, or after it was silent for long.
+const MAX_AHEAD: u64 = 1000;
+/// Frames that come along with a request, or with a part of a response: window updates, pings that measure, an end.
+const PER_USE: u64 = 10;
+/// Frames a second that keep a connection alive which does nothing else.
+const PER_SECOND: u64 = 10;
+/// Requests that a client may take back, even if it takes back all. Beyond, it must let half of them be.
+const MAX_RESETS: u64 = 200;
+/// Frames that are read before other connections get their turn.
+const TURN: u32 = 512;
+
+/// A frame's head (RFC 9113, 4.1).
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    length: u32,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const END_STREAM: u8 = 1;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+impl Head {
+    const LENGTH: usize = 9;
+
+    fn read([l0, l1, l2, kind, flags, s0, s1, s2, s3]: [u8; Head::LENGTH]) -> Self {
+        let length = u32::from_be_bytes([0, l0, l1, l2]);
+        Head { length, kind, flags, stream: u32::from_be_bytes([s0, s1, s2, s3]) & !(1 << 31) }
+    }
+}
+
+/// Finds the heads of frames in bytes that come in any pieces.
+#[derive(Default)]
+struct Walk {
+    head: [u8; Head::LENGTH],
+    /// Bytes known of the next head.
+    known: usize,
+    /// Bytes left of what is no head.
+    left: usize,
+}
+
+impl Walk {
+    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head)) {
+        while !bytes.is_empty() {
+            let (skipped, rest) = bytes.split_at(self.left.min(bytes.len()));
+            self.left -= skipped.len();
+            let missing = &mut self.head[self.known..];
+            let (more, rest) = rest.split_at(missing.len().min(rest.len()));
+            missing[..more.len()].copy_from_slice(more);
+            self.known += more.len();
+            if self.known == Head::LENGTH {
+                let head = Head::read(self.head);
+                (self.known, self.left) = (0, head.length as usize);
+                each(head);
+            }
+            bytes = rest;
+        }
+    }
+
+    fn is_between_frames(&self) -> bool {
+        self.known == 0 && self.left == 0
+    }
+}
+
+/// What a client may still send.
+struct Allowance {
+    frames: u64,
+    counted_since: Instant,
+    requests: u64,
+    resets: u64,
+    /// The last stream that the client has begun.
+    last: u32,
+}
+
+impl Allowance {
+    fn new() -> Self {
+        Allowance { frames: MAX_AHEAD, counted_since: Instant::now(), requests: 0, resets: 0, last: 0 }
+    }
+
+    fn receive(&mut self, frame: Head) -> Result<(), GivenUp> {
+        match frame.kind {
+            HEADERS if frame.stream > self.last => {
+                self.last = frame.stream;
+                self.requests += 1;
+                self.frames += PER_USE;
+                return Ok(());
+            }
+            DATA if frame.length > 0 || frame.flags & END_STREAM != 0 => return Ok(()),
+            RST_STREAM => {
+                self.resets += 1;
+                if self.resets > MAX_RESETS && self.resets > self.requests / 2 {
+                    return Err(GivenUp::Resets);
+                }
+            }
+            _ => {}
+        }
+        if self.frames == 0 {
+            self.frames = (self.counted_since.elapsed().as_secs() * PER_SECOND).min(MAX_AHEAD);
+            self.counted_since = Instant::now();
+        }
+        self.frames = self.frames.checked_sub(1).ok_or(GivenUp::Frames)?;
+        Ok(())
+    }
+
+    fn send(&mut self, frame: Head) {
+        if frame.kind == DATA {
+            self.frames += PER_USE;
+        }
+    }
+}
+
+/// A client's stream whose frames are counted.
+pub(super) struct Counted<S> {
+    io: S,
+    client: Rc<Client>,
+    reading: Walk,
+    writing: Walk,
+    allowance: Allowance,
+    /// Frames read since others had their turn.
+    turn: u32,
+    /// The client is heard no more.
+    is_parting: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Counted<S> {
+    /// Of a stream that begins with the preface, which is no frame.
+    pub(super) fn new(io: S, client: Rc<Client>) -> Self {
+        let reading = Walk { left: PREFACE.len(), ..Walk::default() };
+        let (writing, allowance) = (Walk::default(), Allowance::new());
+        Counted { io, client, reading, writing, allowance, turn: 0, is_parting: false }
+    }
+
+    /// Tells the client why, if it takes that at once and nothing else is half said.
+    fn part(&mut self, cx: &mut Context<'_>, why: GivenUp) {
+        self.is_parting = true;
+        self.client.worker.metrics.give_up(why);
+        tracing::debug!(peer = %self.client.connection.peer, ?why, "HTTP/2 client is heard no more");
+        if self.writing.is_between_frames() {
+            let payload = [self.allowance.last.to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes()];
+            let frame = [&[0, 0, 8, GOAWAY, 0, 0, 0, 0, 0][..], payload.as_flattened()].concat();
+            let _ = Pin::new(&mut self.io).poll_write(cx, &frame);
+        }
+    }
+
+    fn sent(&mut self, bytes: &[u8]) {
+        let Counted { writing, allowance, .. } = self;
+        writing.pass(bytes, |frame| allowance.send(frame));
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.is_parting {
+            return Pin::new(&mut this.io).poll_shutdown(cx);
+        }
+        if this.turn >= TURN {
+            this.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) else {
+            this.turn = 0;
+            return Poll::Pending;
+        };
+        read?;
+        let mut verdict = Ok(());
+        let Counted { reading, allowance, turn, .. } = this;
+        reading.pass(&buf.filled()[before..], |frame| {
+            *turn += 1;
+            verdict = verdict.and_then(|()| allowance.receive(frame));
+        });
+        let Err(why) = verdict else { return Poll::Ready(Ok(())) };
+        buf.set_filled(before);
+        this.part(cx, why);
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_parting {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        self.sent(buf.get(..written).unwrap_or(buf));
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.is_parting {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
+        let mut left = written;
+        for buf in bufs {
+            let (sent, _) = buf.split_at(left.min(buf.len()));
+            left -= sent.len();
+            self.sent(sent);
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_parting {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn frame(kind: u8, stream: u32) -> Head {
+        Head { length: 4, kind, flags: 0, stream }
+    }
+
+    #[test]
+    fn heads_are_found_in_any_pieces() {
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        for (kind, length) in [(4, 0), (1, 300), (0, 16_384), (6, 8), (8, 4)] {
+            let length = u32::to_be_bytes(length);
+            bytes.extend([&length[1..], &[kind, 0, 0x80, 0, 0, kind]].concat());
+            bytes.resize(bytes.len() + u32::from_be_bytes(length) as usize, 0xff);
+        }
+        for piece in [1, 2, 8, 9, 10, 100, 16_000, bytes.len()] {
+            let mut walk = Walk { left: PREFACE.len(), ..Walk::default() };
+            let mut found = Vec::new();
+            for piece in bytes.chunks(piece) {
+                walk.pass(piece, |head| found.push((head.kind, head.length, head.stream)));
+            }
+            assert_eq!(found, [(4, 0, 4), (1, 300, 1), (0, 16_384, 0), (6, 8, 6), (8, 4, 8)], "by {piece}");
+            assert!(walk.is_between_frames());
+        }
+    }
+
+    #[test]
+    fn frames_for_nothing_are_bounded_and_use_brings_more() {
+        const PING: u8 = 6;
+        let mut allowance = Allowance::new();
+        for stream in 0..100 {
+            assert!(allowance.receive(frame(HEADERS, stream * 2 + 1)).is_ok());
+            allowance.send(frame(DATA, stream));
+        }
+        let pings = (0..).take_while(|_| allowance.receive(frame(PING, 0)).is_ok()).count() as u64;
+        assert_eq!(pings, MAX_AHEAD + 200 * PER_USE);
+        allowance.counted_since -= Duration::from_secs(5);
+        let pings = (0..).take_while(|_| allowance.receive(frame(PING, 0)).is_ok()).count() as u64;
+        assert_eq!(pings, 5 * PER_SECOND);
+        // The trailers of a stream are no request.
+        assert_eq!(allowance.receive(frame(HEADERS, 1)), Err(GivenUp::Frames));
+    }
+
+    #[test]
+    fn half_of_the_requests_may_be_taken_back_or_a_few() {
+        let mut allowance = Allowance::new();
+        let mut stream = 1;
+        let mut reset = |allowance: &mut Allowance, every: u32| {
+            for turn in 0..10_000 {
+                stream += 2;
+                assert!(allowance.receive(frame(HEADERS, stream)).is_ok());
+                if turn % every == 0 && allowance.receive(frame(RST_STREAM, stream)).is_err() {
+                    return turn;
+                }
+            }
+            10_000
+        };
+        assert_eq!(reset(&mut allowance, 3), 10_000);
+        assert_eq!(reset(&mut Allowance::new(), 1), MAX_RESETS as u32);
+    }
+}
