@@ -213,21 +213,21 @@ async fn hedged(
         copy.send(Request::clone(&request));
     }
     let is_idempotent = request.method().is_idempotent();
-    let sent = |result| Ok(Sent { result, is_idempotent });
+    let sent = |result| Sent { result, is_idempotent };
     let slot = match tries.slot().await {
         Ok(slot) => slot,
-        Err(kind) => return sent(Err(AttemptError { kind, unsent: Some(body), reused: false })),
+        Err(kind) => return Ok(sent(Err(AttemptError { kind, unsent: Some(body), reused: false }))),
     };
     let client = first.endpoint.is_told_clients().then(|| addresses(live));
     let first_head = head(&request, &[], client.as_ref(), None);
     let sending = send(upstream, first.endpoint, first_head, body, tries.limit(), slot);
     let mut sending = pin!(sending);
     let leave = match timeout(after, &mut sending).await {
-        Ok(result) => return sent(result),
+        Ok(result) => return Ok(sent(result)),
         Err(_) if is_idempotent => tries.hedge(),
         Err(_) => None,
     };
-    let Some((second, slot, _counted)) = leave else { return sent(sending.await) };
+    let Some((second, slot, _counted)) = leave else { return Ok(sent(sending.await)) };
     note(live, upstream, tries.number, second.endpoint);
     let request = prepare(live, upstream, second.endpoint, host, tries.left()).await?;
     let began = Instant::now();

@@ -308,7 +308,7 @@ impl Guest {
     {
         let instance = self.instantiated(live).await?;
         let index = index.ok_or_else(|| wasmtime::Error::msg("no such export"))?;
-        instance.get_typed_func(&mut live.store, &index)
+        instance.get_typed_func(&mut live.store, index)
     }
 
     /// What an error of the engine says about the guest.
