@@ -261,7 +261,7 @@ async fn hedged(
         }
         (answered, false) => answered,
     };
-    sent(result)
+    Ok(sent(result))
 }
 
 /// Tells plugins and the log which attempt this is.

@@ -192,22 +192,23 @@ fn read_strictly(bytes: &[u8]) -> Seen {
     }
     assert!(length.is_none() || !is_chunked, "{text}");
     rest.advance(length.unwrap_or(0));
-    while is_chunked {
-        let size = line(&mut rest);
-        let size = std::str::from_utf8(size).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok());
-        let Some(size) = size else { panic!("not a chunk: {text}") };
-        if size > 0 {
+    if is_chunked {
+        while let Some(size) = chunk_size(line(&mut rest)).filter(|size| *size > 0) {
             rest.advance(size);
             assert!(line(&mut rest).is_empty(), "{text}");
-            continue;
         }
         while let field @ [_, ..] = line(&mut rest) {
             split_field(field);
         }
-        break;
     }
     assert!(rest.is_empty(), "more than one request: {text}");
     Seen { head: sorted(String::from_utf8_lossy(first).into_owned(), fields) }
+}
+
+fn chunk_size(digits: &[u8]) -> Option<usize> {
+    let size = std::str::from_utf8(digits).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok());
+    assert!(size.is_some(), "not a chunk's size: {}", digits.escape_ascii());
+    size
 }
 
 /// The next line, which ends in CRLF and has no other CR or LF.
