@@ -1,8 +1,8 @@
 //! HTTP/2 by hand (RFC 9113): a client that does not respect what the server asks for, and that takes of
-//! a response no more than a test reads.
+//! a response no more than a test reads; and a server that answers as a test says.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use crate::PATIENCE;
 
@@ -15,6 +15,8 @@ impl Http2 {
     pub const FLOW_CONTROL_ERROR: u32 = 3;
     /// The code of a stream that the server does not take.
     pub const REFUSED_STREAM: u32 = 7;
+    /// The code of a stream that nobody waits for any more.
+    pub const CANCEL: u32 = 8;
 
     /// Part of a body.
     pub const DATA: u8 = 0;
@@ -28,6 +30,10 @@ impl Http2 {
     pub const PING: u8 = 6;
     /// The end of the connection.
     pub const GOAWAY: u8 = 7;
+    /// More room for what the other side sends.
+    pub const WINDOW_UPDATE: u8 = 8;
+    /// More of a head.
+    pub const CONTINUATION: u8 = 9;
 
     /// Opens a connection, with the settings of both sides acknowledged.
     pub fn open(address: SocketAddr) -> Self {
@@ -40,6 +46,85 @@ impl Http2 {
         client.read_until(Self::SETTINGS);
         client.write(Self::SETTINGS, 1, 0, &[]).unwrap();
         client
+    }
+
+    /// Takes the next connection, with the settings of both sides acknowledged. These are ours: identifier and
+    /// value (section 6.5.2).
+    pub fn accept(listener: &TcpListener, settings: &[(u16, u32)]) -> Self {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).unwrap();
+        assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        let mut server = Http2(stream);
+        let setting = |(name, value): &(u16, u32)| [&name.to_be_bytes()[..], &value.to_be_bytes()].concat();
+        let settings: Vec<u8> = settings.iter().flat_map(setting).collect();
+        server.write(Self::SETTINGS, 0, 0, &settings).unwrap();
+        server.read_until(Self::SETTINGS);
+        server.write(Self::SETTINGS, 1, 0, &[]).unwrap();
+        server
+    }
+
+    /// The stream of the next request.
+    #[track_caller]
+    pub fn request(&mut self) -> u32 {
+        self.read_until(Self::HEADERS).1
+    }
+
+    /// A response's head with status 200 and these headers; with this flag (END_STREAM) it is all.
+    pub fn respond(&mut self, stream: u32, headers: &[(&str, &str)], ends: bool) {
+        let mut block = vec![0x88];
+        for (name, value) in headers {
+            block.extend([vec![0], text(name), text(value)].concat());
+        }
+        self.write(Self::HEADERS, 4 | u8::from(ends), stream, &block).unwrap();
+    }
+
+    /// A response's head of any length, in as many frames as it takes, and nothing behind it.
+    pub fn respond_long(&mut self, stream: u32, headers: &[(&str, &str)]) {
+        let mut block = vec![0x88];
+        for (name, value) in headers {
+            block.extend([vec![0], text(name), text(value)].concat());
+        }
+        let frames: Vec<_> = block.chunks(16 << 10).collect();
+        for (at, frame) in frames.iter().enumerate() {
+            let kind = if at == 0 { Self::HEADERS } else { Self::CONTINUATION };
+            // END_STREAM stands in the first, END_HEADERS in the last.
+            let flags = u8::from(at == 0) | if at + 1 == frames.len() { 4 } else { 0 };
+            // The other side may have ended it all in between.
+            if self.write(kind, flags, stream, frame).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// An interim response with status 103.
+    pub fn interim(&mut self, stream: u32, headers: &[(&str, &str)]) -> io::Result<()> {
+        let mut block = [vec![0x08], text("103")].concat();
+        for (name, value) in headers {
+            block.extend([vec![0], text(name), text(value)].concat());
+        }
+        self.write(Self::HEADERS, 4, stream, &block)
+    }
+
+    /// Part of a body; with this flag its end.
+    pub fn data(&mut self, stream: u32, data: &[u8], ends: bool) {
+        self.write(Self::DATA, ends.into(), stream, data).unwrap();
+    }
+
+    /// Room for so many bytes more, on a stream or on the connection, which is stream 0.
+    pub fn window_update(&mut self, stream: u32, bytes: u32) -> io::Result<()> {
+        self.write(Self::WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
+    }
+
+    /// Ends a stream.
+    pub fn write_reset(&mut self, stream: u32, code: u32) {
+        self.write(Self::RST_STREAM, 0, stream, &code.to_be_bytes()).unwrap();
+    }
+
+    /// Ends the connection behind this stream, without fault.
+    pub fn go_away(&mut self, last: u32) {
+        self.write(Self::GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat()).unwrap();
     }
 
     /// `GET` over http with these headers, and no body.

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route, TlsPolicy, TlsVersion};
 use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::node::{Node, join};
+use crate::upstreams::Health;
 
 /// What fits into the map that headers are kept in, with room for those that plugins add.
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
@@ -22,6 +23,7 @@ pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeEr
     check.chains(config);
     check.routes(config);
     check.endpoints(config);
+    check.health(config);
     check.unused_upstreams(config);
     (check.errors, check.warnings)
 }
@@ -216,6 +218,16 @@ impl Check<'_> {
                     let help = "for a larger share: `{ url: ..., weight: 2 }`";
                     self.error(&path, "this endpoint stands here twice", Some(help));
                 }
+            }
+        }
+    }
+
+    fn health(&mut self, config: &Config) {
+        for upstream in &config.upstreams {
+            let asks_twice = |health: &&Health| health.path.is_some() && health.grpc.is_some();
+            if upstream.health.as_ref().filter(asks_twice).is_some() {
+                let path = format!("{}.health.grpc", join("upstreams", &upstream.name));
+                self.error(&path, "a check asks for a path or for a gRPC service, not for both", None);
             }
         }
     }

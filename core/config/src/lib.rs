@@ -35,8 +35,8 @@ pub use node::{Key, Node, Scalar, Value};
 pub use reader::Reader;
 pub use schema::schema;
 pub use upstreams::{
-    Balance, Eject, Endpoint, HashBy, Health, HostHeader, Retries, RetryBudget, RetryOn, Sticky, Timeouts,
-    Upstream,
+    Balance, Eject, Endpoint, HashBy, Health, HostHeader, Protocol, Retries, RetryBudget, RetryOn, Sticky,
+    Timeouts, Upstream,
 };
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,

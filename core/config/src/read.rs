@@ -110,6 +110,7 @@ fn upstream(name: &str, place: Place<'_, '_>) -> Option<Upstream> {
     // One with errors is there all the same: nobody who names it is wrong.
     let Some(mut table) = place.table() else { return Some(upstream) };
     upstream.endpoints = table.required("endpoints", endpoints).unwrap_or_default();
+    upstream.protocol = table.optional("protocol").unwrap_or_default();
     upstream.balance = table.optional("balance").unwrap_or_default();
     upstream.min_healthy = table.optional("min_healthy").unwrap_or(upstream.min_healthy);
     upstream.slow_start = table.optional("slow_start");

@@ -21,6 +21,9 @@ pub struct Upstream {
     /// Where it is served; at least one.
     #[schemars(length(min = 1))]
     pub endpoints: Vec<Endpoint>,
+    /// What the endpoints speak: `http1` or `http2` (without TLS, and without asking first). Default `http1`.
+    #[schemars(default)]
+    pub protocol: Protocol,
     /// How an endpoint is chosen: `round_robin`, `least_request` (the less busy of two drawn by lot), `random`,
     /// `{ hash: { by: client } }` or `{ sticky: { cookie: name } }`. Default `round_robin`.
     #[schemars(default)]
@@ -41,7 +44,7 @@ pub struct Upstream {
     /// Timeouts.
     #[schemars(default)]
     pub timeouts: Timeouts,
-    /// Idle connections kept by each worker to each endpoint. Default `64`.
+    /// Idle HTTP/1 connections kept by each worker to each endpoint. Default `64`.
     #[schemars(default = "default_max_idle")]
     pub max_idle: u32,
     /// Further attempts after a failed one, where repeating is safe: how many, or a table. Default `1`.
@@ -63,6 +66,17 @@ pub struct Endpoint {
     pub weight: NonZeroU32,
     /// 0 serves first, the next when too few of the former are healthy. Default `0`.
     pub priority: u8,
+}
+
+/// What endpoints speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1 (RFC 9112).
+    #[default]
+    Http1,
+    /// HTTP/2 (RFC 9113), which gRPC needs.
+    Http2,
 }
 
 /// How an endpoint is chosen.
@@ -132,6 +146,11 @@ pub struct Eject {
 pub struct Health {
     /// Path to get. Default: none, a check only connects. Example: `/healthz`.
     pub path: Option<PathPrefix>,
+    /// Service to ask for with gRPC's health checking protocol, in place of a path; empty for the server as a whole.
+    /// Example: `shop.v1.Orders`.
+    #[schemars(with = "Option<String>")]
+    #[serde(deserialize_with = "grpc_service")]
+    pub grpc: Option<String>,
     /// Status codes that are healthy, any of them. Default: 200 to 299.
     pub status: Vec<Status>,
     /// Between two checks of an endpoint. Default `5s`.
@@ -226,6 +245,7 @@ impl Upstream {
         Self {
             name: name.to_owned(),
             endpoints: Vec::new(),
+            protocol: Protocol::default(),
             balance: Balance::default(),
             min_healthy: default_min_healthy(),
             slow_start: None,
@@ -256,6 +276,7 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             path: None,
+            grpc: None,
             status: Vec::new(),
             interval: seconds(5),
             timeout: seconds(2),
@@ -300,6 +321,14 @@ fn default_max_idle() -> u32 {
 fn cookie_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
     if is_token(&name) { Ok(name) } else { Err(de::Error::custom("expected a cookie name such as `route`")) }
+}
+
+fn grpc_service<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_')) {
+        return Ok(Some(name));
+    }
+    Err(de::Error::custom("expected the name of a gRPC service such as `shop.v1.Orders`"))
 }
 
 fn maybe_positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -468,6 +497,8 @@ mod tests {
         let by = read("balance: { hash: { by: { cookie: s } } }").balance;
         assert_eq!(by, Balance::Hash(HashBy::Cookie("s".to_owned())));
         assert!(matches!(read("balance: { sticky: { cookie: s } }").balance, Balance::Sticky(_)));
+        assert_eq!(read("protocol: http2").protocol, Protocol::Http2);
+        assert_eq!(read("health: { grpc: \"\" }").health.unwrap().grpc.as_deref(), Some(""));
         assert_eq!(read("retries: 3").retries.attempts, 3);
         let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;
         assert_eq!((retries.attempts, retries.on), (1, vec![RetryOn::Connect, RetryOn::Status(503)]));
@@ -501,6 +532,15 @@ mod tests {
             ("eject: { max_ejected: 101% }", "2: upstreams.api.eject.max_ejected: expected a share"),
             ("eject: { time: 0s }", "2: upstreams.api.eject.time: must be longer than zero"),
             ("health: { interval: 0s }", "2: upstreams.api.health.interval: must be longer than zero"),
+            ("protocol: http3", "2: upstreams.api.protocol: "),
+            (
+                "health: { grpc: \"a b\" }",
+                "2: upstreams.api.health.grpc: expected the name of a gRPC service",
+            ),
+            (
+                "health: { grpc: a, path: /b }",
+                "2: upstreams.api.health.grpc: a check asks for a path or for a gRPC service",
+            ),
             ("max_requests: 0", "2: upstreams.api.max_requests: expected a whole number, 1 or more"),
         ] {
             assert!(wrong(settings).starts_with(expected), "{settings}: {}", wrong(settings));

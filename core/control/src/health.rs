@@ -3,12 +3,14 @@
 //! One task per endpoint, on the control thread. What it finds is a flag of the endpoint, which workers
 //! read without asking anybody. An endpoint counts as healthy until checks have said otherwise.
 
+mod http2;
+
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_config::Health;
-use portcullis_proxy::upstream::{Endpoint, HostHeader, Upstream};
+use portcullis_proxy::upstream::{Endpoint, HostHeader, Protocol, Upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, JoinSet};
@@ -115,22 +117,23 @@ impl Check {
         timeout(limit, self.ask()).await.unwrap_or_else(|_| Err(format!("no answer in {limit:?}")))
     }
 
-    /// A connection, and an answer with a good status if there is a path to get.
+    /// A connection, and over it the answer to what is to be asked.
     async fn ask(&self) -> Result<(), String> {
         let failed = |error: std::io::Error| error.to_string();
-        let mut stream = TcpStream::connect(&*self.endpoint.authority).await.map_err(failed)?;
-        let Some(path) = &self.health.path else { return Ok(()) };
+        let stream = TcpStream::connect(&*self.endpoint.authority).await.map_err(failed)?;
         let host = match &self.upstream.host {
             HostHeader::Name(name) => name,
             HostHeader::Preserve | HostHeader::Endpoint => &self.endpoint.host,
         };
         let host = host.to_str().unwrap_or_default();
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portcullis-health\r\nconnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).await.map_err(failed)?;
-        let line = status_line(&mut stream).await.map_err(failed)?;
-        let status = status(&line).ok_or("the answer is not HTTP/1")?;
+        if let Some(service) = &self.health.grpc {
+            return http2::serves(stream, host, service).await;
+        }
+        let Some(path) = &self.health.path else { return Ok(()) };
+        let status = match self.upstream.protocol {
+            Protocol::Http1 => get(stream, host, path.as_str()).await?,
+            Protocol::Http2 => http2::get(stream, host, path.as_str()).await?,
+        };
         if self.is_good(status) { Ok(()) } else { Err(format!("status {status}")) }
     }
 
@@ -140,6 +143,17 @@ impl Check {
             good => good.iter().any(|good| good.code() == status),
         }
     }
+}
+
+/// The status of the answer to a `GET` over HTTP/1.
+async fn get(mut stream: TcpStream, host: &str, path: &str) -> Result<u16, String> {
+    let failed = |error: std::io::Error| error.to_string();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portcullis-health\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.map_err(failed)?;
+    let line = status_line(&mut stream).await.map_err(failed)?;
+    status(&line).ok_or_else(|| "the answer is not HTTP/1".to_owned())
 }
 
 async fn status_line(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {

@@ -95,6 +95,8 @@ pub struct PluginStatus {
 pub struct UpstreamStatus {
     /// Its name.
     pub name: Arc<str>,
+    /// What they speak: `http1` or `http2`.
+    pub protocol: &'static str,
     /// Its endpoints, in the order of the configuration.
     pub endpoints: Vec<EndpointStatus>,
 }
@@ -155,6 +157,7 @@ impl Status {
         });
         let upstreams = built.upstreams.iter().map(|built| UpstreamStatus {
             name: built.upstream.name.clone(),
+            protocol: built.upstream.protocol.as_str(),
             endpoints: built.upstream.endpoints.iter().cloned().map(EndpointStatus).collect(),
         });
         Status {

@@ -75,13 +75,13 @@ impl Drop for Held {
 }
 
 /// Reads a whole body of at most `limit` bytes; `too_large` is the fault of a longer one.
-/// Trailers are dropped: a whole body is sent with its length.
+/// What follows it is the second value.
 pub(crate) async fn whole<B>(
     body: &mut B,
     limit: u64,
     held: &mut Held,
     too_large: Fault,
-) -> Result<Bytes, Fault>
+) -> Result<(Bytes, Option<HeaderMap>), Fault>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Fault>,
@@ -91,9 +91,15 @@ where
     }
     let mut first = Bytes::new();
     let mut buffer = BytesMut::new();
-    let mut length = 0_u64;
+    let (mut length, mut trailers) = (0_u64, None);
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-        let Ok(chunk) = frame.map_err(Into::into)?.into_data() else { continue };
+        let chunk = match frame.map_err(Into::into)?.into_data() {
+            Ok(chunk) => chunk,
+            Err(frame) => {
+                trailers = frame.into_trailers().ok();
+                continue;
+            }
+        };
         length += chunk.len() as u64;
         if length > limit {
             return Err(too_large);
@@ -109,7 +115,7 @@ where
             buffer.extend_from_slice(&chunk);
         }
     }
-    Ok(if buffer.is_empty() { first } else { buffer.freeze() })
+    Ok((if buffer.is_empty() { first } else { buffer.freeze() }, trailers))
 }
 
 /// Bytes a second that a client has to send of a body that is held in memory, so that slow clients
@@ -518,9 +524,11 @@ pub struct ResponseBody {
 }
 
 impl ResponseBody {
-    pub(crate) fn new(source: Source, filters: Vec<Filter>, live: Box<Live>) -> Self {
+    pub(crate) fn new(source: Source, filters: Vec<Filter>, mut live: Box<Live>) -> Self {
         let filters = Filters(filters);
-        let mut body = ResponseBody { source, filters, tail: VecDeque::new(), source_ended: false, live };
+        let trailers = live.trailers.take().filter(|_| matches!(source, Source::Whole(_)));
+        let tail = trailers.map(|trailers| Frame::trailers(*trailers)).into_iter().collect();
+        let mut body = ResponseBody { source, filters, tail, source_ended: false, live };
         // One that is empty from the start is dropped without being asked.
         if body.is_end_stream() {
             body.live.end(End::Complete);
@@ -546,7 +554,14 @@ impl ResponseBody {
                 Source::Empty => None,
                 Source::Whole(bytes) if bytes.is_empty() => None,
                 Source::Whole(bytes) => Some(Ok(Frame::data(bytes.split_to(bytes.len().min(SLICE))))),
-                Source::Upstream(body) => ready!(body.poll_frame(cx)),
+                Source::Upstream(body) => match body.poll_frame(cx) {
+                    Poll::Ready(frame) => frame,
+                    Poll::Pending => {
+                        let Some(deadline) = &mut self.live.deadline else { return Poll::Pending };
+                        ready!(deadline.poll_expired(cx));
+                        return self.fail(End::UpstreamFailed, "the client's time is over");
+                    }
+                },
             };
             let chunk = match frame {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -621,7 +636,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            _ if !self.filters.0.is_empty() => SizeHint::default(),
+            _ if !self.filters.0.is_empty() || !self.tail.is_empty() => SizeHint::default(),
             Source::Empty => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Upstream(body) => body.size_hint(),
@@ -645,7 +660,7 @@ mod tests {
         let mut held = budget.hold();
         let mut body = full("12345678");
         let read = whole(&mut body, 100, &mut held, Fault::BodyTooLarge).await;
-        assert_eq!(read.ok().as_deref(), Some(&b"12345678"[..]));
+        assert_eq!(read.ok().map(|(read, _)| read).as_deref(), Some(&b"12345678"[..]));
         let mut more = budget.hold();
         let mut body = full("1234");
         let refused = whole(&mut body, 100, &mut more, Fault::BodyTooLarge).await;

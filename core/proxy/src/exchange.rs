@@ -17,6 +17,7 @@ use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{Told, client_address, remove_claims};
 use crate::generation::{Action, Rewrite};
+use crate::grpc;
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::http1::Refusal;
@@ -204,7 +205,7 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     let read = whole(&mut body, limit, &mut held, Fault::BodyTooLarge).await;
     live.held.push(held);
     live.request_bytes = body.received();
-    let read = read?;
+    let (read, _) = read?;
     live.parts().request_body = Some(read);
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {
         return Err(answer);
@@ -284,6 +285,9 @@ async fn attempt(
     let start = Instant::now();
     let retries = &upstream.retries;
     let wish = upstream.wish(live.exchange());
+    let patience = grpc::time_limit(live.request());
+    let total = retries.total.into_iter().chain(patience).min();
+    live.end_after(patience);
     let (mut number, mut stale, mut avoid) = (1, 0, None);
     let mut body = Some(body);
     // The retry that is under way, if this attempt is one.
@@ -291,7 +295,8 @@ async fn attempt(
     loop {
         let chosen = upstream.choose(wish, avoid);
         let endpoint = chosen.endpoint;
-        let told = told(live, upstream, endpoint, host);
+        let mut told = told(live, upstream, endpoint, host);
+        told.extend(patience.and_then(|patience| grpc::told(patience.saturating_sub(start.elapsed()))));
         let parts = live.parts();
         let (name, address) = (upstream.name.clone(), endpoint.authority.clone());
         parts.attempt = Some(Attempt { number, upstream: name, endpoint: address });
@@ -306,11 +311,11 @@ async fn attempt(
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
             let head = head(&outgoing, &[]);
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
-            let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
+            let sent = send(upstream, endpoint, head, sending, retries.limit(start, total)).await;
             (sent, head.method.is_idempotent())
         } else {
             let head = head(live.request(), &told);
-            let sent = send(upstream, endpoint, head, sending, retries.limit(start)).await;
+            let sent = send(upstream, endpoint, head, sending, retries.limit(start, total)).await;
             (sent, head.method.is_idempotent())
         };
         let again = repeated.filter(|_| is_idempotent);
@@ -339,7 +344,7 @@ async fn attempt(
         }
         upstream.failed(chosen, kind);
         let is_worth_it = body.is_some() && number <= retries.attempts && retries.follow(kind);
-        let has_time = retries.total.is_none_or(|total| start.elapsed() < total);
+        let has_time = total.is_none_or(|total| start.elapsed() < total);
         drop(retrying.take());
         retrying = if is_worth_it && has_time { upstream.retry() } else { None };
         if retrying.is_none() {
@@ -477,6 +482,7 @@ async fn outward(live: &mut Live, hook: HookName, below: &mut u16) -> Flow {
 
 /// Takes the upstream's response over.
 fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
+    live.is_reply = false;
     let (head, body) = response.into_parts();
     live.respond(portcullis_plugin::Response::new(head.status, head.headers));
     // An empty body is dropped without a look, and the upstream's connection would go with it.
@@ -489,6 +495,7 @@ fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
 
 /// Puts a reply in place of the upstream's response.
 fn put(live: &mut Live, reply: Reply) -> Source {
+    (live.is_reply, live.trailers) = (true, None);
     let (status, headers, body) = render(reply, live.exchange().id());
     live.respond(portcullis_plugin::Response::new(status, headers));
     Source::Whole(body)
@@ -509,7 +516,9 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
             let mut held = live.scope().generation.budget.hold();
             let read = whole(&mut body, limit as u64, &mut held, Fault::ResponseTooLarge).await;
             live.held.push(held);
-            read?
+            let (read, trailers) = read?;
+            live.trailers = trailers.map(Box::new);
+            read
         }
     };
     live.parts().response_body = Some(body);
@@ -550,8 +559,27 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
         source = Source::Empty;
     }
     live.status = Some(status);
+    let (status, headers, source) = as_told(&mut live, status, headers, source);
     let mut response = Response::new(ResponseBody::new(source, filters, live));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+/// The response as the client understands it: clients of gRPC look for a refusal in headers of their own. What was
+/// decided is what is logged.
+fn as_told(
+    live: &mut Live,
+    status: StatusCode,
+    headers: HeaderMap,
+    source: Source,
+) -> (StatusCode, HeaderMap, Source) {
+    if !live.is_reply {
+        return (status, headers, source);
+    }
+    let exchange = live.exchange();
+    match grpc::refusal(exchange.request(), status, &headers, exchange.id()) {
+        Some(headers) => (StatusCode::OK, headers, Source::Empty),
+        None => (status, headers, source),
+    }
 }

@@ -175,6 +175,8 @@ pub struct UpstreamMetrics {
     pub attempts: Counter,
     /// Connections opened.
     pub connects: Counter,
+    /// Those of them that speak HTTP/2.
+    pub http2_connects: Counter,
     /// Connections that could not be opened.
     pub connect_failures: Counter,
     /// Attempts that failed after a connection was there, timeouts included.
@@ -268,6 +270,7 @@ impl Metrics {
         named(&self.upstreams, name.into(), || UpstreamMetrics {
             attempts: Counter::new(rows),
             connects: Counter::new(rows),
+            http2_connects: Counter::new(rows),
             connect_failures: Counter::new(rows),
             failures: Counter::new(rows),
             retries: Counter::new(rows),

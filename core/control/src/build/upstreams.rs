@@ -9,7 +9,8 @@ use http::header::{HeaderName, HeaderValue};
 use portcullis_config as config;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::upstream::{
-    Balance, Balancer, Ejection, Endpoint, HashBy, HostHeader, Place, Retries, Sticky, Timeouts, Upstream,
+    Balance, Balancer, Ejection, Endpoint, HashBy, HostHeader, Place, Protocol, Retries, Sticky, Timeouts,
+    Upstream,
 };
 
 use super::Builder;
@@ -49,6 +50,10 @@ impl Builder<'_> {
             rule(config, &endpoints).map_err(|message| self.error(&format!("{path}.balance"), message));
         let places = config.endpoints.iter().map(place).collect();
         let upstream = Upstream {
+            protocol: match config.protocol {
+                config::Protocol::Http1 => Protocol::Http1,
+                config::Protocol::Http2 => Protocol::Http2,
+            },
             balancer: Balancer::new(rule.ok()?, places, config.min_healthy.0),
             slow_start: config.slow_start.map_or(Duration::ZERO, |length| length.0),
             ejection: ejection(&config.eject),

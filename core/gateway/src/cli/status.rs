@@ -131,7 +131,8 @@ fn summary(status: &Value, now: u64) -> String {
     }
     for upstream in list(status, "upstreams") {
         let endpoints: Vec<_> = list(upstream, "endpoints").map(endpoint).collect();
-        page.line("upstream", &format!("{}: {}", text(upstream, "name"), endpoints.join(", ")));
+        let http2 = if text(upstream, "protocol") == "http2" { " (HTTP/2)" } else { "" };
+        page.line("upstream", &format!("{}{http2}: {}", text(upstream, "name"), endpoints.join(", ")));
     }
     for plugin in list(status, "plugins") {
         let file =
@@ -225,7 +226,7 @@ mod tests {
             "generation": 3, "version": "ab12", "applied": 1000, "started": 900, "gateway_version": "0.1.0",
             "config": "gateway.yaml", "routes": 2,
             "listeners": [{ "name": "web", "tls": true, "addresses": [{ "configured": "[::]:0", "actual": "[::]:443" }] }],
-            "upstreams": [{ "name": "api", "endpoints": [
+            "upstreams": [{ "name": "api", "protocol": "http2", "endpoints": [
                 { "address": "a:1", "state": "healthy" }, { "address": "b:2", "state": "ejected" },
             ] }],
             "plugins": [
@@ -242,7 +243,7 @@ generation  3 (version ab12), applied 90 s ago
 gateway     version 0.1.0, started 3 min ago
 config      gateway.yaml
 listener    web: [::]:443, TLS
-upstream    api: a:1, b:2 (ejected)
+upstream    api (HTTP/2): a:1, b:2 (ejected)
 plugin      cors: cors of gateway
             users/x: rhai of route users, x.rhai
 routes      2

@@ -16,14 +16,14 @@ use tokio::time::timeout;
 use super::http1::{Broken, Http1, RequestHead};
 use super::judge::Running;
 use super::retry::TryLimit;
-use super::{Endpoint, Upstream, pool};
+use super::{Endpoint, Protocol, Upstream, http2, pool};
 use crate::body::{RequestBody, UploadState};
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
 
 /// A connection, in use by one exchange or idle in the pool.
 pub(crate) struct Conn {
-    http: Http1<TcpStream>,
+    http: Http,
     timer: LazyTimer,
     upstream: Arc<Upstream>,
     endpoint: Arc<Endpoint>,
@@ -31,6 +31,13 @@ pub(crate) struct Conn {
     reused: bool,
     /// Whether it has a request under way that is counted.
     counted: bool,
+}
+
+/// What the connection speaks.
+enum Http {
+    One(Http1<TcpStream>),
+    /// One of its streams.
+    Two(Box<http2::Stream>),
 }
 
 /// Why an attempt gave no response.
@@ -88,6 +95,14 @@ async fn send_counted(
     mut body: RequestBody,
     running: Running<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
+    if upstream.protocol == Protocol::Http2 {
+        let conn = match http2::place(upstream, endpoint).await {
+            Ok(place) => Conn::new(Http::Two(Box::new(http2::Stream::new(place))), upstream, endpoint),
+            Err(kind) => return Err(AttemptError { kind, unsent: Some(body), reused: false }),
+        };
+        let result = conn.exchange(head, body).await;
+        return result.map(|response| response.map(|body| body.counted(running)));
+    }
     while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, cx))).await {
         // A connection outlives reloads, the settings it was opened under must not.
         if !Arc::ptr_eq(&conn.upstream, upstream) {
@@ -99,8 +114,9 @@ async fn send_counted(
             result => return result.map(|response| response.map(|body| body.counted(running))),
         }
     }
-    match Conn::open(upstream, endpoint).await {
-        Ok(conn) => {
+    match dial(upstream, endpoint).await {
+        Ok(stream) => {
+            let conn = Conn::new(Http::One(Http1::new(stream)), upstream, endpoint);
             let result = conn.exchange(head, body).await;
             result.map(|response| response.map(|body| body.counted(running)))
         }
@@ -108,34 +124,36 @@ async fn send_counted(
     }
 }
 
-impl Conn {
-    async fn open(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Result<Box<Self>, AttemptFailure> {
-        let connected = timeout(upstream.timeouts.connect, TcpStream::connect(&*endpoint.authority)).await;
-        let failure = match connected {
-            Ok(Ok(stream)) => {
-                upstream.metrics.connects.increment();
-                return Ok(Self::new(stream, upstream, endpoint));
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(upstream = &*upstream.name, endpoint = &*endpoint.authority, %error, "connect failed");
-                AttemptFailure::Unreachable
-            }
-            Err(_) => AttemptFailure::ConnectTimeout,
-        };
-        upstream.metrics.connect_failures.increment();
-        Err(failure)
-    }
+/// Opens a connection to an endpoint.
+pub(super) async fn dial(upstream: &Upstream, endpoint: &Endpoint) -> Result<TcpStream, AttemptFailure> {
+    let connected = timeout(upstream.timeouts.connect, TcpStream::connect(&*endpoint.authority)).await;
+    let failure = match connected {
+        Ok(Ok(stream)) => {
+            upstream.metrics.connects.increment();
+            // Fails only on a dead socket, which the first use will notice.
+            let _ = stream.set_nodelay(true);
+            return Ok(stream);
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(upstream = &*upstream.name, endpoint = &*endpoint.authority, %error, "connect failed");
+            AttemptFailure::Unreachable
+        }
+        Err(_) => AttemptFailure::ConnectTimeout,
+    };
+    upstream.metrics.connect_failures.increment();
+    Err(failure)
+}
 
-    fn new(stream: TcpStream, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Box<Self> {
-        // Fails only on a dead socket, which the first use will notice.
-        let _ = stream.set_nodelay(true);
+impl Conn {
+    fn new(http: Http, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Box<Self> {
+        let reused = matches!(&http, Http::Two(stream) if stream.is_reused());
         Box::new(Conn {
-            http: Http1::new(stream),
+            http,
             timer: LazyTimer::new(),
             upstream: upstream.clone(),
             endpoint: endpoint.clone(),
             idle_since: Instant::now(),
-            reused: false,
+            reused,
             counted: false,
         })
     }
@@ -172,11 +190,14 @@ impl Conn {
                 tracing::debug!(upstream = &*self.upstream.name, %error, reused, "attempt failed");
                 let unsent = match error {
                     Broken::Upload => None,
-                    _ => self.http.take_unsent(),
+                    error => self.http.take_unsent(&error),
                 };
                 Err(AttemptError { kind: AttemptFailure::Failed, unsent, reused })
             }
-            None => Err(AttemptError { kind: AttemptFailure::ResponseTimeout, unsent: None, reused: false }),
+            None => {
+                self.http.doubt();
+                Err(AttemptError { kind: AttemptFailure::ResponseTimeout, unsent: None, reused: false })
+            }
         }
     }
 
@@ -201,9 +222,7 @@ impl Conn {
     /// Puts the connection into the pool if it is fit for another request.
     fn recycle(mut self: Box<Self>) {
         self.end_request();
-        // Whether it is still open is seen when it is taken out again.
-        if self.http.is_idle() {
-            self.http.rest();
+        if self.http.rest() {
             self.idle_since = Instant::now();
             self.reused = true;
             pool::check_in(self);
@@ -220,6 +239,76 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         self.end_request();
+    }
+}
+
+impl Http {
+    fn start(&mut self, head: &RequestHead<'_>, body: RequestBody) {
+        match self {
+            Http::One(http) => http.start(head, body),
+            Http::Two(stream) => stream.start(head, body),
+        }
+    }
+
+    fn take_unsent(&mut self, broken: &Broken) -> Option<RequestBody> {
+        match self {
+            Http::One(http) => http.take_unsent(),
+            Http::Two(stream) => stream.take_unsent(broken),
+        }
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Broken>> {
+        match self {
+            Http::One(http) => http.poll_head(cx),
+            Http::Two(stream) => stream.poll_head(cx),
+        }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self {
+            Http::One(http) => http.poll_body(cx),
+            Http::Two(stream) => stream.poll_body(cx),
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        match self {
+            Http::One(http) => http.is_end(),
+            Http::Two(stream) => stream.is_end(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Http::One(http) => http.size_hint(),
+            Http::Two(stream) => stream.size_hint(),
+        }
+    }
+
+    /// No answer came in time.
+    fn doubt(&self) {
+        if let Http::Two(stream) = self {
+            stream.doubt();
+        }
+    }
+
+    /// Makes ready for another request, if the connection is fit for one and belongs to this one alone.
+    fn rest(&mut self) -> bool {
+        match self {
+            // Whether it is still open is seen when it is taken out again.
+            Http::One(http) if http.is_idle() => {
+                http.rest();
+                true
+            }
+            Http::One(_) | Http::Two(_) => false,
+        }
+    }
+
+    fn poll_is_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        match self {
+            Http::One(http) => http.poll_is_idle(cx),
+            Http::Two(_) => false,
+        }
     }
 }
 
@@ -291,6 +380,7 @@ impl UpstreamBody {
                     conn.timer.start(conn.upstream.timeouts.body);
                     std::task::ready!(conn.timer.poll_expired(cx));
                 }
+                conn.http.doubt();
                 Broken::Closed
             }
         };

@@ -4,6 +4,7 @@ mod balance;
 mod connection;
 mod endpoint;
 mod http1;
+mod http2;
 mod judge;
 mod outbound;
 mod pool;
@@ -33,6 +34,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Its endpoints, at least one.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// What they speak.
+    pub protocol: Protocol,
     /// Which of them a request goes to.
     pub balancer: Balancer,
     /// How long one that comes back gets less than its share.
@@ -51,6 +54,26 @@ pub struct Upstream {
     pub host: HostHeader,
     /// What is counted.
     pub metrics: Arc<UpstreamMetrics>,
+}
+
+/// What endpoints speak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2, without asking first (RFC 9113, 3.3).
+    Http2,
+}
+
+impl Protocol {
+    /// Its name in the configuration, status and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Http1 => "http1",
+            Protocol::Http2 => "http2",
+        }
+    }
 }
 
 /// How long things may take.
@@ -95,6 +118,7 @@ impl Upstream {
         Upstream {
             name: name.into(),
             endpoints,
+            protocol: Protocol::Http1,
             balancer: Balancer::new(Balance::RoundRobin, places, 50),
             slow_start: Duration::ZERO,
             ejection: Ejection::default(),

@@ -68,11 +68,12 @@ impl Retries {
         }
     }
 
-    /// How long an attempt may take that begins now, when the first began at `start`.
-    pub(crate) fn limit(&self, start: Instant) -> Option<TryLimit> {
+    /// How long an attempt may take that begins now, when the first began at `start` and all together may take
+    /// so long.
+    pub(crate) fn limit(&self, start: Instant, total: Option<Duration>) -> Option<TryLimit> {
         let per_try =
             self.per_try.map(|length| TryLimit { length, failure: AttemptFailure::ResponseTimeout });
-        let left = self.total.map(|total| TryLimit {
+        let left = total.map(|total| TryLimit {
             length: total.saturating_sub(start.elapsed()),
             failure: AttemptFailure::OutOfTime,
         });
@@ -134,9 +135,9 @@ mod tests {
             total: Some(Duration::from_secs(total)),
             ..Retries::default()
         };
-        let failure = |retries: Retries| retries.limit(Instant::now()).unwrap().failure;
+        let failure = |retries: Retries| retries.limit(Instant::now(), retries.total).unwrap().failure;
         assert_eq!(failure(retries(1, 10)), AttemptFailure::ResponseTimeout);
         assert_eq!(failure(retries(10, 1)), AttemptFailure::OutOfTime);
-        assert!(Retries::default().limit(Instant::now()).is_none());
+        assert!(Retries::default().limit(Instant::now(), None).is_none());
     }
 }
