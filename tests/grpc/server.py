@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 from concurrent import futures
 
 import grpc
@@ -12,10 +11,17 @@ checks = health.HealthServicer()
 cancelled = threading.Event()
 
 
+def ended(context):
+    """What is set when the call ends."""
+    event = threading.Event()
+    context.add_callback(lambda: (event.set(), cancelled.set()))
+    return event
+
+
 def unary(request, context):
     """The same, with what came as metadata, sent back as initial and trailing metadata."""
     metadata = dict(context.invocation_metadata())
-    context.send_initial_metadata([("x-seen", metadata.get("x-asked", "-")), ("x-te", metadata.get("te", "-"))])
+    context.send_initial_metadata([("x-seen", metadata.get("x-asked", "-"))])
     context.set_trailing_metadata([("x-after", "trailing"), ("x-time", str(context.time_remaining()))])
     return request
 
@@ -43,17 +49,16 @@ def fail(request, context):
 
 
 def wait(request, context):
-    """Nothing, until the call is ended, which is remembered."""
-    context.add_callback(cancelled.set)
-    cancelled.wait(60)
+    """Nothing, until the call ends, which is remembered."""
+    ended(context).wait(60)
     return request
 
 
 def tick(request, context):
-    """One message, and then nothing until the call is ended."""
-    context.add_callback(cancelled.set)
+    """One message, and then nothing until the call ends."""
+    call = ended(context)
     yield request
-    cancelled.wait(60)
+    call.wait(60)
 
 
 def was_cancelled(request, context):

@@ -24,6 +24,7 @@ use Known::{Bites, Not};
 
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
+const HTTP2: &str = "tests/tests/http2_upstream.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
@@ -126,6 +127,8 @@ const BUILT_IN: &[(&str, Known)] = &[
         "exchange.rs MAX_STALE",
         Bites("core/proxy/tests/data_plane.rs", "an_upstream_that_closes_idle_connections_costs_no_request"),
     ),
+    ("grpc.rs DAY", Bites("core/proxy/src/grpc.rs", "a_time_limit_is_read_and_told")),
+    ("grpc.rs TIMEOUT_DIGITS", Bites("core/proxy/src/grpc.rs", "a_time_limit_is_read_and_told")),
     ("head.rs HEADER_OVERHEAD", Not("what a header counts beyond its bytes")),
     ("http1/chunked.rs MAX_EXTENSION", Bites(VERDICTS, "chunked_bodies")),
     ("http1/chunked.rs MAX_EXTENSIONS", Bites(VERDICTS, "chunked_bodies")),
@@ -187,6 +190,21 @@ const BUILT_IN: &[(&str, Known)] = &[
     (
         "upstream/http1/response.rs MAX_TRAILER_FIELDS",
         Bites(FRAMING, "what_two_readers_could_take_differently_is_refused"),
+    ),
+    ("upstream/http2.rs KEPT", Bites(HTTP2, "what_the_endpoint_has_not_looked_at_is_repeated")),
+    ("upstream/http2.rs SLICE", Not("how much is asked for at once")),
+    (
+        "upstream/http2/connection.rs CONNECTION_WINDOW",
+        Bites(HTTP2, "transfers_that_stall_do_not_stall_others"),
+    ),
+    ("upstream/http2/connection.rs MAX_STREAMS", Bites(HTTP2, "requests_beyond_a_connection_open_another")),
+    (
+        "upstream/http2/connection.rs PING_PATIENCE",
+        Bites(HTTP2, "an_endpoint_that_is_silent_is_a_504_and_asked_whether_it_is_there"),
+    ),
+    (
+        "upstream/http2/connection.rs STREAM_WINDOW",
+        Bites(HTTP2, "a_response_that_nobody_takes_ends_at_its_window"),
     ),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
     (

@@ -95,10 +95,7 @@ fn calls_of_every_kind_pass_with_and_without_tls() {
         let Some(mut chain) = chain(tls, "", "") else { return };
         let unary = chain.client.run("unary");
         assert_eq!(unary["answer"], "hello");
-        assert_eq!(
-            (&unary["initial"]["x-seen"], &unary["initial"]["x-te"]),
-            (&json!("7"), &json!("trailers"))
-        );
+        assert_eq!(unary["initial"]["x-seen"], "7");
         assert_eq!(unary["trailing"]["x-after"], "trailing");
         assert_eq!(chain.client.run("split"), json!({ "heard": ["a", "b", "c"] }));
         assert_eq!(chain.client.run("join"), json!({ "answer": "abc" }));
@@ -163,11 +160,11 @@ upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"], protocol: http2 } }
 fn refusals_are_told_as_grpc_has_them() {
     let routes = "
 routes:
-  - { match: /denied.D/**, upstream: origin, plugins: [{ ip_filter: { deny: [127.0.0.1] } }] }
-  - { match: /status.S/401, respond: { status: 401 } }
-  - { match: /status.S/429, respond: { status: 429, headers: { retry-after: \"7\" } } }
-  - { match: /status.S/503, respond: { status: 503, body: busy } }
-  - { match: /test.Test/**, upstream: origin }
+  - { match: { path: '/denied.D/**' }, upstream: origin, plugins: [{ ip_filter: { deny: [127.0.0.1] } }] }
+  - { match: { path: '/status.S/401' }, respond: { status: 401 } }
+  - { match: { path: '/status.S/429' }, respond: { status: 429, headers: { retry-after: \"7\" } } }
+  - { match: { path: '/status.S/503' }, respond: { status: 503, body: busy } }
+  - { match: { path: '/test.Test/**' }, upstream: origin }
 ";
     let Some(mut chain) = chain(false, "retries: 0", routes) else { return };
     let denied = chain.client.run("/denied.D/Call");

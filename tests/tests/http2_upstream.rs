@@ -174,6 +174,54 @@ fn transfers_that_stall_do_not_stall_others() {
 }
 
 #[test]
+fn a_response_that_nobody_takes_ends_at_its_window() {
+    let (listener, gateway) = by_hand("");
+    let _unread = begin(&gateway, "GET /unread HTTP/1.1\r\nhost: g\r\n\r\n");
+    let mut server = Http2::accept(&listener, &[]);
+    let stream = server.request();
+    server.respond(stream, &[], false);
+    // More than the sockets behind it hold, though less than the connection has room for.
+    for _ in 0..1024 {
+        server.data(stream, &[b'x'; 16 << 10], false);
+    }
+    assert_eq!(server.reset(), (stream, Http2::FLOW_CONTROL_ERROR));
+}
+
+#[test]
+fn uploads_of_a_client_that_nobody_takes_do_not_stall_its_others() {
+    let origin = Origin::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = format!(
+        "
+upstreams:
+  origin: {{ endpoints: [\"http://{}\"], protocol: http2 }}
+  silent: {{ endpoints: [\"http://{}\"], protocol: http2 }}
+routes:
+  - {{ match: {{ path: /silent }}, upstream: silent }}
+  - {{ upstream: origin }}
+",
+        origin.address(),
+        listener.local_addr().unwrap()
+    );
+    let gateway = Setup::new(&config).start();
+    let mut client = Http2::open(gateway.address());
+    // As much as the gateway has room for on each stream.
+    const WINDOW: usize = 256 << 10;
+    let piece = [b'x'; 16 << 10];
+    let streams = (0..50).map(|at| 2 * at + 1);
+    streams.clone().for_each(|stream| client.post(stream, "/silent"));
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let _silent = Http2::accept(&listener, &[(INITIAL_WINDOW_SIZE, 0)]);
+    for stream in streams {
+        (0..WINDOW / piece.len()).for_each(|_| client.data(stream, &piece, false));
+    }
+    client.post(101, "/echo");
+    client.data(101, &piece, true);
+    assert_eq!(client.read_until(Http2::HEADERS).1, 101);
+    assert_eq!(client.read_until(Http2::DATA).1, 101);
+}
+
+#[test]
 fn trailers_pass_both_ways_whatever_both_sides_speak() {
     let origin = Origin::start();
     let gateway = before(origin.address(), "");
@@ -203,6 +251,7 @@ fn a_request_is_the_same_as_over_http1() {
         .header("cookie", "a=1; b=2")
         .body("hello");
     let (mut over_one, mut over_two) = (one.ask(&asked).json(), two.ask(&asked).json());
+    assert_eq!(over_two["headers"]["te"], "trailers");
     // Where the host stands is a matter of the version.
     assert_eq!(over_one["headers"]["host"], "gateway.test");
     over_one["headers"]["host"].take();
