@@ -124,7 +124,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("client.rs PARTING", Bites("core/proxy/tests/adversity.rs", "a_mute_http2_client_loses_its_connection")),
     ("client.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
     (
-        "exchange.rs MAX_STALE",
+        "attempt.rs MAX_STALE",
         Bites("core/proxy/tests/data_plane.rs", "an_upstream_that_closes_idle_connections_costs_no_request"),
     ),
     ("grpc.rs DAY", Bites("core/proxy/src/grpc.rs", "a_time_limit_is_read_and_told")),

@@ -71,6 +71,7 @@ fn chain(tls: bool, settings: &str, more: &str) -> Option<Chain> {
     let config = format!(
         "
 plugins: [{{ access_log: {{ target: access.log }} }}]
+limits: {{ body: 64MiB }}
 listeners: [{{ name: main, bind: 127.0.0.1:0, {listener} }}]
 upstreams: {{ origin: {{ endpoints: [\"http://127.0.0.1:{port}\"], protocol: http2, {settings} }} }}
 {more}"
@@ -170,7 +171,7 @@ routes:
     let denied = chain.client.run("/denied.D/Call");
     assert_eq!(denied["code"], "PERMISSION_DENIED");
     let line = chain.gateway.logged_path("/denied.D/Call");
-    assert_eq!((&line["status"], &line["decided_by"]), (&json!(403), &json!("ip_filter")), "{line}");
+    assert_eq!((&line["status"], &line["decided_by"]), (&json!(403), &json!("route-0/ip_filter")), "{line}");
     let details = denied["details"].as_str().unwrap();
     assert_eq!(details, format!("Forbidden, request {}", line["id"].as_str().unwrap()), "{line}");
     assert_eq!(chain.client.run("/status.S/401")["code"], "UNAUTHENTICATED");

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route, TlsPolicy, TlsVersion};
 use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::node::{Node, join};
-use crate::upstreams::Health;
+use crate::upstreams::{Dns, Endpoint, EndpointAddress, Health, Protocol, Scheme, Upstream};
 
 /// What fits into the map that headers are kept in, with room for those that plugins add.
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
@@ -23,6 +23,7 @@ pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeEr
     check.chains(config);
     check.routes(config);
     check.endpoints(config);
+    check.ways(config);
     check.health(config);
     check.unused_upstreams(config);
     (check.errors, check.warnings)
@@ -80,6 +81,10 @@ impl Check<'_> {
         if !HEADER_BYTES.contains(&limits.header_bytes.0) {
             let message = format!("`{}` is not between 512B and 16MiB", limits.header_bytes);
             self.error(&format!("{path}.limits.header_bytes"), &message, None);
+        }
+        if listener.proxy_protocol.as_ref().is_some_and(|proxies| proxies.from.is_empty()) {
+            let message = "without a proxy nobody could connect";
+            self.error(&format!("{path}.proxy_protocol.from"), message, None);
         }
         let Some(tls) = &listener.tls else { return };
         let explicit = self.root.at(&format!("{path}.tls.min_version"));
@@ -213,7 +218,11 @@ impl Check<'_> {
         for upstream in &config.upstreams {
             let mut seen = HashSet::new();
             for (index, endpoint) in upstream.endpoints.iter().enumerate() {
-                if !seen.insert((&endpoint.host, endpoint.port)) {
+                let address = match &endpoint.address {
+                    EndpointAddress::Tcp { host, port, .. } => (host.as_str().into(), Some(port)),
+                    EndpointAddress::Unix(path) => (path.to_string_lossy(), None),
+                };
+                if !seen.insert(address) {
                     let path = format!("{}.endpoints[{index}]", join("upstreams", &upstream.name));
                     let help = "for a larger share: `{ url: ..., weight: 2 }`";
                     self.error(&path, "this endpoint stands here twice", Some(help));
@@ -230,6 +239,70 @@ impl Check<'_> {
                 self.error(&path, "a check asks for a path or for a gRPC service, not for both", None);
             }
         }
+    }
+
+    /// How endpoints are found and reached.
+    fn ways(&mut self, config: &Config) {
+        for upstream in &config.upstreams {
+            let path = join("upstreams", &upstream.name);
+            if upstream.proxy_protocol.is_some() && upstream.protocol != Protocol::Http1 {
+                let message =
+                    "clients share the connections of HTTP/2, so endpoints can't be told whose they are";
+                self.error(&format!("{path}.proxy_protocol"), message, Some("`protocol: http1`"));
+            }
+            if let Some(dns) = &upstream.dns {
+                self.dns(&path, upstream, dns);
+            }
+            let is_secure = |endpoint: &Endpoint| {
+                matches!(endpoint.address, EndpointAddress::Tcp { scheme: Scheme::Https, .. })
+            };
+            let by_dns = upstream.dns.as_ref().is_some_and(|dns| dns.scheme == Scheme::Https);
+            let Some(tls) = &upstream.tls else { continue };
+            if !by_dns && !upstream.endpoints.iter().any(is_secure) {
+                let help = "write `https://` where an endpoint speaks TLS";
+                self.error(&format!("{path}.tls"), "no endpoint of this upstream speaks TLS", Some(help));
+            }
+            if !tls.verify {
+                let message = "any server is believed to be the right one, whatever it shows";
+                let warning = self.at(&format!("{path}.tls.verify"), message);
+                let help = "`ca` names who signs its certificate, `server_name` whom that is for";
+                self.warnings.push(warning.with_help(help));
+            }
+        }
+    }
+
+    fn dns(&mut self, path: &str, upstream: &Upstream, dns: &Dns) {
+        let path_of = |key: &str| format!("{path}.dns.{key}");
+        if self.root.at(&format!("{path}.endpoints")).is_some() {
+            let message = "an upstream has either `endpoints` or `dns`";
+            self.error(&format!("{path}.dns"), message, None);
+        }
+        match (&dns.host, &dns.srv) {
+            (None, None) if !self.is_said(&path_of("host")) && !self.is_said(&path_of("srv")) => {
+                self.error(&format!("{path}.dns"), "`dns` needs a name to ask for: `host` or `srv`", None);
+            }
+            (Some(_), Some(_)) => {
+                self.error(&path_of("srv"), "`dns` asks for either `host` or `srv`", None);
+            }
+            (_, Some(_)) if dns.port.is_some() => {
+                self.error(&path_of("port"), "SRV records say the port", None);
+            }
+            _ => {}
+        }
+        // Whoever answers for the records could name a host of their own, and show its certificate.
+        let has_name = upstream.tls.as_ref().is_some_and(|tls| tls.server_name.is_some());
+        if dns.srv.is_some() && dns.scheme == Scheme::Https && !has_name {
+            let help = "`tls: { server_name: api.example.com }` says whom they are for";
+            let message = "SRV records do not say whom certificates must be for";
+            self.error(&path_of("scheme"), message, Some(help));
+        }
+        if dns.min_ttl.0 > dns.max_ttl.0 {
+            self.error(&path_of("min_ttl"), "is longer than `max_ttl`", None);
+        }
+    }
+
+    fn is_said(&self, path: &str) -> bool {
+        self.root.at(path).is_some()
     }
 
     /// Plugins may send requests to an upstream too, which cannot be seen here; so only a warning, and only

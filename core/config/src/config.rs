@@ -140,6 +140,9 @@ pub struct Listener {
     /// Address to listen on, or a list of them. Example: `0.0.0.0:8080` or `[::]:8080`.
     #[schemars(schema_with = "schema::addresses")]
     pub bind: Vec<Address>,
+    /// Take connections from these proxies only, which say first whose they are (PROXY protocol, version 1 or 2).
+    /// Default: from everybody, and nobody says.
+    pub proxy_protocol: Option<Proxies>,
     /// Accept TLS instead of plain text. Default: plain text.
     pub tls: Option<Tls>,
     /// Answer everything with a redirect to HTTPS: `true`, or a table. Default `false`.
@@ -154,6 +157,15 @@ pub struct Listener {
     /// Plugins for what arrives here, after the gateway's own.
     #[schemars(schema_with = "schema::chain", default)]
     pub plugins: Vec<ChainEntry>,
+}
+
+/// Proxies that pass connections on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Proxies {
+    /// Their networks. Whoever is in them can appear as any client. Example: `[10.0.0.0/8]`.
+    #[schemars(length(min = 1))]
+    pub from: Vec<Network>,
 }
 
 /// TLS of a listener.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
+use std::path::Path;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::config::Predicate;
 use crate::node::shortened;
-use crate::upstreams::{Endpoint, HostHeader};
+use crate::upstreams::{Endpoint, EndpointAddress, HostHeader, Scheme};
 use crate::values::{Pattern, is_host_name};
 
 impl<'de> Deserialize<'de> for Predicate {
@@ -68,8 +69,8 @@ impl<'de> Deserialize<'de> for Endpoint {
 
 struct EndpointVisitor;
 
-/// `http://host:port`, nothing before or after.
-struct EndpointUrl(String, u16);
+/// An address as it is written: `http://host:port`, nothing before or after.
+struct EndpointUrl(EndpointAddress);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,31 +105,35 @@ impl<'de> Visitor<'de> for EndpointVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Endpoint, E> {
-        let (host, port) = endpoint_url(text).map_err(E::custom)?;
-        Ok(Endpoint { host, port, weight: one(), priority: 0 })
+        let address = endpoint_url(text).map_err(E::custom)?;
+        Ok(Endpoint { address, weight: one(), priority: 0 })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
-        let EndpointTable { url: EndpointUrl(host, port), weight, priority } =
+        let EndpointTable { url: EndpointUrl(address), weight, priority } =
             EndpointTable::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(Endpoint { host, port, weight, priority })
+        Ok(Endpoint { address, weight, priority })
     }
 }
 
 impl<'de> Deserialize<'de> for EndpointUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        endpoint_url(&text).map(|(host, port)| Self(host, port)).map_err(de::Error::custom)
+        endpoint_url(&text).map(Self).map_err(de::Error::custom)
     }
 }
 
-fn endpoint_url(text: &str) -> Result<(String, u16), String> {
-    if text.starts_with("https://") {
-        return Err("https upstreams are not supported yet: use `http://`".to_owned());
+fn endpoint_url(text: &str) -> Result<EndpointAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return unix_socket(path);
     }
-    let Some(authority) = text.strip_prefix("http://") else {
+    let (scheme, authority) = if let Some(authority) = text.strip_prefix("http://") {
+        (Scheme::Http, authority)
+    } else if let Some(authority) = text.strip_prefix("https://") {
+        (Scheme::Https, authority)
+    } else {
         return Err(format!(
-            "expected an address such as `http://10.0.0.1:8080`, found string `{}`",
+            "expected an address such as `http://10.0.0.1:8080`, `https://api.internal` or `unix:/run/app.sock`, found string `{}`",
             shortened(text)
         ));
     };
@@ -140,7 +145,30 @@ fn endpoint_url(text: &str) -> Result<(String, u16), String> {
         return Err("an endpoint has no user name or password".to_owned());
     }
     let (host, port) = split_port(authority)?;
-    Ok((host, port.unwrap_or(80)))
+    Ok(EndpointAddress::Tcp { scheme, host, port: port.unwrap_or(scheme.port()) })
+}
+
+/// The longest path that the system has room for.
+const LONGEST_SOCKET: usize = 107;
+
+fn unix_socket(path: &str) -> Result<EndpointAddress, String> {
+    if !Path::new(path).is_absolute() {
+        return Err("a Unix socket has an absolute path such as `unix:/run/app.sock`".to_owned());
+    }
+    if path.len() > LONGEST_SOCKET {
+        return Err(format!("the path of a Unix socket has {LONGEST_SOCKET} bytes at most"));
+    }
+    Ok(EndpointAddress::Unix(path.into()))
+}
+
+impl Scheme {
+    /// The port where none is said.
+    pub fn port(self) -> u16 {
+        match self {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        }
+    }
 }
 
 /// Host, without the brackets of an IPv6 address, and port.
@@ -203,18 +231,28 @@ mod tests {
 
     #[test]
     fn endpoints_are_http_addresses() {
-        let endpoint = |text| read::<Endpoint>(text).map(|e| (e.host, e.port, e.weight.get()));
+        let endpoint = |text| {
+            read::<Endpoint>(text).map(|endpoint| match endpoint.address {
+                EndpointAddress::Tcp { host, port, .. } => (host, port, endpoint.weight.get()),
+                EndpointAddress::Unix(path) => (path.display().to_string(), 0, endpoint.weight.get()),
+            })
+        };
         assert_eq!(endpoint("http://127.0.0.1:9000"), Ok(("127.0.0.1".to_owned(), 9000, 1)));
         assert_eq!(endpoint("{ url: \"http://[::1]:9001\", weight: 3 }"), Ok(("::1".to_owned(), 9001, 3)));
         assert_eq!(endpoint("http://api.internal/"), Ok(("api.internal".to_owned(), 80, 1)));
+        assert_eq!(endpoint("https://api.internal"), Ok(("api.internal".to_owned(), 443, 1)));
+        assert_eq!(endpoint("unix:/run/app.sock"), Ok(("/run/app.sock".to_owned(), 0, 1)));
         assert_eq!(
-            endpoint("https://a:1").unwrap_err(),
-            "x: https upstreams are not supported yet: use `http://`"
+            endpoint("unix:app.sock").unwrap_err(),
+            "x: a Unix socket has an absolute path such as `unix:/run/app.sock`"
         );
         assert_eq!(
-            endpoint("{ url: \"https://a:1\" }").unwrap_err(),
-            "x.url: https upstreams are not supported yet: use `http://`"
+            endpoint("{ url: \"https://a:1/b\" }").unwrap_err(),
+            "x.url: an endpoint has no path: change paths with a route's `rewrite`"
         );
+        let longest = format!("unix:/{}", "s".repeat(LONGEST_SOCKET - 1));
+        let beyond = format!("{longest}s");
+        assert!(endpoint(&longest).is_ok() && endpoint(&beyond).is_err());
         assert_eq!(
             endpoint("http://a:1/b").unwrap_err(),
             "x: an endpoint has no path: change paths with a route's `rewrite`"

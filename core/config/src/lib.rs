@@ -24,8 +24,8 @@ mod yaml;
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
     InstanceOptions, Limits, Listener, ListenerLimits, Log, LogFormat, LogLevel, Match, OnError, PluginEntry,
-    Policies, Predicate, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite, Route, SideFile, Status,
-    Tls, TlsPolicy, TlsVersion,
+    Policies, Predicate, Proxies, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite, Route, SideFile,
+    Status, Tls, TlsPolicy, TlsVersion,
 };
 pub use de::NodeDeserializer;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
@@ -35,10 +35,10 @@ pub use node::{Key, Node, Scalar, Value};
 pub use reader::Reader;
 pub use schema::schema;
 pub use upstreams::{
-    Balance, Eject, Endpoint, HashBy, Health, HostHeader, Protocol, Retries, RetryBudget, RetryOn, Sticky,
-    Timeouts, Upstream,
+    Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, Protocol, ProxyProtocol,
+    Retries, RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
-    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Percent, SizeLimit,
+    Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
+    PathTemplate, Pattern, Percent, SizeLimit,
 };

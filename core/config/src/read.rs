@@ -73,6 +73,7 @@ fn listener(place: Place<'_, '_>) -> Option<Listener> {
     let Some(mut table) = place.table() else { return Some(unread) };
     let name = table.optional("name");
     let bind = table.required("bind", addresses).unwrap_or_default();
+    let proxy_protocol = table.optional("proxy_protocol");
     let tls = table.optional("tls");
     let redirect_https = table.with("redirect_https", redirect_https).flatten();
     let http2 = table.optional("http2").unwrap_or_default();
@@ -80,7 +81,7 @@ fn listener(place: Place<'_, '_>) -> Option<Listener> {
     let plugins = table.items("plugins", |place| Some(chain_entry(place)));
     table.close();
     let name = name.or_else(|| bind.first().map(Address::to_string)).unwrap_or(unread.name);
-    Some(Listener { name, bind, tls, redirect_https, http2, limits, plugins })
+    Some(Listener { name, bind, proxy_protocol, tls, redirect_https, http2, limits, plugins })
 }
 
 /// One address or a list of them.
@@ -109,8 +110,14 @@ fn upstream(name: &str, place: Place<'_, '_>) -> Option<Upstream> {
     let mut upstream = Upstream::named(name);
     // One with errors is there all the same: nobody who names it is wrong.
     let Some(mut table) = place.table() else { return Some(upstream) };
-    upstream.endpoints = table.required("endpoints", endpoints).unwrap_or_default();
+    let is_named = table.node.child("dns").is_some_and(|dns| !dns.is_absent());
+    let endpoints =
+        if is_named { table.with("endpoints", endpoints) } else { table.required("endpoints", endpoints) };
+    upstream.endpoints = endpoints.unwrap_or_default();
+    upstream.dns = table.optional("dns");
     upstream.protocol = table.optional("protocol").unwrap_or_default();
+    upstream.tls = table.optional("tls");
+    upstream.proxy_protocol = table.optional("proxy_protocol");
     upstream.balance = table.optional("balance").unwrap_or_default();
     upstream.min_healthy = table.optional("min_healthy").unwrap_or(upstream.min_healthy);
     upstream.slow_start = table.optional("slow_start");

@@ -188,8 +188,8 @@ impl JsonSchema for Endpoint {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let url = json!({
-            "type": "string", "pattern": "^http://",
-            "description": "Its address. Example: `http://127.0.0.1:9000`.",
+            "type": "string", "pattern": "^(https?://|unix:/)",
+            "description": "Its address. Example: `http://127.0.0.1:9000`, `https://api.internal` or `unix:/run/app.sock`.",
         });
         let weight = json!({
             "type": "integer", "minimum": 1, "maximum": 1000, "default": 1,
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(schema["properties"]["drain"]["default"], "30s");
         assert_eq!(schema["$defs"]["ListenerLimits"]["properties"]["header_bytes"]["default"], "16KiB");
         assert_eq!(schema["$defs"]["Listener"]["required"], json!(["bind"]));
-        assert_eq!(schema["$defs"]["Upstream"]["required"], json!(["endpoints"]));
+        assert_eq!(schema["$defs"]["Upstream"]["properties"]["dns"]["anyOf"][1]["type"], "null");
         assert!(schema["$defs"]["Route"]["properties"]["match"].is_object());
     }
 }

@@ -1,15 +1,16 @@
 //! Upstreams: where requests are sent, by which rule, and what happens when an endpoint fails.
 
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::config::{Status, at_least_one, seconds};
-use crate::values::{Duration, HeaderName, PathPrefix, Percent, is_token, positive};
+use crate::config::{Certificate, Status, TlsVersion, at_least_one, seconds};
+use crate::values::{Address, Duration, HeaderName, HostName, PathPrefix, Percent, is_token, positive};
 
 /// A group of endpoints that serve the same.
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
@@ -18,12 +19,20 @@ pub struct Upstream {
     /// Its key in `upstreams`.
     #[schemars(skip)]
     pub name: String,
-    /// Where it is served; at least one.
-    #[schemars(length(min = 1))]
+    /// Where it is served: at least one, unless `dns` tells.
+    #[schemars(length(min = 1), default)]
     pub endpoints: Vec<Endpoint>,
-    /// What the endpoints speak: `http1` or `http2` (without TLS, and without asking first). Default `http1`.
+    /// What the endpoints speak: `http1`, `http2` (without TLS without asking first), or `auto`: what each
+    /// chooses in its TLS handshake. Default `http1`.
     #[schemars(default)]
     pub protocol: Protocol,
+    /// Where it is served, as DNS has it, asked for again and again; instead of `endpoints`.
+    pub dns: Option<Dns>,
+    /// TLS to endpoints of `https`. Default: the system's authorities, no certificate of the gateway's own.
+    pub tls: Option<UpstreamTls>,
+    /// Tell endpoints first whose connection they get, in this version of the PROXY protocol. Connections are not
+    /// shared between clients then. Default: no.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// How an endpoint is chosen: `round_robin`, `least_request` (the less busy of two drawn by lot), `random`,
     /// `{ hash: { by: client } }` or `{ sticky: { cookie: name } }`. Default `round_robin`.
     #[schemars(default)]
@@ -58,10 +67,8 @@ pub struct Upstream {
 /// One server of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Host name or IP address, without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
+    /// Where it is.
+    pub address: EndpointAddress,
     /// Share of the requests, relative to the other endpoints. Default `1`.
     pub weight: NonZeroU32,
     /// 0 serves first, the next when too few of the former are healthy. Default `0`.
@@ -75,8 +82,95 @@ pub enum Protocol {
     /// HTTP/1.1 (RFC 9112).
     #[default]
     Http1,
-    /// HTTP/2 (RFC 9113), which gRPC needs.
+    /// HTTP/2 (RFC 9113), which gRPC needs; without TLS without asking first.
     Http2,
+    /// What an endpoint chooses in its TLS handshake (RFC 7301); without TLS HTTP/1.1.
+    Auto,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum EndpointAddress {
+    /// At a TCP port.
+    Tcp {
+        /// With TLS or without.
+        scheme: Scheme,
+        /// Host name or IP address, without brackets.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// At a Unix socket.
+    Unix(PathBuf),
+}
+
+/// Plain HTTP, or over TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheme {
+    /// Plain text.
+    #[default]
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+/// Endpoints from DNS. What it answers last stays while it answers nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dns {
+    /// Host name of which every address (A and AAAA records) is an endpoint. Example: `api.internal`.
+    pub host: Option<HostName>,
+    /// Port of these endpoints. Default: `80`, or `443` for `https`.
+    pub port: Option<NonZeroU16>,
+    /// Name of SRV records (RFC 2782), which tell ports, weights and priorities too; instead of `host`. Example:
+    /// `_http._tcp.api.internal`.
+    pub srv: Option<HostName>,
+    /// `http`, or `https` for TLS. Default `http`.
+    pub scheme: Scheme,
+    /// The records' time to live says when they are asked for again: not before this. Default `1s`.
+    #[serde(deserialize_with = "positive")]
+    pub min_ttl: Duration,
+    /// And not after this. Default `5m`.
+    #[serde(deserialize_with = "positive")]
+    pub max_ttl: Duration,
+    /// How long an answer may take, at the start too: until then, or an answer, the gateway is not ready. Default `2s`.
+    #[serde(deserialize_with = "positive")]
+    pub timeout: Duration,
+    /// Address of the DNS server. Default: the system's (`/etc/resolv.conf`). Example: `10.0.0.53:53`.
+    pub resolver: Option<Address>,
+}
+
+/// TLS to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// PEM file with the authorities that its certificates are from, relative to this file. Default: the system's.
+    /// Example: `tls/internal-ca.pem`.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    /// The name that its certificates are for. Default: each endpoint's host. Example: `api.example.com`.
+    #[serde(default)]
+    pub server_name: Option<HostName>,
+    /// The certificate that the gateway shows to servers that ask for one. Default: none.
+    #[serde(default)]
+    pub certificate: Option<Certificate>,
+    /// Lowest version: `"1.2"` or `"1.3"`. Default `"1.2"`.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+    /// `false` believes any server whatever it shows, for tests. Default `true`.
+    #[serde(default = "yes")]
+    pub verify: bool,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// How an endpoint is chosen.
@@ -246,6 +340,9 @@ impl Upstream {
             name: name.to_owned(),
             endpoints: Vec::new(),
             protocol: Protocol::default(),
+            dns: None,
+            tls: None,
+            proxy_protocol: None,
             balance: Balance::default(),
             min_healthy: default_min_healthy(),
             slow_start: None,
@@ -256,6 +353,21 @@ impl Upstream {
             max_idle: default_max_idle(),
             retries: Retries::default(),
             host: HostHeader::default(),
+        }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            host: None,
+            port: None,
+            srv: None,
+            scheme: Scheme::default(),
+            min_ttl: seconds(1),
+            max_ttl: seconds(300),
+            timeout: seconds(2),
+            resolver: None,
         }
     }
 }
@@ -312,6 +424,10 @@ impl Default for Timeouts {
 
 fn default_min_healthy() -> Percent {
     Percent(50)
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_max_idle() -> u32 {
@@ -532,6 +648,10 @@ mod tests {
             ("eject: { max_ejected: 101% }", "2: upstreams.api.eject.max_ejected: expected a share"),
             ("eject: { time: 0s }", "2: upstreams.api.eject.time: must be longer than zero"),
             ("health: { interval: 0s }", "2: upstreams.api.health.interval: must be longer than zero"),
+            (
+                "protocol: auto, proxy_protocol: v1",
+                "2: upstreams.api.proxy_protocol: clients share the connections of HTTP/2",
+            ),
             ("protocol: http3", "2: upstreams.api.protocol: "),
             (
                 "health: { grpc: \"a b\" }",
@@ -541,6 +661,9 @@ mod tests {
                 "health: { grpc: a, path: /b }",
                 "2: upstreams.api.health.grpc: a check asks for a path or for a gRPC service",
             ),
+            ("dns: { srv: \"_http._tcp.a b\" }", "2: upstreams.api.dns.srv: expected a host name"),
+            ("dns: { host: a, min_ttl: 0s }", "2: upstreams.api.dns.min_ttl: must be longer than zero"),
+            ("proxy_protocol: v3", "2: upstreams.api.proxy_protocol: "),
             ("max_requests: 0", "2: upstreams.api.max_requests: expected a whole number, 1 or more"),
         ] {
             assert!(wrong(settings).starts_with(expected), "{settings}: {}", wrong(settings));

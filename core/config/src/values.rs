@@ -46,6 +46,10 @@ pub struct Address(pub SocketAddr);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPattern(String);
 
+/// A host name, lowercase: `api.example.com`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostName(String);
+
 /// A path template: `/users/{id}`; `{name}` stands for one segment, a last `/**` or `/{name**}` for the rest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathTemplate(String);
@@ -200,6 +204,14 @@ impl Text for HostPattern {
             return Err(expected::<Self>(text));
         }
         Ok(Self(text.to_ascii_lowercase()))
+    }
+}
+
+impl Text for HostName {
+    const EXPECTED: &'static str = "a host name such as `api.example.com`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if is_host_name(text) { Ok(Self(text.to_ascii_lowercase())) } else { Err(expected::<Self>(text)) }
     }
 }
 
@@ -447,7 +459,7 @@ macro_rules! checked_strings {
     )* };
 }
 
-checked_strings!(HostPattern PathTemplate PathPrefix Method HeaderName);
+checked_strings!(HostPattern HostName PathTemplate PathPrefix Method HeaderName);
 
 struct TextVisitor<T>(std::marker::PhantomData<T>);
 
@@ -511,6 +523,7 @@ text_types! {
     Network None;
     Address None;
     HostPattern None;
+    HostName None;
     PathTemplate Some("^/");
     PathPrefix Some("^/");
     Method None;

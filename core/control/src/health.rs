@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_config::Health;
-use portcullis_proxy::upstream::{Endpoint, HostHeader, Protocol, Upstream};
+use portcullis_proxy::upstream::{Endpoint, HostHeader, Transport, Upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
@@ -32,7 +31,7 @@ impl Checks {
     /// Checks these upstreams from now on. Those that are the same as before are not disturbed.
     pub(crate) fn follow(&mut self, built: &[BuiltUpstream]) {
         let mut before = std::mem::take(&mut self.upstreams);
-        for BuiltUpstream { config, upstream } in built {
+        for BuiltUpstream { config, upstream, .. } in built {
             match before.iter().position(|(known, _)| Arc::ptr_eq(known, upstream)) {
                 Some(at) => self.upstreams.push(before.swap_remove(at)),
                 None => {
@@ -119,22 +118,35 @@ impl Check {
 
     /// A connection, and over it the answer to what is to be asked.
     async fn ask(&self) -> Result<(), String> {
-        let failed = |error: std::io::Error| error.to_string();
-        let stream = TcpStream::connect(&*self.endpoint.authority).await.map_err(failed)?;
+        let stream = self.upstream.connect(&self.endpoint, None).await.map_err(|error| error.to_string())?;
         let host = match &self.upstream.host {
             HostHeader::Name(name) => name,
             HostHeader::Preserve | HostHeader::Endpoint => &self.endpoint.host,
         };
         let host = host.to_str().unwrap_or_default();
-        if let Some(service) = &self.health.grpc {
-            return http2::serves(stream, host, service).await;
+        let is_http2 = stream.is_http2(self.upstream.protocol);
+        match (&self.health.path, &self.health.grpc) {
+            (_, Some(service)) => {
+                http2::serves(stream, host, service).await?;
+                self.endpoint.works();
+                Ok(())
+            }
+            (None, None) => {
+                self.endpoint.works();
+                Ok(())
+            }
+            (Some(path), None) => {
+                let path = path.as_str();
+                let asked = if is_http2 {
+                    http2::get(stream, host, path).await
+                } else {
+                    get(stream, host, path).await
+                };
+                let status = asked?;
+                self.endpoint.works();
+                if self.is_good(status) { Ok(()) } else { Err(format!("status {status}")) }
+            }
         }
-        let Some(path) = &self.health.path else { return Ok(()) };
-        let status = match self.upstream.protocol {
-            Protocol::Http1 => get(stream, host, path.as_str()).await?,
-            Protocol::Http2 => http2::get(stream, host, path.as_str()).await?,
-        };
-        if self.is_good(status) { Ok(()) } else { Err(format!("status {status}")) }
     }
 
     fn is_good(&self, status: u16) -> bool {
@@ -146,17 +158,18 @@ impl Check {
 }
 
 /// The status of the answer to a `GET` over HTTP/1.
-async fn get(mut stream: TcpStream, host: &str, path: &str) -> Result<u16, String> {
+async fn get(mut stream: Transport, host: &str, path: &str) -> Result<u16, String> {
     let failed = |error: std::io::Error| error.to_string();
     let request = format!(
         "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portcullis-health\r\nconnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
+    stream.flush().await.map_err(failed)?;
     let line = status_line(&mut stream).await.map_err(failed)?;
     status(&line).ok_or_else(|| "the answer is not HTTP/1".to_owned())
 }
 
-async fn status_line(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+async fn status_line(stream: &mut Transport) -> std::io::Result<Vec<u8>> {
     let (mut line, mut rest) = (Vec::new(), stream.take(LONGEST_STATUS_LINE));
     while !line.contains(&b'\n') && rest.read_buf(&mut line).await? > 0 {}
     Ok(line)

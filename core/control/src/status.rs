@@ -95,7 +95,7 @@ pub struct PluginStatus {
 pub struct UpstreamStatus {
     /// Its name.
     pub name: Arc<str>,
-    /// What they speak: `http1` or `http2`.
+    /// What they speak: `http1`, `http2`, or `auto`: what they choose.
     pub protocol: &'static str,
     /// Its endpoints, in the order of the configuration.
     pub endpoints: Vec<EndpointStatus>,
@@ -108,11 +108,13 @@ pub struct EndpointStatus(pub Arc<Endpoint>);
 impl Serialize for EndpointStatus {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let EndpointStatus(endpoint) = self;
-        let mut fields = serializer.serialize_struct("EndpointStatus", 4)?;
+        let mut fields = serializer.serialize_struct("EndpointStatus", 6)?;
         fields.serialize_field("address", &*endpoint.authority)?;
+        fields.serialize_field("resolved", &endpoint.resolved())?;
         fields.serialize_field("state", endpoint.state().as_str())?;
         fields.serialize_field("in_flight", &endpoint.in_flight())?;
         fields.serialize_field("ejections", &endpoint.ejections())?;
+        fields.serialize_field("last_error", &endpoint.trouble())?;
         fields.end()
     }
 }

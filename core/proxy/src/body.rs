@@ -81,7 +81,7 @@ pub(crate) async fn whole<B>(
     limit: u64,
     held: &mut Held,
     too_large: Fault,
-) -> Result<(Bytes, Option<HeaderMap>), Fault>
+) -> Result<(Bytes, Option<Box<HeaderMap>>), Fault>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Fault>,
@@ -96,7 +96,7 @@ where
         let chunk = match frame.map_err(Into::into)?.into_data() {
             Ok(chunk) => chunk,
             Err(frame) => {
-                trailers = frame.into_trailers().ok();
+                trailers = frame.into_trailers().ok().map(Box::new);
                 continue;
             }
         };

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use portcullis_plugin::{Admission, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -26,6 +27,7 @@ use crate::forwarded::ForwardedBy;
 use crate::generation::ListenerLimits;
 use crate::http1::{read_some, serve_connection};
 use crate::linger::{Linger, Stream};
+use crate::proxy_protocol::{self, Addresses, Header};
 use crate::timer::LazyTimer;
 use crate::tls;
 use crate::worker::{Worker, WorkerGeneration};
@@ -169,7 +171,7 @@ impl Control {
 /// Serves a connection from its first byte to its last.
 pub(crate) async fn accept(
     worker: Rc<Worker>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
     bound: SocketAddr,
     control: &Control,
@@ -178,6 +180,20 @@ pub(crate) async fn accept(
     // Fails only on a dead socket, which the first read will notice.
     let _ = stream.set_nodelay(true);
     let local = stream.local_addr().unwrap_or(peer);
+    let mut ends = Addresses { source: peer, destination: local };
+    if let Some((proxies, limit)) = proxies(&worker, bound) {
+        // Boxed, as what is rare or short is, so that what waits the longest is small.
+        let told = Box::pin(told_ends(&mut stream, ends, &proxies, limit));
+        match unless_draining(control, told).await {
+            None => return,
+            Some(Ok(told)) => ends = told,
+            Some(Err(error)) => {
+                worker.metrics.proxy_protocol_failures.increment();
+                return tracing::debug!(%peer, %error, "refused for its PROXY header");
+            }
+        }
+    }
+    let Addresses { source: peer, destination: local } = ends;
     let generation = worker.generation();
     let Some(listener) = generation.listener_at(bound).map(|at| &generation.listeners[at]) else { return };
     let mut connection = Connection { listener: listener.name.clone(), peer, local, tls: None };
@@ -191,7 +207,6 @@ pub(crate) async fn accept(
     let opened = match tls {
         None => unless_draining(control, sniff(stream, accepted, &limits)).await,
         Some(tls) => {
-            // Boxed, as what is rare or short is, so that what waits the longest is small.
             let opened = Box::pin(handshake(&worker, stream, tls, &mut connection, &limits));
             unless_draining(control, opened).await
         }
@@ -201,6 +216,32 @@ pub(crate) async fn accept(
         Box::pin(http2_connection(opened, worker, connection, bound, limits, control)).await;
     } else {
         serve_connection(opened, client(worker, connection, bound, None), limits, control).await;
+    }
+}
+
+/// From whom alone a listener takes connections, if they have to say whose these are, and how long that
+/// may take.
+fn proxies(worker: &Worker, bound: SocketAddr) -> Option<(Arc<[IpNet]>, Duration)> {
+    let generation = worker.generation();
+    let listener = generation.listeners.get(generation.listener_at(bound)?)?;
+    Some((listener.proxies.clone()?, listener.limits.header_timeout))
+}
+
+/// The ends of the connection that a proxy passes on. Only these proxies are asked, and nobody else is
+/// let in: whoever could say whose connection it is could be anybody.
+async fn told_ends(
+    stream: &mut TcpStream,
+    ends: Addresses,
+    proxies: &[IpNet],
+    limit: Duration,
+) -> io::Result<Addresses> {
+    let peer = ends.source.ip().to_canonical();
+    if !proxies.iter().any(|network| network.contains(&peer)) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    match timeout(limit, proxy_protocol::read(stream)).await.map_err(io::Error::from)?? {
+        Header::Client(told) => Ok(told),
+        Header::Own => Ok(ends),
     }
 }
 

@@ -1,21 +1,18 @@
 //! The life of a request, from its head to the response that carries it away.
 
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode};
 use http_body::Body;
-use portcullis_plugin::{Attempt, Content, End, HookName, Reply, Request};
+use portcullis_plugin::{Content, End, HookName, Reply};
 
-use crate::body::{
-    ClientBody, Incoming, RequestBody, ResponseBody, Source, UploadFailure, pass_whole, whole,
-};
+use crate::attempt::attempt;
+use crate::body::{ClientBody, Incoming, RequestBody, ResponseBody, Source, pass_whole, whole};
 use crate::chain::Flow;
 use crate::client::Client;
-use crate::forwarded::{Told, client_address, remove_claims};
+use crate::forwarded::{client_address, remove_claims};
 use crate::generation::{Action, Rewrite};
 use crate::grpc;
 use crate::head::{Head, understand, unreadable, with_path};
@@ -24,14 +21,8 @@ use crate::http1::Refusal;
 use crate::live::Live;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
-use crate::upstream::{
-    AttemptError, AttemptFailure, Endpoint, HostHeader, RequestHead, Upstream, UpstreamBody, send,
-};
+use crate::upstream::UpstreamBody;
 use portcullis_plugin::path::normalise;
-
-/// Attempts on connections that turned out to be closed, for requests that may be repeated; they do
-/// not count as retries, because the endpoint did not fail.
-const MAX_STALE: u32 = 3;
 
 /// The exchange ended without an answer: the connection is to be closed.
 #[derive(Debug)]
@@ -46,7 +37,7 @@ impl std::fmt::Display for Dropped {
 impl std::error::Error for Dropped {}
 
 /// What is to be sent to the client, before the response hooks have seen it.
-enum Answer {
+pub(crate) enum Answer {
     Upstream(Response<UpstreamBody>),
     Reply(Box<Reply>),
     Fault(Fault),
@@ -154,7 +145,7 @@ fn route(live: &mut Live) -> Result<(), Fault> {
 }
 
 /// Runs a hook of the request's way in; an answer ends the way.
-async fn forward(live: &mut Live, hook: HookName) -> Option<Answer> {
+pub(crate) async fn forward(live: &mut Live, hook: HookName) -> Option<Answer> {
     let (exchange, scope) = live.split();
     let (flow, entered) = scope.chain().forward(hook, exchange).await;
     if hook == HookName::OnRequest {
@@ -275,156 +266,6 @@ fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Sends the request upstream, again where that is safe, until there is a response or no more hope.
-async fn attempt(
-    live: &mut Live,
-    upstream: &Arc<Upstream>,
-    host: Option<&HeaderValue>,
-    body: RequestBody,
-) -> Answer {
-    let start = Instant::now();
-    let retries = &upstream.retries;
-    let wish = upstream.wish(live.exchange());
-    let patience = grpc::time_limit(live.request());
-    let total = retries.total.into_iter().chain(patience).min();
-    live.end_after(patience);
-    let (mut number, mut stale, mut avoid) = (1, 0, None);
-    let mut body = Some(body);
-    // The retry that is under way, if this attempt is one.
-    let mut retrying = None;
-    loop {
-        let chosen = upstream.choose(wish, avoid);
-        let endpoint = chosen.endpoint;
-        let mut told = told(live, upstream, endpoint, host);
-        told.extend(patience.and_then(|patience| grpc::told(patience.saturating_sub(start.elapsed()))));
-        let parts = live.parts();
-        let (name, address) = (upstream.name.clone(), endpoint.authority.clone());
-        parts.attempt = Some(Attempt { number, upstream: name, endpoint: address });
-        let sending = body.take().unwrap_or(RequestBody::Empty);
-        let repeated = sending.copy();
-        let (sent, is_idempotent) = if live.scope().chain().wants(HookName::OnUpstream) {
-            // Only hooks that may change it make a copy necessary.
-            live.parts().outgoing = Some(outgoing(live.request(), told));
-            if let Some(answer) = forward(live, HookName::OnUpstream).await {
-                return answer;
-            }
-            let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
-            let head = head(&outgoing, &[]);
-            // What is sent decides, not what the client asked for: a plugin may have changed the method.
-            let sent = send(upstream, endpoint, head, sending, retries.limit(start, total)).await;
-            (sent, head.method.is_idempotent())
-        } else {
-            let head = head(live.request(), &told);
-            let sent = send(upstream, endpoint, head, sending, retries.limit(start, total)).await;
-            (sent, head.method.is_idempotent())
-        };
-        let again = repeated.filter(|_| is_idempotent);
-        let (AttemptError { kind, unsent, reused }, response) = match sent {
-            Ok(mut response) => {
-                upstream.answered(chosen, response.status());
-                let is_secure = live.exchange().scheme() == "https";
-                upstream.stick(wish, chosen.index, is_secure, response.headers_mut());
-                if !retries.on_status.contains(&response.status()) {
-                    return answered(live, upstream, start, response);
-                }
-                (AttemptError::of(&response), Some(response))
-            }
-            Err(error) => {
-                if let Some(answer) = failed_upload(live) {
-                    return answer;
-                }
-                (error, None)
-            }
-        };
-        body = unsent.or(again);
-        if body.is_some() && reused && kind == AttemptFailure::Failed && stale < MAX_STALE {
-            stale += 1;
-            upstream.metrics.failures.increment();
-            continue;
-        }
-        upstream.failed(chosen, kind);
-        let is_worth_it = body.is_some() && number <= retries.attempts && retries.follow(kind);
-        let has_time = total.is_none_or(|total| start.elapsed() < total);
-        drop(retrying.take());
-        retrying = if is_worth_it && has_time { upstream.retry() } else { None };
-        if retrying.is_none() {
-            return match response {
-                Some(response) => answered(live, upstream, start, response),
-                None => fault_of(kind).into(),
-            };
-        }
-        if let Some(response) = response {
-            response.into_body().release();
-        }
-        number += 1;
-        avoid = Some(endpoint.id);
-    }
-}
-
-fn answered(
-    live: &mut Live,
-    upstream: &Upstream,
-    start: Instant,
-    response: Response<UpstreamBody>,
-) -> Answer {
-    let duration = start.elapsed();
-    live.upstream_duration = Some(duration);
-    upstream.metrics.duration.observe(duration);
-    Answer::Upstream(response)
-}
-
-fn fault_of(kind: AttemptFailure) -> Fault {
-    match kind {
-        AttemptFailure::Unreachable => Fault::Unreachable,
-        AttemptFailure::ConnectTimeout => Fault::ConnectTimeout,
-        AttemptFailure::ResponseTimeout | AttemptFailure::OutOfTime => Fault::ResponseTimeout,
-        AttemptFailure::Failed | AttemptFailure::Status(_) => Fault::UpstreamFailed,
-        AttemptFailure::Overloaded => Fault::Overloaded,
-    }
-}
-
-/// Whether the attempt failed because the upload did, on the client's side or in a filter.
-fn failed_upload(live: &mut Live) -> Option<Answer> {
-    match live.upload.as_ref()?.take_failure()? {
-        UploadFailure::Fault(fault) => Some(fault.into()),
-        UploadFailure::Refused(refusal) => {
-            live.refused_by(&refusal);
-            Some(Answer::Reply(refusal.reply))
-        }
-    }
-}
-
-/// What the gateway says itself in a request to this endpoint.
-fn told(live: &Live, upstream: &Upstream, endpoint: &Endpoint, host: Option<&HeaderValue>) -> Told {
-    let (client, headers) = (live.client(), live.request().headers());
-    let trusted = &live.scope().generation.trusted_proxies;
-    let mut told = Told::new();
-    client.forwarded_by.tell(client.connection.peer.ip(), trusted, headers, &mut told);
-    let host = host.or(match &upstream.host {
-        // HTTP/1.0 clients need not send one, HTTP/1.1 servers need one.
-        HostHeader::Preserve => (!headers.contains_key(HOST)).then_some(&endpoint.host),
-        HostHeader::Endpoint => Some(&endpoint.host),
-        HostHeader::Name(name) => Some(name),
-    });
-    told.extend(host.map(|host| (HOST, host.clone())));
-    told
-}
-
-/// The request of one attempt for hooks to look at and change.
-fn outgoing(request: &Request, told: Told) -> Request {
-    let (method, target, version, mut headers) = request.clone().into_parts();
-    headers.remove(CONTENT_LENGTH);
-    headers.remove(EXPECT);
-    for (name, value) in told {
-        headers.insert(name, value);
-    }
-    Request::new(method, target, version, headers)
-}
-
-fn head<'a>(request: &'a Request, told: &'a [(HeaderName, HeaderValue)]) -> RequestHead<'a> {
-    RequestHead { method: request.method(), target: request.target(), headers: request.headers(), told }
-}
-
 /// From what the client is to get to what its connection sends, by way of the response hooks.
 async fn respond(mut live: Box<Live>, answer: Answer) -> Result<Response<ResponseBody>, Dropped> {
     let mut source = match answer {
@@ -517,7 +358,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
             let read = whole(&mut body, limit as u64, &mut held, Fault::ResponseTooLarge).await;
             live.held.push(held);
             let (read, trailers) = read?;
-            live.trailers = trailers.map(Box::new);
+            live.trailers = trailers;
             read
         }
     };

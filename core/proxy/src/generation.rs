@@ -4,14 +4,13 @@
 //! takes the current one at its beginning and keeps it to its end. Nothing here is looked up by
 //! name while traffic flows.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue};
-use http::{StatusCode, Uri};
 use ipnet::IpNet;
 use portcullis_plugin::RouteMeta;
 use rustls::ServerConfig;
@@ -50,6 +49,9 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Where it listens.
     pub bind: Vec<SocketAddr>,
+    /// Proxies that say first whose connection they pass on ([PROXY protocol](crate::proxy_protocol)), and
+    /// from which alone connections are taken then.
+    pub proxies: Option<Arc<[IpNet]>>,
     /// How it terminates TLS; none for plain text.
     pub tls: Option<Arc<ServerConfig>>,
     /// Answers everything with a redirect to HTTPS.
@@ -222,30 +224,6 @@ fn capture(exchange: &portcullis_plugin::Exchange, at: usize) -> Option<&str> {
     parts.matched.path().get(start as usize..end as usize)
 }
 
-/// The sockets of a worker, by address; bound once and kept while the address is configured.
-pub type Sockets = BTreeMap<SocketAddr, std::net::TcpListener>;
-
-/// The endpoint that a URL of the configuration names: `http://host:port`.
-pub fn endpoint_authority(url: &str) -> Result<String, String> {
-    let uri: Uri = url.parse().map_err(|_| format!("`{url}` is not a URL"))?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some(other) => {
-            return Err(format!("`{other}` is not supported for endpoints yet; use `http://host:port`"));
-        }
-        None => return Err(format!("`{url}` has no scheme; write `http://{url}`")),
-    }
-    if uri.path_and_query().is_some_and(|target| target != "/") {
-        return Err("an endpoint has no path; use the route's `rewrite`".into());
-    }
-    let authority = uri.authority().ok_or_else(|| format!("`{url}` has no host"))?;
-    if authority.as_str().contains('@') {
-        return Err("an endpoint has no user name".into());
-    }
-    let port = authority.port_u16().unwrap_or(80);
-    Ok(format!("{}:{port}", authority.host()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,14 +236,5 @@ mod tests {
         assert_eq!(template.render(&exchange), "/v2/42?x=1");
         assert!(Template::parse("/{nope}", &["id"]).unwrap_err().contains("`{nope}`"));
         assert!(Template::parse("/{id", &["id"]).is_err());
-    }
-
-    #[test]
-    fn endpoints_are_plain_origins() {
-        assert_eq!(endpoint_authority("http://127.0.0.1:9000").as_deref(), Ok("127.0.0.1:9000"));
-        assert_eq!(endpoint_authority("http://[::1]").as_deref(), Ok("[::1]:80"));
-        for wrong in ["https://x", "x:1", "http://x/path", "http://u@x", "http://"] {
-            assert!(endpoint_authority(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! connection, [`exchange`] tells the life of each request on it. What a request needs to know is in
 //! a [`Generation`](generation::Generation), which the control plane builds and swaps.
 
+mod attempt;
 pub mod body;
 pub mod chain;
 mod client;
@@ -18,6 +19,7 @@ mod linger;
 mod live;
 mod logs;
 pub mod metrics;
+pub mod proxy_protocol;
 mod reply;
 pub mod routes;
 mod timer;

@@ -209,6 +209,9 @@ pub struct Metrics {
     pub connections_open: Counter,
     /// Client connections closed at once: over the limit, or dropped by a plugin.
     pub connections_refused: Counter,
+    /// Connections that did not begin with the PROXY header that their listener wants, or came from
+    /// elsewhere than it takes them from.
+    pub proxy_protocol_failures: Counter,
     /// TLS handshakes that failed.
     pub handshake_failures: Counter,
     /// Exchanges that are under way.
@@ -232,6 +235,7 @@ impl Metrics {
             connections: counter(),
             connections_open: counter(),
             connections_refused: counter(),
+            proxy_protocol_failures: counter(),
             handshake_failures: counter(),
             exchanges_open: counter(),
             logs_dropped: counter(),

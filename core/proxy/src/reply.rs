@@ -53,6 +53,8 @@ pub(crate) enum Fault {
     Unreachable,
     /// No connection to the upstream in time.
     ConnectTimeout,
+    /// TLS found fault with the upstream, or the upstream with ours.
+    UpstreamTls,
     /// No response from the upstream in time.
     ResponseTimeout,
     /// The upstream's connection failed, or what came was not HTTP.
@@ -93,6 +95,7 @@ impl Fault {
             Fault::ResponseTooLarge => (Upstream, StatusCode::BAD_GATEWAY, "upstream.body_too_large"),
             Fault::Unreachable => (Upstream, StatusCode::BAD_GATEWAY, "upstream.unreachable"),
             Fault::ConnectTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.connect_timeout"),
+            Fault::UpstreamTls => (Upstream, StatusCode::BAD_GATEWAY, "upstream.tls"),
             Fault::ResponseTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.response_timeout"),
             Fault::UpstreamFailed => (Upstream, StatusCode::BAD_GATEWAY, "upstream.failed"),
             Fault::Overloaded => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.overloaded"),

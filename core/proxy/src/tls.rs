@@ -1,4 +1,4 @@
-//! TLS towards clients.
+//! TLS towards clients, and what TLS towards endpoints shares with it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -74,13 +74,13 @@ pub struct ClientAuth {
 pub struct TlsError {
     /// The index of the certificate at fault; none for the settings as a whole.
     pub certificate: Option<usize>,
-    /// The setting at fault: `cert`, `key`, `client_auth.ca` or `min_version`.
+    /// The setting at fault, such as `cert`, `key`, `ca` or `min_version`.
     pub part: &'static str,
     /// What is wrong.
     pub message: String,
 }
 
-fn fault(certificate: Option<usize>, part: &'static str, message: impl Into<String>) -> TlsError {
+pub(crate) fn fault(certificate: Option<usize>, part: &'static str, message: impl Into<String>) -> TlsError {
     TlsError { certificate, part, message: message.into() }
 }
 
@@ -132,13 +132,36 @@ fn verifier(auth: &ClientAuth, provider: &Arc<CryptoProvider>) -> Result<Verifie
     builder.build().map_err(|error| at(error.to_string()))
 }
 
-fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let chain = chain.map_err(|error| format!("not a PEM certificate: {error}"))?;
     if chain.is_empty() {
         return Err("holds no certificate: a PEM file has `-----BEGIN CERTIFICATE-----`".into());
     }
     Ok(chain)
+}
+
+/// A certificate with its key, if they belong together; else the part at fault and why.
+pub(crate) fn certified(
+    certificate: &Certificate,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, (&'static str, String)> {
+    let chain = chain(&certificate.cert_pem).map_err(|message| ("cert", message))?;
+    webpki::EndEntityCert::try_from(&chain[0])
+        .map_err(|error| ("cert", format!("not a usable certificate: {error}")))?;
+    let key = PrivateKeyDer::from_pem_slice(&certificate.key_pem)
+        .map_err(|error| ("key", format!("not a PEM private key: {error}")))?;
+    CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => ("key", "does not belong to the certificate".to_owned()),
+        error => ("key", error.to_string()),
+    })
+}
+
+/// The DNS names of a certificate, in lower case.
+fn names(certified: &CertifiedKey) -> Vec<String> {
+    let leaf = certified.cert.first().map(webpki::EndEntityCert::try_from);
+    let names = leaf.iter().flatten().flat_map(|leaf| leaf.valid_dns_names());
+    names.map(str::to_ascii_lowercase).collect()
 }
 
 /// Chooses a certificate by the server name that the client asks for.
@@ -154,18 +177,9 @@ impl ByName {
     fn new(certificates: &[Certificate], provider: &CryptoProvider) -> Result<Self, TlsError> {
         let (mut exact, mut wildcard, mut default) = (HashMap::new(), HashMap::new(), None);
         for (at, certificate) in certificates.iter().enumerate() {
-            let chain = chain(&certificate.cert_pem).map_err(|message| fault(Some(at), "cert", message))?;
-            let leaf = webpki::EndEntityCert::try_from(&chain[0])
-                .map_err(|error| fault(Some(at), "cert", format!("not a usable certificate: {error}")))?;
-            let names: Vec<String> = leaf.valid_dns_names().map(str::to_ascii_lowercase).collect();
-            let key = PrivateKeyDer::from_pem_slice(&certificate.key_pem)
-                .map_err(|error| fault(Some(at), "key", format!("not a PEM private key: {error}")))?;
-            let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
-                rustls::Error::InconsistentKeys(_) => {
-                    fault(Some(at), "key", "does not belong to the certificate")
-                }
-                error => fault(Some(at), "key", error.to_string()),
-            })?;
+            let certified =
+                certified(certificate, provider).map_err(|(part, message)| fault(Some(at), part, message))?;
+            let names = names(&certified);
             let certified = Arc::new(certified);
             for name in names {
                 match name.strip_prefix('*') {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
+use ipnet::IpNet;
 use portcullis_config as config;
 use portcullis_proxy::generation::{Listener, ListenerLimits, RedirectHttps};
 use portcullis_proxy::tls::{
@@ -104,7 +105,7 @@ impl Builder<'_> {
         found
     }
 
-    fn pem(&mut self, path: &str, file: &Path) -> Option<Bytes> {
+    pub(super) fn pem(&mut self, path: &str, file: &Path) -> Option<Bytes> {
         let content = self.files.read_data(&absolute(&self.dir, file));
         content.map(|content| content.bytes).map_err(|message| self.error(path, message)).ok()
     }
@@ -135,6 +136,7 @@ impl Builder<'_> {
             Arc::new(Listener {
                 name: listener.name.as_str().into(),
                 bind: listener.bind.iter().map(|address| address.0).collect(),
+                proxies: listener.proxy_protocol.as_ref().map(proxies),
                 tls: tls.map(|tls| tls.server.clone()),
                 redirect_https: listener.redirect_https.map(redirect_https),
                 limits: limits(listener),
@@ -157,10 +159,7 @@ fn settings(
     };
     TlsSettings {
         certificates,
-        min_version: match tls.min_version {
-            config::TlsVersion::V1_2 => TlsVersion::V12,
-            config::TlsVersion::V1_3 => TlsVersion::V13,
-        },
+        min_version: tls_version(tls.min_version),
         policy: match tls.policy {
             config::TlsPolicy::Modern => TlsPolicy::Modern,
             config::TlsPolicy::Intermediate => TlsPolicy::Intermediate,
@@ -170,12 +169,23 @@ fn settings(
     }
 }
 
+pub(super) fn tls_version(version: config::TlsVersion) -> TlsVersion {
+    match version {
+        config::TlsVersion::V1_2 => TlsVersion::V12,
+        config::TlsVersion::V1_3 => TlsVersion::V13,
+    }
+}
+
 fn hash(tls: &config::Tls, settings: &TlsSettings) -> Digest {
     let shape = format!("{tls:?}");
     let certificates = settings.certificates.iter();
     let files = certificates.flat_map(|certificate| [&certificate.cert_pem[..], &certificate.key_pem[..]]);
     let ca = settings.client_auth.iter().map(|auth| &auth.ca_pem[..]);
     Digest::of_parts([shape.as_bytes()].into_iter().chain(files).chain(ca))
+}
+
+fn proxies(config: &config::Proxies) -> Arc<[IpNet]> {
+    config.from.iter().map(|network| network.0).collect()
 }
 
 fn redirect_https(config: config::RedirectHttps) -> RedirectHttps {

@@ -8,21 +8,55 @@ use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use portcullis_config as config;
 use portcullis_proxy::metrics::Metrics;
+use portcullis_proxy::proxy_protocol::Version;
+use portcullis_proxy::tls::Certificate;
 use portcullis_proxy::upstream::{
-    Balance, Balancer, Ejection, Endpoint, HashBy, HostHeader, Place, Protocol, Retries, Sticky, Timeouts,
-    Upstream,
+    Address, Balance, Balancer, ClientTls, Ejection, Endpoint, HashBy, HostHeader, Place, Protocol, Retries,
+    Sticky, Timeouts, Tls, Upstream, Way, client_config,
 };
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 
-use super::Builder;
+use super::listeners::tls_version;
+use super::routes::all_or_nothing;
+use super::{Builder, Built};
+use crate::inputs::Digest;
 
 /// Bytes of a sticky cookie's value: too many to guess.
 const MARK_BYTES: usize = 16;
 
 /// An upstream and what it was made of.
+#[derive(Clone)]
 pub(crate) struct BuiltUpstream {
     pub(crate) config: config::Upstream,
     pub(crate) upstream: Arc<Upstream>,
+    tls: Option<BuiltTls>,
 }
+
+/// TLS towards endpoints, and a hash of what it was made of.
+#[derive(Clone)]
+struct BuiltTls {
+    made_of: Digest,
+    client: Arc<ClientConfig>,
+}
+
+/// What an upstream is made of besides its endpoints.
+struct Recipe {
+    config: config::Upstream,
+    tls: Option<Arc<ClientConfig>>,
+    metrics: Arc<Metrics>,
+}
+
+/// An endpoint as it is wanted.
+struct Spot {
+    way: Way,
+    authority: String,
+    host: String,
+    place: Place,
+}
+
+/// A mistake, and the key below the upstream where it is.
+type Mistake = (String, String);
 
 impl Builder<'_> {
     pub(super) fn upstreams(&mut self) -> Vec<BuiltUpstream> {
@@ -31,30 +65,130 @@ impl Builder<'_> {
     }
 
     fn upstream(&mut self, config: &config::Upstream) -> Option<BuiltUpstream> {
-        let running = self.running.iter().flat_map(|running| &running.upstreams);
-        let running = running.into_iter().find(|running| running.config.name == config.name);
-        if let Some(same) = running.filter(|running| running.config == *config) {
-            return Some(BuiltUpstream { config: config.clone(), upstream: same.upstream.clone() });
-        }
         let path = format!("upstreams.{}", config.name);
-        let mut endpoints = Vec::new();
-        for (index, endpoint) in config.endpoints.iter().enumerate() {
-            let running = running.map(|running| &*running.upstream);
-            match identity(endpoint, running, &self.services.metrics) {
-                Ok(endpoint) => endpoints.push(endpoint),
-                Err(message) => self.error(&format!("{path}.endpoints[{index}]"), message),
+        let running = self.running.and_then(|running| running.upstream(&config.name));
+        let tls = if speaks_tls(config) { Some(self.client_tls(&path, config, running)?) } else { None };
+        let is_same = |running: &&BuiltUpstream| {
+            running.config == *config
+                && running.tls.as_ref().map(|tls| tls.made_of) == tls.as_ref().map(|tls| tls.made_of)
+        };
+        if let Some(same) = running.filter(is_same) {
+            return Some(same.clone());
+        }
+        let client = tls.as_ref().map(|tls| tls.client.clone());
+        let recipe = Recipe { config: config.clone(), tls: client, metrics: self.services.metrics.clone() };
+        let before = running.map(|running| &*running.upstream);
+        let upstream = recipe.spots().and_then(|spots| recipe.upstream(&spots, before));
+        match upstream {
+            Ok(upstream) => Some(BuiltUpstream { config: config.clone(), upstream: upstream.into(), tls }),
+            Err((key, message)) => {
+                self.error(&format!("{path}.{key}"), message);
+                None
             }
         }
-        let host = host(&config.host).map_err(|message| self.error(&format!("{path}.host"), message));
-        let rule =
-            rule(config, &endpoints).map_err(|message| self.error(&format!("{path}.balance"), message));
-        let places = config.endpoints.iter().map(place).collect();
-        let upstream = Upstream {
-            protocol: match config.protocol {
-                config::Protocol::Http1 => Protocol::Http1,
-                config::Protocol::Http2 => Protocol::Http2,
-            },
-            balancer: Balancer::new(rule.ok()?, places, config.min_healthy.0),
+    }
+
+    /// TLS towards the endpoints of an upstream: as it runs, if it is made of the same.
+    fn client_tls(
+        &mut self,
+        path: &str,
+        config: &config::Upstream,
+        running: Option<&BuiltUpstream>,
+    ) -> Option<BuiltTls> {
+        let path = format!("{path}.tls");
+        let tls = config.tls.as_ref();
+        let ca = tls.and_then(|tls| tls.ca.as_ref()).map(|file| self.pem(&format!("{path}.ca"), file));
+        let certificate = tls.and_then(|tls| tls.certificate.as_ref()).map(|certificate| {
+            let cert = self.pem(&format!("{path}.certificate.cert"), &certificate.cert);
+            let key = self.pem(&format!("{path}.certificate.key"), &certificate.key);
+            Some(Certificate { cert_pem: cert?, key_pem: key? })
+        });
+        let settings = ClientTls {
+            ca_pem: all_or_nothing(ca)?,
+            certificate: all_or_nothing(certificate)?,
+            min_version: tls_version(tls.map_or_else(Default::default, |tls| tls.min_version)),
+            verify: tls.is_none_or(|tls| tls.verify),
+            protocol: protocol(config.protocol),
+        };
+        let shape = format!("{:?} {} {:?}", settings.min_version, settings.verify, settings.protocol);
+        let certificate = settings.certificate.iter();
+        let files = certificate.flat_map(|certificate| [&certificate.cert_pem[..], &certificate.key_pem[..]]);
+        let ca = settings.ca_pem.iter().map(|ca| &ca[..]);
+        let made_of = Digest::of_parts([shape.as_bytes()].into_iter().chain(files).chain(ca));
+        let same = running.and_then(|running| running.tls.as_ref());
+        if let Some(same) = same.filter(|same| same.made_of == made_of) {
+            return Some(same.clone());
+        }
+        let client = client_config(&settings);
+        let client = client.map_err(|error| self.error(&format!("{path}.{}", error.part), error.message));
+        Some(BuiltTls { made_of, client: client.ok()? })
+    }
+}
+
+impl Built {
+    fn upstream(&self, name: &str) -> Option<&BuiltUpstream> {
+        self.upstreams.iter().find(|built| built.config.name == name)
+    }
+}
+
+fn speaks_tls(config: &config::Upstream) -> bool {
+    use config::{EndpointAddress::Tcp, Scheme::Https};
+    config.endpoints.iter().any(|endpoint| matches!(endpoint.address, Tcp { scheme: Https, .. }))
+}
+
+impl Recipe {
+    /// The endpoints of the configuration.
+    fn spots(&self) -> Result<Vec<Spot>, Mistake> {
+        let endpoints = self.config.endpoints.iter().enumerate();
+        let spot = |(index, endpoint)| {
+            self.spot(endpoint).map_err(|message| (format!("endpoints[{index}]"), message))
+        };
+        endpoints.map(spot).collect()
+    }
+
+    fn spot(&self, endpoint: &config::Endpoint) -> Result<Spot, String> {
+        let place = Place { weight: endpoint.weight.get(), priority: endpoint.priority };
+        match &endpoint.address {
+            config::EndpointAddress::Tcp { scheme, host, port } => {
+                let authority = authority(host, *port);
+                let way = self.way(Address::of(&authority), *scheme, host)?;
+                Ok(Spot { way, host: authority.clone(), authority, place })
+            }
+            config::EndpointAddress::Unix(path) => {
+                let way = self.way(Address::Unix(path.as_path().into()), config::Scheme::Http, "")?;
+                let authority = format!("unix:{}", path.display());
+                Ok(Spot { way, authority, host: "localhost".to_owned(), place })
+            }
+        }
+    }
+
+    /// How an endpoint is reached whose certificate is for `host`, unless the configuration says for whom.
+    fn way(&self, address: Address, scheme: config::Scheme, host: &str) -> Result<Way, String> {
+        let named = self.config.tls.as_ref().and_then(|tls| tls.server_name.as_ref());
+        let tls = self.tls.as_ref().filter(|_| scheme == config::Scheme::Https).map(|client| {
+            let name = named.map_or(host, |name| name.as_str()).to_owned();
+            let wrong = format!("no certificate can be for `{name}`");
+            let name = ServerName::try_from(name).map_err(|_| wrong)?;
+            Ok::<_, String>(Tls { config: client.clone(), name })
+        });
+        let proxy_protocol = self.config.proxy_protocol.map(|version| match version {
+            config::ProxyProtocol::V1 => Version::V1,
+            config::ProxyProtocol::V2 => Version::V2,
+        });
+        Ok(Way { address, tls: tls.transpose()?, proxy_protocol })
+    }
+
+    /// The upstream with these endpoints. Those that it had before, reached in the same way, stay the same.
+    fn upstream(&self, spots: &[Spot], before: Option<&Upstream>) -> Result<Upstream, Mistake> {
+        let config = &self.config;
+        let at = |key: &'static str| move |message: String| (key.to_owned(), message);
+        let endpoint = |spot| identity(spot, before, &self.metrics);
+        let endpoints = spots.iter().map(endpoint).collect::<Result<Vec<_>, _>>().map_err(at("endpoints"))?;
+        let places = spots.iter().map(|spot| spot.place).collect();
+        let rule = rule(config, &endpoints).map_err(at("balance"))?;
+        Ok(Upstream {
+            protocol: protocol(config.protocol),
+            balancer: Balancer::new(rule, places, config.min_healthy.0),
             slow_start: config.slow_start.map_or(Duration::ZERO, |length| length.0),
             ejection: ejection(&config.eject),
             max_requests: config.max_requests.map(Into::into),
@@ -66,34 +200,28 @@ impl Builder<'_> {
             },
             max_idle: config.max_idle as usize,
             retries: retries(&config.retries),
-            host: host.ok()?,
-            ..Upstream::new(&config.name, endpoints, self.services.metrics.upstream(&config.name))
-        };
-        Some(BuiltUpstream { config: config.clone(), upstream: Arc::new(upstream) })
+            host: host(&config.host).map_err(at("host"))?,
+            ..Upstream::new(&config.name, endpoints, self.metrics.upstream(&config.name))
+        })
     }
 }
 
 /// The endpoint as it runs already in this upstream, with its connections and what is known of it, or
 /// a new one.
-fn identity(
-    config: &config::Endpoint,
-    running: Option<&Upstream>,
-    metrics: &Metrics,
-) -> Result<Arc<Endpoint>, String> {
-    let authority = if config.host.contains(':') {
-        format!("[{}]:{}", config.host, config.port)
-    } else {
-        format!("{}:{}", config.host, config.port)
+fn identity(spot: &Spot, before: Option<&Upstream>, metrics: &Metrics) -> Result<Arc<Endpoint>, String> {
+    let same = |endpoint: &&Arc<Endpoint>| {
+        *endpoint.authority == *spot.authority
+            && endpoint.host == spot.host
+            && endpoint.is_reached_by(&spot.way)
     };
-    let mut running = running.iter().flat_map(|running| &running.endpoints);
-    match running.find(|endpoint| *endpoint.authority == *authority) {
+    match before.and_then(|before| before.endpoints.iter().find(same)) {
         Some(endpoint) => Ok(endpoint.clone()),
-        None => Endpoint::new(&authority, metrics).map(Arc::new),
+        None => Endpoint::by(spot.way.clone(), &spot.authority, &spot.host, metrics).map(Arc::new),
     }
 }
 
-fn place(endpoint: &config::Endpoint) -> Place {
-    Place { weight: endpoint.weight.get(), priority: endpoint.priority }
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 fn rule(config: &config::Upstream, endpoints: &[Arc<Endpoint>]) -> Result<Balance, String> {
@@ -133,6 +261,14 @@ fn random_key() -> Result<&'static hmac::Key, String> {
     static KEY: LazyLock<Option<hmac::Key>> =
         LazyLock::new(|| hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new()).ok());
     KEY.as_ref().ok_or_else(|| "the system has no random numbers".to_owned())
+}
+
+fn protocol(config: config::Protocol) -> Protocol {
+    match config {
+        config::Protocol::Http1 => Protocol::Http1,
+        config::Protocol::Http2 => Protocol::Http2,
+        config::Protocol::Auto => Protocol::Auto,
+    }
 }
 
 fn ejection(config: &config::Eject) -> Ejection {

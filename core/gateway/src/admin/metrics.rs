@@ -92,6 +92,11 @@ fn connections(page: &mut Page, metrics: &Metrics) {
         "client connections closed at once: over the limit, or dropped by a plugin",
     )
     .value(&metrics.connections_refused);
+    page.counter(
+        "proxy_protocol_failures_total",
+        "client connections closed for their PROXY header, or because they came from elsewhere than their proxies",
+    )
+    .value(&metrics.proxy_protocol_failures);
     page.counter("tls_handshake_failures_total", "TLS handshakes that failed")
         .value(&metrics.handshake_failures);
     page.gauge("exchanges_open", "exchanges under way").value(&metrics.exchanges_open);

@@ -131,7 +131,11 @@ fn summary(status: &Value, now: u64) -> String {
     }
     for upstream in list(status, "upstreams") {
         let endpoints: Vec<_> = list(upstream, "endpoints").map(endpoint).collect();
-        let http2 = if text(upstream, "protocol") == "http2" { " (HTTP/2)" } else { "" };
+        let http2 = match text(upstream, "protocol").as_str() {
+            "http2" => " (HTTP/2)",
+            "auto" => " (HTTP/2 or HTTP/1)",
+            _ => "",
+        };
         page.line("upstream", &format!("{}{http2}: {}", text(upstream, "name"), endpoints.join(", ")));
     }
     for plugin in list(status, "plugins") {

@@ -10,14 +10,15 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::http1::{Broken, Http1, RequestHead};
 use super::judge::Running;
 use super::retry::TryLimit;
-use super::{Endpoint, Protocol, Upstream, http2, pool};
+use super::transport::{ConnectError, Transport, is_of_tls};
+use super::{Endpoint, Upstream, http2, pool};
 use crate::body::{RequestBody, UploadState};
+use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
 
@@ -27,6 +28,8 @@ pub(crate) struct Conn {
     timer: LazyTimer,
     upstream: Arc<Upstream>,
     endpoint: Arc<Endpoint>,
+    /// Whose requests alone go over it, if the endpoint was told.
+    client: Option<Addresses>,
     idle_since: Instant,
     reused: bool,
     /// Whether it has a request under way that is counted.
@@ -35,7 +38,7 @@ pub(crate) struct Conn {
 
 /// What the connection speaks.
 enum Http {
-    One(Http1<TcpStream>),
+    One(Http1<Transport>),
     /// One of its streams.
     Two(Box<http2::Stream>),
 }
@@ -61,6 +64,8 @@ impl AttemptError {
 pub(crate) enum AttemptFailure {
     Unreachable,
     ConnectTimeout,
+    /// TLS found fault with one of both sides.
+    Tls,
     ResponseTimeout,
     Failed,
     /// A response, but one after which another attempt may help.
@@ -95,15 +100,22 @@ async fn send_counted(
     mut body: RequestBody,
     running: Running<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
-    if upstream.protocol == Protocol::Http2 {
-        let conn = match http2::place(upstream, endpoint).await {
-            Ok(place) => Conn::new(Http::Two(Box::new(http2::Stream::new(place))), upstream, endpoint),
+    if upstream.may_speak_http2(endpoint) {
+        // Boxed, so that what waits for HTTP/1 stays small.
+        match Box::pin(http2::place(upstream, endpoint)).await {
+            Ok(Some(place)) => {
+                let conn =
+                    Conn::new(Http::Two(Box::new(http2::Stream::new(place))), upstream, endpoint, None);
+                let result = conn.exchange(head, body).await;
+                return result.map(|response| response.map(|body| body.counted(running)));
+            }
+            // It has chosen otherwise.
+            Ok(None) => {}
             Err(kind) => return Err(AttemptError { kind, unsent: Some(body), reused: false }),
-        };
-        let result = conn.exchange(head, body).await;
-        return result.map(|response| response.map(|body| body.counted(running)));
+        }
     }
-    while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, cx))).await {
+    let client = head.client;
+    while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, client, cx))).await {
         // A connection outlives reloads, the settings it was opened under must not.
         if !Arc::ptr_eq(&conn.upstream, upstream) {
             conn.upstream = upstream.clone();
@@ -114,9 +126,14 @@ async fn send_counted(
             result => return result.map(|response| response.map(|body| body.counted(running))),
         }
     }
-    match dial(upstream, endpoint).await {
-        Ok(stream) => {
-            let conn = Conn::new(Http::One(Http1::new(stream)), upstream, endpoint);
+    match dial(upstream, endpoint, client).await {
+        Ok(transport) if transport.is_http2(upstream.protocol) => {
+            // It has changed its mind since it was asked last.
+            endpoint.choose_http1(false);
+            Err(AttemptError { kind: AttemptFailure::Failed, unsent: Some(body), reused: true })
+        }
+        Ok(transport) => {
+            let conn = Conn::new(Http::One(Http1::new(transport)), upstream, endpoint, client);
             let result = conn.exchange(head, body).await;
             result.map(|response| response.map(|body| body.counted(running)))
         }
@@ -124,38 +141,48 @@ async fn send_counted(
     }
 }
 
-/// Opens a connection to an endpoint.
-pub(super) async fn dial(upstream: &Upstream, endpoint: &Endpoint) -> Result<TcpStream, AttemptFailure> {
-    let connected = timeout(upstream.timeouts.connect, TcpStream::connect(&*endpoint.authority)).await;
-    let failure = match connected {
-        Ok(Ok(stream)) => {
+/// Opens a connection to an endpoint, for the requests of this client alone if the endpoint is told.
+pub(super) async fn dial(
+    upstream: &Upstream,
+    endpoint: &Endpoint,
+    client: Option<&Addresses>,
+) -> Result<Transport, AttemptFailure> {
+    let failure = match upstream.connect(endpoint, client).await {
+        Ok(transport) => {
             upstream.metrics.connects.increment();
-            // Fails only on a dead socket, which the first use will notice.
-            let _ = stream.set_nodelay(true);
-            return Ok(stream);
+            return Ok(transport);
         }
-        Ok(Err(error)) => {
-            tracing::debug!(upstream = &*upstream.name, endpoint = &*endpoint.authority, %error, "connect failed");
-            AttemptFailure::Unreachable
-        }
-        Err(_) => AttemptFailure::ConnectTimeout,
+        Err(ConnectError::Unreachable(_)) => AttemptFailure::Unreachable,
+        Err(ConnectError::Timeout) => AttemptFailure::ConnectTimeout,
+        Err(ConnectError::Tls(_)) => AttemptFailure::Tls,
     };
     upstream.metrics.connect_failures.increment();
     Err(failure)
 }
 
 impl Conn {
-    fn new(http: Http, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Box<Self> {
+    fn new(
+        http: Http,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+        client: Option<&Addresses>,
+    ) -> Box<Self> {
         let reused = matches!(&http, Http::Two(stream) if stream.is_reused());
         Box::new(Conn {
             http,
             timer: LazyTimer::new(),
             upstream: upstream.clone(),
             endpoint: endpoint.clone(),
+            client: client.copied(),
             idle_since: Instant::now(),
             reused,
             counted: false,
         })
+    }
+
+    /// A new connection for whoever needs one next.
+    pub(super) fn keep(transport: Transport, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) {
+        pool::check_in(Self::new(Http::One(Http1::new(transport)), upstream, endpoint, None));
     }
 
     /// Sends the request and waits for the response's head.
@@ -184,15 +211,23 @@ impl Conn {
         });
         match received.await {
             Some(Ok(head)) => {
+                if !reused {
+                    self.endpoint.works();
+                }
                 Ok(head.map(|()| UpstreamBody { conn: Some(self), upload, seen, waiting: false }))
             }
             Some(Err(error)) => {
                 tracing::debug!(upstream = &*self.upstream.name, %error, reused, "attempt failed");
-                let unsent = match error {
-                    Broken::Upload => None,
-                    error => self.http.take_unsent(&error),
-                };
-                Err(AttemptError { kind: AttemptFailure::Failed, unsent, reused })
+                let (mut kind, mut unsent) = (AttemptFailure::Failed, None);
+                match error {
+                    Broken::Upload => {}
+                    Broken::Io(error) if is_of_tls(&error) => {
+                        kind = AttemptFailure::Tls;
+                        self.upstream.note(&self.endpoint, &ConnectError::Tls(error));
+                    }
+                    error => unsent = self.http.take_unsent(&error),
+                }
+                Err(AttemptError { kind, unsent, reused })
             }
             None => {
                 self.http.doubt();
@@ -209,6 +244,11 @@ impl Conn {
 
     pub(super) fn endpoint(&self) -> u32 {
         self.endpoint.id
+    }
+
+    /// Whether requests of this client may go over it.
+    pub(super) fn is_for(&self, client: Option<&Addresses>) -> bool {
+        self.client.as_ref() == client
     }
 
     pub(super) fn max_idle(&self) -> usize {

@@ -1,13 +1,14 @@
 //! An endpoint and how it is. What is known of it belongs to its identity: it outlives generations,
 //! as its connections do, and is read by every worker without a lock.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::header::HeaderValue;
 
 use super::balance::hash_of;
+use super::transport::{Address, Resolved, Way};
 use crate::metrics::{Counter, Metrics};
 
 /// Requests showed that it fails; it gets none until one of them shows that it is back.
@@ -31,11 +32,15 @@ pub struct Endpoint {
     /// Identity of its connections: unique in the process, kept across reloads while address and
     /// transport settings stay.
     pub id: u32,
-    /// `host:port`.
+    /// Its name: `host:port`, or `unix:/path`.
     pub authority: Arc<str>,
-    /// The same as a header's value.
+    /// The `Host` by which it goes itself.
     pub host: HeaderValue,
-    /// The same as a number for [hashing](super::Balance::Hash).
+    /// How it is reached.
+    pub(super) way: Way,
+    /// What its address stood for when that was a name.
+    pub(super) resolved: Resolved,
+    /// Its name as a number for [hashing](super::Balance::Hash).
     pub(super) hash: u64,
     /// Zero for one that is as it should be.
     flags: AtomicU8,
@@ -48,6 +53,10 @@ pub struct Endpoint {
     /// When it came back.
     since: AtomicU64,
     ejections: AtomicU64,
+    /// Whether it chose HTTP/1 when it could choose.
+    chose_http1: AtomicBool,
+    /// Why the last connection to it was of no use.
+    trouble: Mutex<Option<Arc<str>>>,
     /// Requests under way.
     pub(super) in_flight: Counter,
 }
@@ -109,14 +118,21 @@ impl EndpointState {
 }
 
 impl Endpoint {
-    /// The endpoint `host:port`, with a new identity.
+    /// The endpoint `host:port` over plain TCP, with a new identity.
     pub fn new(authority: &str, metrics: &Metrics) -> Result<Self, String> {
+        Endpoint::by(Address::of(authority).into(), authority, authority, metrics)
+    }
+
+    /// An endpoint of this name and `Host` that is reached so, with a new identity.
+    pub fn by(way: Way, authority: &str, host: &str, metrics: &Metrics) -> Result<Self, String> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let host = HeaderValue::try_from(authority).map_err(|_| format!("`{authority}` is not a host"))?;
+        let host = HeaderValue::try_from(host).map_err(|_| format!("`{host}` is not a host"))?;
         Ok(Endpoint {
             id: NEXT.fetch_add(1, Relaxed),
             authority: authority.into(),
             host,
+            way,
+            resolved: Resolved::default(),
             hash: hash_of(authority.as_bytes()),
             flags: AtomicU8::new(0),
             failures: AtomicU32::new(0),
@@ -124,8 +140,48 @@ impl Endpoint {
             until: AtomicU64::new(0),
             since: AtomicU64::new(0),
             ejections: AtomicU64::new(0),
+            chose_http1: AtomicBool::new(false),
+            trouble: Mutex::default(),
             in_flight: metrics.counter(),
         })
+    }
+
+    /// Whether it is reached in just this way.
+    pub fn is_reached_by(&self, way: &Way) -> bool {
+        self.way == *way
+    }
+
+    /// Whether it is told whose connections it gets, which then are shared by no others.
+    pub(crate) fn is_told_clients(&self) -> bool {
+        self.way.proxy_protocol.is_some()
+    }
+
+    /// Whether it is reached over TLS.
+    pub(super) fn is_secure(&self) -> bool {
+        self.way.tls.is_some()
+    }
+
+    pub(super) fn chose_http1(&self) -> bool {
+        self.chose_http1.load(Relaxed)
+    }
+
+    pub(super) fn choose_http1(&self, chosen: bool) {
+        self.chose_http1.store(chosen, Relaxed);
+    }
+
+    /// Why the last connection to it was of no use; none if it was.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how the last connection to it went; true if the one before was of use.
+    pub(super) fn has_trouble(&self, why: String) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).replace(why.into()).is_none()
+    }
+
+    /// The last connection to it was of use.
+    pub fn works(&self) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// How it is.

@@ -78,7 +78,7 @@ impl Stream {
     pub(super) fn start(&mut self, head: &RequestHead<'_>, body: RequestBody) {
         self.is_head_request = head.method == Method::HEAD;
         let ends = body.is_end_stream();
-        let sent = request(head, &body)
+        let sent = request(self.place.scheme(), head, &body)
             .and_then(|request| self.place.sender.send_request(request, ends).map_err(Broken::Http2));
         self.upload.copy = body.copy();
         self.upload.sent = Some(Vec::new());
@@ -258,7 +258,7 @@ fn is_refusal(error: &h2::Error) -> bool {
 
 /// A request's head: what concerns only the client's connection, or contradicts the framing, stays
 /// behind, whoever set it.
-fn request(head: &RequestHead<'_>, body: &RequestBody) -> Result<Request<()>, Broken> {
+fn request(scheme: Scheme, head: &RequestHead<'_>, body: &RequestBody) -> Result<Request<()>, Broken> {
     let mut headers = HeaderMap::with_capacity(head.headers.len() + head.told.len());
     let mut authority = None;
     for (name, value) in head.fields() {
@@ -273,7 +273,7 @@ fn request(head: &RequestHead<'_>, body: &RequestBody) -> Result<Request<()>, Br
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     let authority = authority.ok_or(Broken::Host)?;
-    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(head.target.clone());
+    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(head.target.clone());
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = uri.build().map_err(|_| Broken::Host)?;

@@ -60,6 +60,7 @@ impl Upstream {
         let why = match failure {
             AttemptFailure::Unreachable => "unreachable",
             AttemptFailure::ConnectTimeout => "connect_timeout",
+            AttemptFailure::Tls => "tls",
             AttemptFailure::ResponseTimeout => "response_timeout",
             AttemptFailure::Failed => "broken",
             // These say nothing of the endpoint, or have been judged as a response.

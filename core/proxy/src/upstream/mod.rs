@@ -9,6 +9,8 @@ mod judge;
 mod outbound;
 mod pool;
 mod retry;
+mod tls;
+mod transport;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +28,8 @@ pub use judge::Ejection;
 pub use outbound::UpstreamClient;
 pub(crate) use pool::{ReapGuard, reap_idle};
 pub use retry::Retries;
+pub use tls::{ClientTls, client_config};
+pub use transport::{Address, ConnectError, Tls, Transport, Way};
 
 /// A named set of endpoints.
 #[derive(Debug)]
@@ -62,8 +66,10 @@ pub enum Protocol {
     /// HTTP/1.1.
     #[default]
     Http1,
-    /// HTTP/2, without asking first (RFC 9113, 3.3).
+    /// HTTP/2; without TLS without asking first (RFC 9113, 3.3).
     Http2,
+    /// What each chooses in its TLS handshake; without TLS HTTP/1.1.
+    Auto,
 }
 
 impl Protocol {
@@ -72,6 +78,7 @@ impl Protocol {
         match self {
             Protocol::Http1 => "http1",
             Protocol::Http2 => "http2",
+            Protocol::Auto => "auto",
         }
     }
 }
@@ -112,6 +119,15 @@ impl Default for Timeouts {
 }
 
 impl Upstream {
+    /// Whether an endpoint speaks HTTP/2, or is to be asked.
+    fn may_speak_http2(&self, endpoint: &Endpoint) -> bool {
+        match self.protocol {
+            Protocol::Http1 => false,
+            Protocol::Http2 => true,
+            Protocol::Auto => endpoint.is_secure() && !endpoint.chose_http1(),
+        }
+    }
+
     /// An upstream of these endpoints that take turns, with the defaults for everything else.
     pub fn new(name: &str, endpoints: Vec<Arc<Endpoint>>, metrics: Arc<UpstreamMetrics>) -> Self {
         let places = endpoints.iter().map(|_| Place { weight: 1, priority: 0 }).collect();

@@ -43,13 +43,14 @@ impl UpstreamClient {
         }
         let root = PathAndQuery::from_static("/");
         let target = head.uri.path_and_query().unwrap_or(&root);
-        let sending = RequestHead { method: &head.method, target, headers: &head.headers, told: &[] };
+        let sending =
+            RequestHead { method: &head.method, target, headers: &head.headers, told: &[], client: None };
         let start = Instant::now();
         let sent = send(&self.upstream, endpoint, sending, RequestBody::Whole(body), None).await;
         let response = sent.map_err(|error| {
             self.upstream.failed(chosen, error.kind);
             match error.kind {
-                AttemptFailure::Unreachable => OutboundError::Unreachable,
+                AttemptFailure::Unreachable | AttemptFailure::Tls => OutboundError::Unreachable,
                 AttemptFailure::ConnectTimeout
                 | AttemptFailure::ResponseTimeout
                 | AttemptFailure::OutOfTime => OutboundError::Timeout,

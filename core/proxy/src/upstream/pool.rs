@@ -9,6 +9,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use super::connection::Conn;
+use crate::proxy_protocol::Addresses;
 
 /// How often connections that were idle too long are closed.
 const REAP_INTERVAL: Duration = Duration::from_secs(1);
@@ -18,10 +19,20 @@ thread_local! {
     static IDLE: RefCell<BTreeMap<u32, Vec<Box<Conn>>>> = RefCell::default();
 }
 
-/// The most recently used live connection to an endpoint.
-pub(super) fn check_out(endpoint: u32, cx: &mut Context<'_>) -> Option<Box<Conn>> {
+/// The most recently used live connection to an endpoint that requests of this client may go over.
+pub(super) fn check_out(
+    endpoint: u32,
+    client: Option<&Addresses>,
+    cx: &mut Context<'_>,
+) -> Option<Box<Conn>> {
+    let take = |idle: &mut BTreeMap<u32, Vec<Box<Conn>>>| {
+        let kept = idle.get_mut(&endpoint)?;
+        // The last one is, unless the endpoint is told whose connections they are.
+        let at = kept.iter().rposition(|conn| conn.is_for(client))?;
+        Some(kept.remove(at))
+    };
     // Connections are polled outside the borrow: polling may run code that uses the pool.
-    while let Some(mut conn) = IDLE.with_borrow_mut(|idle| idle.get_mut(&endpoint)?.pop()) {
+    while let Some(mut conn) = IDLE.with_borrow_mut(take) {
         if !conn.idle_too_long() && conn.is_usable(cx) {
             return Some(conn);
         }
@@ -29,15 +40,14 @@ pub(super) fn check_out(endpoint: u32, cx: &mut Context<'_>) -> Option<Box<Conn>
     None
 }
 
-/// Keeps a connection for the next request, or closes it if enough are kept.
+/// Keeps a connection for the next request. If enough are kept the oldest is closed, which may be one
+/// whose client is gone.
 pub(super) fn check_in(conn: Box<Conn>) {
     let surplus = IDLE.with_borrow_mut(|idle| {
+        let most = conn.max_idle();
         let kept = idle.entry(conn.endpoint()).or_default();
-        if kept.len() >= conn.max_idle() {
-            return Some(conn);
-        }
         kept.push(conn);
-        None
+        (kept.len() > most).then(|| kept.remove(0))
     });
     drop(surplus);
 }

@@ -60,7 +60,9 @@ impl Retries {
     /// Whether another attempt may help after this failure.
     pub(crate) fn follow(&self, failure: AttemptFailure) -> bool {
         match failure {
-            AttemptFailure::Unreachable | AttemptFailure::ConnectTimeout => self.on_connect,
+            AttemptFailure::Unreachable | AttemptFailure::ConnectTimeout | AttemptFailure::Tls => {
+                self.on_connect
+            }
             AttemptFailure::ResponseTimeout => self.on_timeout,
             AttemptFailure::Failed => self.on_broken,
             AttemptFailure::Status(_) => true,

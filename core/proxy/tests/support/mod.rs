@@ -121,6 +121,7 @@ impl Setup {
         let listener = Listener {
             name: self.listener_name.into(),
             bind: vec![bind],
+            proxies: None,
             tls: None,
             redirect_https: None,
             limits: self.limits,

@@ -6,6 +6,7 @@ use http::uri::PathAndQuery;
 
 use crate::hops::is_hop_by_hop;
 use crate::http1::{Framing, write_field, write_number};
+use crate::proxy_protocol::Addresses;
 
 /// Room for what is not headers: request line, framing, the final line.
 const LINES: usize = 160;
@@ -20,6 +21,8 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) headers: &'a HeaderMap,
     /// What the gateway says itself, in place of headers of the same name.
     pub(crate) told: &'a [(HeaderName, HeaderValue)],
+    /// Whose request it is, for an endpoint that is told so at the beginning of a connection.
+    pub(crate) client: Option<&'a Addresses>,
 }
 
 impl<'a> RequestHead<'a> {

@@ -19,7 +19,7 @@ fn start(
         .collect();
     let target = PathAndQuery::from_static("/a?b");
     let told = [(HeaderName::from_static("x-told"), HeaderValue::from_static("1"))];
-    let head = RequestHead { method: &method, target: &target, headers: &headers, told: &told };
+    let head = RequestHead { method: &method, target: &target, headers: &headers, told: &told, client: None };
     http.start(&head, RequestBody::Whole(Bytes::from_static(body.as_bytes())));
 }
 

@@ -15,13 +15,15 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::client::{Builder, SendRequest};
 use h2::{Ping, PingPong};
+use http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
 use crate::timer::LazyTimer;
-use crate::upstream::connection::dial;
+use crate::upstream::connection::{Conn, dial};
 use crate::upstream::http1::{Broken, MAX_HEAD};
-use crate::upstream::{AttemptFailure, Endpoint, Upstream};
+use crate::upstream::transport::ConnectError;
+use crate::upstream::{AttemptFailure, Endpoint, Protocol, Upstream};
 
 /// Requests on a connection at a time, whatever the endpoint allows; more open another.
 const MAX_STREAMS: usize = 100;
@@ -46,6 +48,7 @@ struct Link {
     /// Milliseconds without a request after which it is closed.
     idle: AtomicU64,
     task: AtomicWaker,
+    is_secure: bool,
 }
 
 /// What became of a connection that was to be opened.
@@ -53,6 +56,8 @@ enum Opening {
     Waits,
     Failed(AttemptFailure),
     Open(SendRequest<Bytes>, Arc<Link>),
+    /// It turned out to be one of HTTP/1.
+    Http1,
     /// It takes no more requests.
     Over,
 }
@@ -72,25 +77,27 @@ pub(in crate::upstream) struct Place {
     written: u64,
 }
 
-/// A place for a request, on a new connection if those that are there have none.
+/// A place for a request, on a new connection if those that are there have none; none if the endpoint chose HTTP/1.
 pub(in crate::upstream) async fn place(
     upstream: &Arc<Upstream>,
     endpoint: &Arc<Endpoint>,
-) -> Result<Place, AttemptFailure> {
+) -> Result<Option<Place>, AttemptFailure> {
     loop {
         let mut opening = match look(endpoint.id) {
             Look::Place(place) => {
                 place.link.idle.store(millis(upstream.timeouts.idle), Relaxed);
-                return Ok(place);
+                return Ok(Some(place));
             }
             Look::Opening(opening) => opening,
             Look::Nothing => open(upstream, endpoint),
         };
         match opening.wait_for(|opening| !matches!(opening, Opening::Waits)).await.as_deref() {
             Ok(Opening::Failed(failure)) => return Err(*failure),
+            Ok(Opening::Http1) => return Ok(None),
             // If others were faster, there may be no place left.
             Ok(_) => {}
-            Err(_) => return Err(AttemptFailure::Unreachable),
+            // It has ended before it could be used.
+            Err(_) => return Err(AttemptFailure::Failed),
         }
     }
 }
@@ -115,7 +122,7 @@ fn look(endpoint: u32) -> Look {
                         return Look::Place(place);
                     }
                 }
-                Opening::Failed(_) | Opening::Over => {}
+                Opening::Failed(_) | Opening::Http1 | Opening::Over => {}
             }
         }
         found
@@ -129,15 +136,25 @@ fn open(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> watch::Receiver<O
     CONNECTIONS.with_borrow_mut(|all| all.entry(endpoint.id).or_default().push(opening.clone()));
     let (upstream, endpoint) = (upstream.clone(), endpoint.clone());
     let task = async move {
-        match dial(&upstream, &endpoint).await {
-            Ok(io) => {
+        match dial(&upstream, &endpoint, None).await {
+            Ok(io) if io.is_http2(upstream.protocol) => {
                 upstream.metrics.http2_connects.increment();
                 let (name, idle) = (upstream.name.clone(), upstream.timeouts.idle);
                 // A connection lives long, the upstream of a generation must not.
                 drop(upstream);
-                if let Err(error) = run(io, &told, idle).await {
+                if let Err(error) = run(io, &told, idle, endpoint.is_secure()).await {
                     tracing::debug!(upstream = &*name, endpoint = &*endpoint.authority, %error, "connection ended");
                 }
+            }
+            Ok(io) if upstream.protocol == Protocol::Auto => {
+                endpoint.choose_http1(true);
+                Conn::keep(io, &upstream, &endpoint);
+                told.send_replace(Opening::Http1);
+            }
+            Ok(_) => {
+                let error = io::Error::other("it does not speak HTTP/2");
+                upstream.note(&endpoint, &ConnectError::Tls(error));
+                told.send_replace(Opening::Failed(AttemptFailure::Tls));
             }
             Err(failure) => {
                 told.send_replace(Opening::Failed(failure));
@@ -157,8 +174,9 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     io: S,
     told: &watch::Sender<Opening>,
     idle: Duration,
+    is_secure: bool,
 ) -> Result<(), Broken> {
-    let link = Arc::new(Link { idle: millis(idle).into(), ..Link::default() });
+    let link = Arc::new(Link { idle: millis(idle).into(), is_secure, ..Link::default() });
     let mut builder = Builder::new();
     builder
         .enable_push(false)
@@ -248,6 +266,11 @@ impl Place {
         link.places.fetch_add(1, Relaxed);
         let is_reused = link.served.fetch_add(1, Relaxed) > 0;
         Some(Place { sender, is_reused, written: link.written.load(Relaxed), link: link.clone() })
+    }
+
+    /// The scheme of requests on it.
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.link.is_secure { Scheme::HTTPS } else { Scheme::HTTP }
     }
 
     /// Whether the socket has taken nothing since the place was taken.
