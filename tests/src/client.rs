@@ -86,6 +86,11 @@ impl Http {
         Ok(Http { stream: BufReader::new(stream) })
     }
 
+    /// Its own address.
+    pub fn local(&self) -> SocketAddr {
+        self.stream.get_ref().local_addr().unwrap()
+    }
+
     /// Sends a request and reads its answer.
     pub fn ask(&mut self, request: &Request) -> io::Result<Answer> {
         self.write(&request.bytes())?;

@@ -73,19 +73,13 @@ impl Http2 {
 
     /// A response's head with status 200 and these headers; with this flag (END_STREAM) it is all.
     pub fn respond(&mut self, stream: u32, headers: &[(&str, &str)], ends: bool) {
-        let mut block = vec![0x88];
-        for (name, value) in headers {
-            block.extend([vec![0], text(name), text(value)].concat());
-        }
+        let block = block(vec![0x88], headers);
         self.write(Self::HEADERS, 4 | u8::from(ends), stream, &block).unwrap();
     }
 
     /// A response's head of any length, in as many frames as it takes, and nothing behind it.
     pub fn respond_long(&mut self, stream: u32, headers: &[(&str, &str)]) {
-        let mut block = vec![0x88];
-        for (name, value) in headers {
-            block.extend([vec![0], text(name), text(value)].concat());
-        }
+        let block = block(vec![0x88], headers);
         let frames: Vec<_> = block.chunks(16 << 10).collect();
         for (at, frame) in frames.iter().enumerate() {
             let kind = if at == 0 { Self::HEADERS } else { Self::CONTINUATION };
@@ -100,10 +94,7 @@ impl Http2 {
 
     /// An interim response with status 103.
     pub fn interim(&mut self, stream: u32, headers: &[(&str, &str)]) -> io::Result<()> {
-        let mut block = [vec![0x08], text("103")].concat();
-        for (name, value) in headers {
-            block.extend([vec![0], text(name), text(value)].concat());
-        }
+        let block = block([vec![0x08], literal(b"103")].concat(), headers);
         self.write(Self::HEADERS, 4, stream, &block)
     }
 
@@ -142,11 +133,19 @@ impl Http2 {
     /// A head in HPACK (RFC 7541): the method and scheme from the static table, the rest as literals.
     fn head(&mut self, stream: u32, flags: u8, method: u8, path: &str, headers: &[(&str, &str)]) {
         let mut block = vec![method, 0x86];
-        block.extend([vec![0x04], text(path), vec![0x01], text("g")].concat());
+        block.extend([vec![0x04], literal(path.as_bytes()), vec![0x01], literal(b"g")].concat());
         for (name, value) in headers {
-            block.extend([vec![0], text(name), text(value)].concat());
+            block.extend([vec![0], literal(name.as_bytes()), literal(value.as_bytes())].concat());
         }
         self.write(Self::HEADERS, flags, stream, &block).unwrap();
+    }
+
+    /// A head, or trailers, of these very fields and no others.
+    pub fn fields(&mut self, stream: u32, is_last: bool, fields: &[(Vec<u8>, Vec<u8>)]) {
+        let lines = fields.iter().map(|(name, value)| [vec![0], literal(name), literal(value)].concat());
+        let block = lines.collect::<Vec<_>>().concat();
+        // END_HEADERS, and END_STREAM.
+        self.write(Self::HEADERS, 4 | u8::from(is_last), stream, &block).unwrap();
     }
 
     /// The stream and the code of the first reset.
@@ -184,8 +183,16 @@ impl Http2 {
     }
 }
 
+/// A head that begins so, with these headers as literals.
+fn block(begin: Vec<u8>, headers: &[(&str, &str)]) -> Vec<u8> {
+    let line = |(name, value): &(&str, &str)| {
+        [vec![0], literal(name.as_bytes()), literal(value.as_bytes())].concat()
+    };
+    begin.into_iter().chain(headers.iter().flat_map(line)).collect()
+}
+
 /// A string literal without Huffman coding (RFC 7541, 5.1 and 5.2).
-fn text(text: &str) -> Vec<u8> {
+fn literal(text: &[u8]) -> Vec<u8> {
     let mut literal = Vec::new();
     match text.len().checked_sub(127) {
         None => literal.push(text.len() as u8),
@@ -198,6 +205,6 @@ fn text(text: &str) -> Vec<u8> {
             literal.push(rest as u8);
         }
     }
-    literal.extend_from_slice(text.as_bytes());
+    literal.extend_from_slice(text);
     literal
 }

@@ -8,18 +8,27 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on ends, and says why")]
 
 mod client;
+pub mod corpus;
+mod dns;
 mod gateway;
 mod http2;
 mod origin;
+mod origins;
+mod peer;
+mod recorder;
 pub mod tools;
 mod wait;
 
 use std::path::{Path, PathBuf};
 
 pub use client::{Answer, Http, Request, request};
+pub use dns::{Dns, Record};
 pub use gateway::{Ended, Gateway, Output, Setup, program, run, run_in};
 pub use http2::Http2;
 pub use origin::Origin;
+pub use origins::{Foreign, Logged};
+pub use peer::{Peer, Raw};
+pub use recorder::Recorder;
 pub use wait::{PATIENCE, until, wait_for};
 
 /// The root of the checkout.

@@ -70,7 +70,12 @@ impl Origin {
 
     /// A server that says its name in everything it saw.
     pub fn named(name: &str) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        Self::at(name, ([127, 0, 0, 1], 0).into()).expect("a port")
+    }
+
+    /// The same at an address, which may be in use.
+    pub fn at(name: &str, address: SocketAddr) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true).expect("a listener that does not block");
         let address = listener.local_addr().expect("an address");
         let (gate, _) = watch::channel(false);
@@ -82,7 +87,7 @@ impl Origin {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(serve(listener, serving));
         });
-        Origin { address, shared }
+        Ok(Origin { address, shared })
     }
 
     /// `host:port`.

@@ -20,6 +20,17 @@ pub fn has(programs: &[&str]) -> bool {
     missing.is_none_or(|program| left_out(program))
 }
 
+/// The Python that the system's packages are for.
+pub const PYTHON: &str = "/usr/bin/python3";
+
+/// Whether that has a module. If not, the test that asks is to be left out.
+#[track_caller]
+pub fn has_module(module: &str) -> bool {
+    let import =
+        Command::new(PYTHON).args(["-c", &format!("import {module}")]).stderr(Stdio::null()).status();
+    import.is_ok_and(|status| status.success()) || left_out(&format!("Python's {module}"))
+}
+
 /// A guest, which `tests/run` has built; none if it is missing and the test is to be left out.
 #[track_caller]
 pub fn guest(name: &str) -> Option<Vec<u8>> {

@@ -25,12 +25,17 @@ use Known::{Bites, Not};
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
 const HTTP2: &str = "tests/tests/http2_upstream.rs";
+const DISCOVERY: &str = "tests/tests/discovery.rs";
+const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
+const TRANSPORTS: &str = "tests/tests/transports.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
 const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
+const UPGRADES: &str = "tests/tests/upgrades.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
+const TRAFFIC: &str = "tests/tests/traffic.rs";
 
 /// The numbers, times and sizes of the configuration, by their path in the schema.
 const CONFIGURED: &[(&str, Known)] = &[
@@ -52,11 +57,19 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("listeners.limits.idle_timeout", Bites(LIMITS, "a_kept_connection_without_requests_is_closed")),
     ("listeners.limits.write_timeout", Bites(LIMITS, "a_client_that_takes_nothing_is_given_up")),
     ("listeners.redirect_https.port", Not("a port")),
+    ("routes.mirror.body", Bites(TRAFFIC, "a_body_that_streams_is_copied_up_to_its_limit")),
+    ("routes.mirror.max_requests", Bites(TRAFFIC, "a_shadow_that_is_behind_or_gone_costs_nothing")),
+    ("routes.mirror.share", Bites(TRAFFIC, "a_share_of_the_requests_is_copied")),
+    ("routes.upstream.split.weight", Bites(TRAFFIC, "requests_are_spread_as_the_weights_say")),
     ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
     (
         "upstreams.eject.failures",
         Bites(RESILIENCE, "failures_in_a_row_eject_an_endpoint_and_a_reload_does_not_bring_it_back"),
     ),
+    ("upstreams.dns.max_ttl", Bites(DISCOVERY, "records_hold_between_the_shortest_and_the_longest_time")),
+    ("upstreams.dns.min_ttl", Bites(DISCOVERY, "records_hold_between_the_shortest_and_the_longest_time")),
+    ("upstreams.dns.port", Not("a port")),
+    ("upstreams.dns.timeout", Bites(DISCOVERY, "the_last_good_answer_stays_while_there_is_no_other")),
     ("upstreams.eject.max_ejected", Bites(BALANCE, "no_more_than_a_share_of_the_endpoints_is_ejected")),
     ("upstreams.eject.max_time", Bites(ENDPOINT, "ejections_in_a_row_grow_up_to_the_longest")),
     ("upstreams.eject.time", Bites(RESILIENCE, "an_ejected_endpoint_is_tried_again_after_its_time")),
@@ -86,6 +99,7 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("upstreams.timeouts.connect", Bites(UPSTREAMS, "a_connection_that_does_not_come_about_is_a_504")),
     ("upstreams.timeouts.idle", Bites(UPSTREAMS, "an_unused_connection_is_closed")),
     ("upstreams.timeouts.response", Bites(PROXYING, "a_slow_origin_is_a_504")),
+    ("upstreams.timeouts.tunnel", Bites(UPGRADES, "a_tunnel_through_which_nothing_passes_is_closed")),
     ("workers", Bites("core/config/src/load/tests.rs", "what_contradicts_is_refused")),
     ("body_limit.request", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
     ("body_limit.response", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
@@ -135,6 +149,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http1/chunked.rs MAX_TRAILERS", Bites(VERDICTS, "chunked_bodies")),
     ("http1/head.rs IN_HOST", Not("a class of bytes")),
     ("http1/head.rs IN_TARGET", Not("a class of bytes")),
+    ("http1/fuzz.rs HOUR", Not("of the properties, which wait for nothing")),
     (
         "http1/head.rs MAX_NAME",
         Bites(VERDICTS, "what_the_types_of_a_head_could_not_hold_is_refused_whatever_the_limits"),
@@ -164,6 +179,17 @@ const BUILT_IN: &[(&str, Known)] = &[
         "logs.rs MAX_WAITING",
         Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),
     ),
+    ("proxy_protocol.rs FIXED", Not("the format's")),
+    (
+        "proxy_protocol.rs MAX_HEADER",
+        Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
+    ),
+    (
+        "proxy_protocol.rs MAX_LINE",
+        Bites(TRANSPORTS, "a_listener_behind_proxies_takes_nobody_else_and_nothing_without_a_header"),
+    ),
+    ("proxy_protocol.rs PEEKED", Not("how much is looked at at once")),
+    ("tunnel.rs PIECE", Bites(UPGRADES, "a_side_that_reads_nothing_is_not_written_to_without_end")),
     (
         "upstream/balance.rs BOUND_QUARTERS",
         Bites(BALANCE, "a_hash_goes_past_an_endpoint_that_is_much_busier_than_the_average"),
@@ -175,6 +201,14 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("upstream/endpoint.rs UNHEALTHY", Not("a bit")),
     ("upstream/endpoint.rs WHOLE_SHARE", Not("a unit")),
     ("upstream/http1.rs MAX_HEAD", Bites(UPSTREAMS, "a_response_with_too_long_a_head_is_a_502")),
+    (
+        "upstream/http1.rs GATHERED",
+        Bites(
+            "core/proxy/src/http1/fuzz.rs",
+            "small_chunks_leave_together_and_no_more_of_them_than_is_gathered",
+        ),
+    ),
+    ("upstream/http1.rs SMALL", Not("what is copied rather than pointed at")),
     ("upstream/http1.rs KEPT_TEXT", Not("memory kept for the next request")),
     ("upstream/http1/request.rs LINES", Not("a guess, to grow less often")),
     ("upstream/http1/request.rs HEADER", Not("a guess, to grow less often")),
@@ -206,6 +240,11 @@ const BUILT_IN: &[(&str, Known)] = &[
         "upstream/http2/connection.rs STREAM_WINDOW",
         Bites(HTTP2, "a_response_that_nobody_takes_ends_at_its_window"),
     ),
+    (
+        "mirror.rs MAX_ANSWER",
+        Bites(TRAFFIC, "a_connection_is_used_again_after_an_answer_unless_that_is_too_long"),
+    ),
+    ("upstream/transport.rs KEPT", Bites(TRANSPORT, "the_addresses_of_a_name_are_kept_for_a_short_while")),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
     (
         "worker.rs ACCEPT_PAUSE",

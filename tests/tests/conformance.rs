@@ -204,7 +204,7 @@ routes:
         }
         let lines = Arc::new(Lines::default());
         let metrics = Arc::new(Metrics::new(1));
-        let plane = Arc::new(DataPlane::new(1, metrics.clone()).unwrap());
+        let plane = Arc::new(DataPlane::new(1, metrics.clone(), Vec::new()).unwrap());
         let options = Options {
             config: dir.path().join("gateway.yaml"),
             state_dir: None,

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use portcullis_tests::tools::{Authority, attempt, grpc, has};
-use portcullis_tests::{Gateway, Origin, Setup, here};
+use portcullis_tests::{Gateway, Origin, Setup, here, until};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// A program of `tests/grpc` with its standard input and output.
 struct Python {
@@ -57,34 +58,43 @@ struct Chain {
     client: Python,
     gateway: Gateway,
     server: Python,
+    _certificates: TempDir,
 }
 
-/// With TLS at the listener or without, and these settings of the upstream; none without Python's gRPC.
+/// With these settings of the upstream; none without Python's gRPC. With TLS, on both sides, the endpoint chooses its
+/// protocol in the handshake.
 fn chain(tls: bool, settings: &str, more: &str) -> Option<Chain> {
     let python = grpc()?;
-    let mut server = Python::start(&python, "server.py", &[]);
+    let certificates = tempfile::tempdir().unwrap();
+    let authority = tls.then(|| Authority::new(certificates.path()));
+    let file = |name: &str| certificates.path().join(name).to_str().unwrap().to_owned();
+    let (cert, key, ca) = (file("one.test.pem"), file("one.test.key"), file("ca.pem"));
+    authority.iter().for_each(|authority| authority.issue("one.test"));
+    let pair = [cert.as_str(), key.as_str()];
+    let mut server = Python::start(&python, "server.py", if tls { &pair } else { &[] });
     let port: u16 = server.line().trim().parse().unwrap();
-    let listener = match tls {
-        true => "tls: { certificates: [{ cert: tls/one.test.pem, key: tls/one.test.key }] }",
-        false => "",
+    let (listener, way) = match tls {
+        true => (
+            format!("tls: {{ certificates: [{{ cert: {cert}, key: {key} }}] }}"),
+            format!(
+                "endpoints: [\"https://127.0.0.1:{port}\"], protocol: auto, tls: {{ ca: {ca}, server_name: one.test }}"
+            ),
+        ),
+        false => (String::new(), format!("endpoints: [\"http://127.0.0.1:{port}\"], protocol: http2")),
     };
     let config = format!(
         "
 plugins: [{{ access_log: {{ target: access.log }} }}]
 limits: {{ body: 64MiB }}
 listeners: [{{ name: main, bind: 127.0.0.1:0, {listener} }}]
-upstreams: {{ origin: {{ endpoints: [\"http://127.0.0.1:{port}\"], protocol: http2, {settings} }} }}
+upstreams: {{ origin: {{ {way}, {settings} }} }}
 {more}"
     );
-    let setup = Setup::new(&config).file("whole.rhai", "fn on_response_body(ctx) { }\n");
-    let authority = tls.then(|| Authority::new(&setup.dir().join("tls")));
-    authority.iter().for_each(|authority| authority.issue("one.test"));
-    let gateway = setup.start();
+    let gateway = Setup::new(&config).file("whole.rhai", "fn on_response_body(ctx) { }\n").start();
     let address = gateway.address().to_string();
-    let ca = authority.map(|authority| authority.ca());
-    let arguments: Vec<&str> = [address.as_str()].into_iter().chain(ca.as_deref()).collect();
-    let client = Python::start(&python, "client.py", &arguments);
-    Some(Chain { client, gateway, server })
+    let arguments = [address.as_str(), ca.as_str()];
+    let client = Python::start(&python, "client.py", if tls { &arguments } else { &arguments[..1] });
+    Some(Chain { client, gateway, server, _certificates: certificates })
 }
 
 #[test]
@@ -102,6 +112,7 @@ fn calls_of_every_kind_pass_with_and_without_tls() {
         assert_eq!(chain.client.run("join"), json!({ "answer": "abc" }));
         assert_eq!(chain.client.run("bidi"), json!({ "heard": ["0", "1", "2", "3", "4"] }));
         assert_eq!(chain.client.run("large"), json!({ "same": true }));
+        assert_eq!(chain.gateway.metric("portcullis_upstream_http2_connects_total", &[]), 1.0);
     }
 }
 
@@ -216,12 +227,12 @@ fn health_is_asked_for_as_grpc_has_it() {
     };
     // The server knows no such service yet.
     state(&chain, "unhealthy");
-    assert!(chain.gateway.log().contains("gRPC status 5"), "{}", chain.gateway.log());
+    until("the log to say why", || chain.gateway.log().contains("gRPC status 5"));
     assert_eq!(chain.client.run("serving")["answer"], "");
     state(&chain, "healthy");
     assert_eq!(chain.client.run("not serving")["answer"], "");
     state(&chain, "unhealthy");
-    assert!(chain.gateway.log().contains("it says that it does not serve"));
+    until("the log to say why", || chain.gateway.log().contains("it says that it does not serve"));
     // The server as a whole serves.
     chain.gateway.replace("gateway.yaml", "grpc: shop.Orders", "grpc: \"\"");
     state(&chain, "healthy");

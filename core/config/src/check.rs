@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route, TlsPolicy, TlsVersion};
 use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::node::{Node, join};
-use crate::upstreams::{Dns, Endpoint, EndpointAddress, Health, Protocol, Scheme, Upstream};
+use crate::traffic::{Arm, Split, Target, When};
+use crate::upstreams::{Dns, Endpoint, EndpointAddress, Health, HttpVersion, Scheme, Upstream};
 
 /// What fits into the map that headers are kept in, with room for those that plugins add.
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
@@ -35,6 +36,8 @@ struct Check<'c> {
     warnings: Vec<NodeError>,
 }
 
+/// Finer shares than any rollout needs; all together fit into a number.
+const MAX_WEIGHT: u32 = 1_000_000;
 /// More workers than any machine has cores.
 const MAX_WORKERS: u32 = 1024;
 
@@ -109,18 +112,19 @@ impl Check<'_> {
         }
     }
 
-    /// Port 0 is a fresh port each time, so it cannot be taken.
+    /// Port 0 is a fresh port each time, so it cannot be taken; but only its address tells which it is.
     fn addresses(&mut self, config: &Config) {
         let mut users = HashMap::new();
         if let Admin::On(admin) = config.admin {
             users.insert(admin.bind, "the admin interface".to_owned());
         }
+        users.retain(|address, _| address.0.port() != 0);
         for (index, listener) in config.listeners.iter().enumerate() {
-            for (position, address) in listener.bind.iter().enumerate().filter(|(_, bind)| bind.0.port() != 0)
-            {
+            for (position, address) in listener.bind.iter().enumerate() {
                 if let Some(user) = users.get(address) {
                     let path = format!("listeners[{index}].bind[{position}]");
-                    self.error(&path, &format!("{address} is already used by {user}"), None);
+                    let help = (address.0.port() == 0).then_some("two of them need ports that are named");
+                    self.error(&path, &format!("{address} is already used by {user}"), help);
                 }
                 users.entry(*address).or_insert_with(|| format!("listener `{}`", listener.name));
             }
@@ -195,12 +199,56 @@ impl Check<'_> {
             let message = "a rewrite has either `path`, or `strip_prefix` and `add_prefix`";
             self.error(&format!("{path}.rewrite.path"), message, None);
         }
+        if !route.upgrades.is_empty() && route.whole && !matches!(route.action, Action::Upstream(_)) {
+            let message = "only an upstream can speak something else";
+            self.error(&format!("{path}.upgrades"), message, None);
+        }
         match &route.action {
-            Action::Upstream(name) => self.upstream_exists(&format!("{path}.upstream"), name, config),
+            Action::Upstream(target) => {
+                for (place, name) in target.upstreams() {
+                    self.upstream_exists(&format!("{path}.{place}"), name, config);
+                }
+                if let Target::Split(split) = target {
+                    self.split(&format!("{path}.upstream.split"), split);
+                }
+            }
             Action::Respond(respond) if respond.body.is_some() && respond.json.is_some() => {
                 self.error(&format!("{path}.respond.json"), "a response has either `body` or `json`", None);
             }
             _ => {}
+        }
+        if let Some(mirror) = &route.mirror {
+            self.upstream_exists(&format!("{path}.mirror.upstream"), &mirror.upstream, config);
+            if route.whole && !matches!(route.action, Action::Upstream(_)) {
+                let message = "only what is sent to an upstream can be copied";
+                self.error(&format!("{path}.mirror"), message, None);
+            }
+        }
+    }
+
+    fn split(&mut self, path: &str, split: &Split) {
+        if split.split.is_empty() {
+            return self.error(path, "at least one upstream is needed", None);
+        }
+        for (index, arm) in split.split.iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            match arm {
+                Arm { weight: Some(_), when: Some(_), .. } => {
+                    self.error(&format!("{path}.weight"), "an upstream has either `when` or `weight`", None);
+                }
+                Arm { weight: Some(weight), .. } if *weight > MAX_WEIGHT => {
+                    self.error(&format!("{path}.weight"), &format!("more than {MAX_WEIGHT}"), None);
+                }
+                Arm { when: Some(when), .. } if *when == When::default() => {
+                    let help = "name `headers`, `principals` or `roles`, or leave `when` out";
+                    self.error(&format!("{path}.when"), "this fits every request", Some(help));
+                }
+                _ => {}
+            }
+        }
+        if split.split.iter().all(|arm| arm.share() == 0) {
+            let message = "no upstream takes requests that fit no `when`";
+            self.error(path, message, Some("add one without `when`"));
         }
     }
 
@@ -245,7 +293,7 @@ impl Check<'_> {
     fn ways(&mut self, config: &Config) {
         for upstream in &config.upstreams {
             let path = join("upstreams", &upstream.name);
-            if upstream.proxy_protocol.is_some() && upstream.protocol != Protocol::Http1 {
+            if upstream.proxy_protocol.is_some() && upstream.protocol != HttpVersion::Http1 {
                 let message =
                     "clients share the connections of HTTP/2, so endpoints can't be told whose they are";
                 self.error(&format!("{path}.proxy_protocol"), message, Some("`protocol: http1`"));
@@ -317,8 +365,12 @@ impl Check<'_> {
             return;
         }
         for upstream in &config.upstreams {
-            let used =
-                |route: &Route| matches!(&route.action, Action::Upstream(name) if *name == upstream.name);
+            let used = |route: &Route| {
+                let copied = route.mirror.as_ref().is_some_and(|mirror| mirror.upstream == upstream.name);
+                let sent = matches!(&route.action, Action::Upstream(target)
+                    if target.upstreams().iter().any(|(_, name)| *name == upstream.name));
+                copied || sent
+            };
             if !config.routes.iter().any(used) {
                 let path = join("upstreams", &upstream.name);
                 let message = format!("no route uses upstream `{}`", upstream.name);

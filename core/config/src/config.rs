@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::diagnostics::Span;
 use crate::node::Node;
 use crate::schema;
+use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    SizeLimit, positive, some_positive,
+    Protocol, SizeLimit, positive, some_positive,
 };
 
 /// A whole configuration file.
@@ -377,9 +378,15 @@ pub struct Route {
     /// Changes to the request before it is sent on.
     #[schemars(default)]
     pub rewrite: Rewrite,
+    /// What clients may switch to from HTTP, as `Upgrade` names it; `websocket` holds for HTTP/2 too. Plugins see the
+    /// handshake with its headers, and nothing of what passes afterwards. Default: nothing. Example: `[websocket]`.
+    #[schemars(default)]
+    pub upgrades: Vec<Protocol>,
     /// What answers them.
     #[schemars(flatten)]
     pub action: Action,
+    /// Copies of these requests for another upstream. Default: none.
+    pub mirror: Option<Mirror>,
     /// Whether all of it but the plugins could be read. What a route with errors matches and does is unknown.
     #[schemars(skip)]
     pub whole: bool,
@@ -435,8 +442,8 @@ pub struct Rewrite {
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(rename_all = "snake_case")]
 pub enum Action {
-    /// The name of an upstream.
-    Upstream(String),
+    /// The name of an upstream, or `{ split: [...] }` among several.
+    Upstream(Target),
     /// A redirect.
     Redirect(Redirect),
     /// A fixed answer.

@@ -17,6 +17,7 @@ mod node;
 mod read;
 mod reader;
 mod schema;
+mod traffic;
 mod upstreams;
 mod values;
 mod yaml;
@@ -34,11 +35,12 @@ pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, 
 pub use node::{Key, Node, Scalar, Value};
 pub use reader::Reader;
 pub use schema::schema;
+pub use traffic::{Arm, Mirror, Split, SplitBy, Target, When};
 pub use upstreams::{
-    Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, Protocol, ProxyProtocol,
+    Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, HttpVersion, ProxyProtocol,
     Retries, RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
-    PathTemplate, Pattern, Percent, SizeLimit,
+    PathTemplate, Pattern, Percent, Protocol, SizeLimit,
 };

@@ -10,6 +10,7 @@ use crate::config::{
 use crate::diagnostics::Span;
 use crate::error::{NodeError, is_misspelt, nearest};
 use crate::node::{Key, Node, Value, join};
+use crate::traffic::Target;
 use crate::upstreams::{Eject, Endpoint, Retries, Upstream};
 use crate::values::{Address, Duration, Percent, positive};
 
@@ -159,7 +160,9 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
         matches: Match::default(),
         plugins: Vec::new(),
         rewrite: Rewrite::default(),
+        upgrades: Vec::new(),
         action: Action::Respond(Respond::default()),
+        mirror: None,
         whole: false,
         captures_known: false,
     };
@@ -170,7 +173,9 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
     route.matches = table.with("match", matches).unwrap_or_default();
     route.captures_known = route.matches.path.is_some() || has_no_path(table.node);
     route.rewrite = table.optional("rewrite").unwrap_or_default();
+    route.upgrades = table.list("upgrades");
     route.action = action(&mut table).unwrap_or(route.action);
+    route.mirror = table.optional("mirror");
     let read = table.errors.len() == errors;
     route.plugins = table.items("plugins", |place| Some(chain_entry(place)));
     route.whole = table.close() && read && whole;
@@ -207,7 +212,7 @@ fn action(table: &mut Table<'_, '_>) -> Option<Action> {
     let present = |key| (key, table.node.entry(key).filter(|(_, node)| !node.is_absent()));
     let present = ["upstream", "redirect", "respond"].map(present);
     let actions = [
-        table.optional("upstream").map(Action::Upstream),
+        table.with("upstream", target).map(Action::Upstream),
         table.optional("redirect").map(Action::Redirect),
         table.optional("respond").map(Action::Respond),
     ];
@@ -221,6 +226,14 @@ fn action(table: &mut Table<'_, '_>) -> Option<Action> {
         (Some((first, _)), Some((second, (key, _)))) => {
             table.fail(key.span, &format!("a route has one action: either `{first}` or `{second}`"))
         }
+    }
+}
+
+/// The name of an upstream, or a table of several.
+fn target(place: Place<'_, '_>) -> Option<Target> {
+    match place.node.entries() {
+        Some(_) => place.read().map(Target::Split),
+        None => place.read().map(Target::Upstream),
     }
 }
 

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use crate::config::{
     AdminOptions, Config, InstanceOptions, Predicate, RedirectHttps, RedirectStatus, Status,
 };
+use crate::traffic::{Split, SplitBy, StickyTable, Target};
 use crate::upstreams::{Balance, Eject, Endpoint, HashBy, Retries, RetryOn, Sticky};
 use crate::values::{Address, HeaderName, Pattern};
 
@@ -151,6 +152,41 @@ impl JsonSchema for HashBy {
                 only("header", header.to_value()),
                 only("cookie", json!({ "type": "string" })),
             ],
+        })
+    }
+}
+
+impl JsonSchema for Target {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Target".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let split = generator.subschema_for::<Split>();
+        json_schema!({ "anyOf": [{ "type": "string" }, split] })
+    }
+}
+
+impl JsonSchema for SplitBy {
+    fn schema_name() -> Cow<'static, str> {
+        "SplitBy".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let header = generator.subschema_for::<HeaderName>();
+        let sticky = generator.subschema_for::<StickyTable>();
+        json_schema!({
+            "anyOf": [
+                { "enum": ["lot", "client", "principal"] },
+                only("header", header.to_value()),
+                only("cookie", json!({ "type": "string" })),
+                only("sticky", sticky.to_value()),
+            ],
+            "default": "lot",
         })
     }
 }

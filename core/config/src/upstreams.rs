@@ -25,7 +25,7 @@ pub struct Upstream {
     /// What the endpoints speak: `http1`, `http2` (without TLS without asking first), or `auto`: what each
     /// chooses in its TLS handshake. Default `http1`.
     #[schemars(default)]
-    pub protocol: Protocol,
+    pub protocol: HttpVersion,
     /// Where it is served, as DNS has it, asked for again and again; instead of `endpoints`.
     pub dns: Option<Dns>,
     /// TLS to endpoints of `https`. Default: the system's authorities, no certificate of the gateway's own.
@@ -78,7 +78,7 @@ pub struct Endpoint {
 /// What endpoints speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Protocol {
+pub enum HttpVersion {
     /// HTTP/1.1 (RFC 9112).
     #[default]
     Http1,
@@ -319,6 +319,9 @@ pub struct Timeouts {
     /// The longest pause between two pieces of a body. Default `60s`.
     #[serde(deserialize_with = "positive")]
     pub body: Duration,
+    /// For which nothing may pass through a WebSocket or another upgraded connection. Default `5m`.
+    #[serde(deserialize_with = "positive")]
+    pub tunnel: Duration,
 }
 
 /// The `Host` header sent to an upstream.
@@ -339,7 +342,7 @@ impl Upstream {
         Self {
             name: name.to_owned(),
             endpoints: Vec::new(),
-            protocol: Protocol::default(),
+            protocol: HttpVersion::default(),
             dns: None,
             tls: None,
             proxy_protocol: None,
@@ -418,7 +421,13 @@ impl Default for RetryBudget {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: seconds(2), response: seconds(30), idle: seconds(60), body: seconds(60) }
+        Self {
+            connect: seconds(2),
+            response: seconds(30),
+            idle: seconds(60),
+            body: seconds(60),
+            tunnel: seconds(300),
+        }
     }
 }
 
@@ -434,7 +443,7 @@ fn default_max_idle() -> u32 {
     64
 }
 
-fn cookie_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+pub(crate) fn cookie_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
     if is_token(&name) { Ok(name) } else { Err(de::Error::custom("expected a cookie name such as `route`")) }
 }
@@ -613,7 +622,7 @@ mod tests {
         let by = read("balance: { hash: { by: { cookie: s } } }").balance;
         assert_eq!(by, Balance::Hash(HashBy::Cookie("s".to_owned())));
         assert!(matches!(read("balance: { sticky: { cookie: s } }").balance, Balance::Sticky(_)));
-        assert_eq!(read("protocol: http2").protocol, Protocol::Http2);
+        assert_eq!(read("protocol: http2").protocol, HttpVersion::Http2);
         assert_eq!(read("health: { grpc: \"\" }").health.unwrap().grpc.as_deref(), Some(""));
         assert_eq!(read("retries: 3").retries.attempts, 3);
         let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;

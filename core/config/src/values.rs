@@ -66,6 +66,10 @@ pub struct Method(String);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HeaderName(String);
 
+/// A protocol as `Upgrade` names it, lowercase: `websocket`, or with a version `name/2`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Protocol(String);
+
 /// A regular expression, compiled.
 #[derive(Clone, Debug)]
 pub struct Pattern(pub regex::Regex);
@@ -268,6 +272,22 @@ impl Text for HeaderName {
     }
 }
 
+impl Text for Protocol {
+    const EXPECTED: &'static str = "a protocol such as `websocket`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let protocol = text.to_ascii_lowercase();
+        let (name, version) = protocol.split_once('/').unwrap_or((&protocol, "1"));
+        match name {
+            "h2c" | "http" | "tls" => {
+                Err(format!("`{name}` is for the gateway itself to speak, and never passed on"))
+            }
+            name if is_token(name) && is_token(version) => Ok(Self(protocol)),
+            _ => Err(expected::<Self>(text)),
+        }
+    }
+}
+
 impl Text for Pattern {
     const EXPECTED: &'static str = "a regular expression";
 
@@ -459,7 +479,7 @@ macro_rules! checked_strings {
     )* };
 }
 
-checked_strings!(HostPattern HostName PathTemplate PathPrefix Method HeaderName);
+checked_strings!(HostPattern HostName PathTemplate PathPrefix Method HeaderName Protocol);
 
 struct TextVisitor<T>(std::marker::PhantomData<T>);
 
@@ -528,6 +548,7 @@ text_types! {
     PathPrefix Some("^/");
     Method None;
     HeaderName None;
+    Protocol None;
     Pattern None;
 }
 
@@ -639,6 +660,9 @@ mod tests {
         assert!(Method::parse("PROPFIND").is_ok() && Method::parse("A B").is_err());
         assert_eq!(shown::<HeaderName>("X-Tenant"), "x-tenant");
         assert!(HeaderName::parse("a:b").is_err());
+        assert_eq!(shown::<Protocol>("WebSocket"), "websocket");
+        assert!(Protocol::parse("name/2").is_ok() && Protocol::parse("a, b").is_err());
+        assert!(reason::<Protocol>("h2c").contains("never passed on"));
         assert!(reason::<Address>("localhost:80").starts_with("expected an IP address and port"));
         assert_eq!(reason::<Pattern>("("), "not a regular expression: unclosed group");
         assert_eq!(reason::<Pattern>("(a{1000}){1000}"), "this regular expression is too large");

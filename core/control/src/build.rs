@@ -25,7 +25,7 @@ use crate::policies;
 pub(crate) use listeners::BuiltTls;
 pub(crate) use plan::{Planned, Scope, Whereabouts};
 pub(crate) use plugins::BuiltPlugin;
-pub(crate) use upstreams::BuiltUpstream;
+pub(crate) use upstreams::{BuiltUpstream, Recipe};
 
 /// A generation with what the next build may take over.
 pub(crate) struct Built {

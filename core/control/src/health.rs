@@ -24,40 +24,56 @@ const LONGEST_STATUS_LINE: u64 = 256;
 #[derive(Default)]
 pub(crate) struct Checks {
     tasks: JoinSet<()>,
-    upstreams: Vec<(Arc<Upstream>, Vec<AbortHandle>)>,
+    upstreams: Vec<Checked>,
+}
+
+/// An upstream with the checks of its endpoints, by identity.
+struct Checked {
+    upstream: Arc<Upstream>,
+    checks: Vec<(u32, AbortHandle)>,
 }
 
 impl Checks {
-    /// Checks these upstreams from now on. Those that are the same as before are not disturbed.
+    /// Checks the endpoints that these upstreams have now. Those that are the same as before are not disturbed.
     pub(crate) fn follow(&mut self, built: &[BuiltUpstream]) {
         let mut before = std::mem::take(&mut self.upstreams);
         for BuiltUpstream { config, upstream, .. } in built {
-            match before.iter().position(|(known, _)| Arc::ptr_eq(known, upstream)) {
-                Some(at) => self.upstreams.push(before.swap_remove(at)),
-                None => {
-                    let tasks = self.start(upstream, config.health.as_ref());
-                    self.upstreams.push((upstream.clone(), tasks));
-                }
-            }
+            let same = before.iter().position(|known| Arc::ptr_eq(&known.upstream, upstream));
+            let known = same.map_or_else(Vec::new, |at| before.swap_remove(at).checks);
+            let checks = self.check(upstream, config.health.as_ref(), known);
+            self.upstreams.push(Checked { upstream: upstream.clone(), checks });
         }
-        before.iter().flat_map(|(_, tasks)| tasks).for_each(AbortHandle::abort);
+        before.iter().flat_map(|gone| &gone.checks).for_each(|(_, check)| check.abort());
         while self.tasks.try_join_next().is_some() {}
     }
 
-    fn start(&mut self, upstream: &Arc<Upstream>, health: Option<&Health>) -> Vec<AbortHandle> {
+    /// Goes on with the checks of endpoints that stay, and begins those of new ones.
+    fn check(
+        &mut self,
+        upstream: &Arc<Upstream>,
+        health: Option<&Health>,
+        known: Vec<(u32, AbortHandle)>,
+    ) -> Vec<(u32, AbortHandle)> {
+        let current = upstream.current();
         let Some(health) = health else {
             // What checks said that are no more holds nobody back.
-            for endpoint in &upstream.endpoints {
-                upstream.check_said(endpoint, true);
+            for endpoint in &current.endpoints {
+                current.check_said(endpoint, true);
             }
             return Vec::new();
         };
-        let task = |endpoint: &Arc<Endpoint>| {
-            let check =
-                Check { upstream: upstream.clone(), endpoint: endpoint.clone(), health: health.clone() };
-            self.tasks.spawn(check.run())
-        };
-        upstream.endpoints.iter().map(task).collect()
+        let stays = |id: u32| current.endpoints.iter().any(|endpoint| endpoint.id == id);
+        let (mut checks, gone): (Vec<_>, Vec<_>) = known.into_iter().partition(|(id, _)| stays(*id));
+        gone.iter().for_each(|(_, check)| check.abort());
+        for endpoint in &current.endpoints {
+            if !checks.iter().any(|(id, _)| *id == endpoint.id) {
+                let (upstream, endpoint) = (Arc::clone(&current), endpoint.clone());
+                let id = endpoint.id;
+                let check = Check { upstream, endpoint, health: health.clone() };
+                checks.push((id, self.tasks.spawn(check.run())));
+            }
+        }
+        checks
     }
 }
 

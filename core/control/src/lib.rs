@@ -8,6 +8,7 @@
 mod artifacts;
 mod build;
 mod control;
+mod dns;
 mod health;
 mod host;
 mod inputs;
@@ -17,6 +18,7 @@ mod policies;
 mod private;
 mod registry;
 mod reload;
+mod resolver;
 mod state;
 mod status;
 #[cfg(test)]
@@ -28,6 +30,6 @@ pub use last_good::LastGood;
 pub use registry::Registry;
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
-    AddressStatus, EndpointStatus, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status,
+    AddressStatus, DnsStatus, Endpoints, LastError, ListenerStatus, PluginStatus, ReloadCounts, Status,
     UpstreamStatus, utc,
 };

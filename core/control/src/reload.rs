@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::build::{Built, Failed, build};
+use crate::dns::{self, Lookups};
 use crate::health::Checks;
 use crate::host::Services;
 use crate::inputs::{Accepted, Digest, Inputs, Role};
@@ -92,6 +93,7 @@ pub(crate) struct Reloader {
     plane: Arc<DataPlane>,
     running: Arc<Built>,
     checks: Checks,
+    lookups: Lookups,
     /// The policy inputs that are kept on disk.
     kept: Option<Digest>,
     /// What the process began with: some settings are fixed then.
@@ -123,10 +125,22 @@ impl Reloader {
         log_applied(&status, None, &[]);
         let (status, _) = watch::channel(Arc::new(status));
         let (running, watch) = (Arc::new(built), Watch::new());
-        let mut checks = Checks::default();
+        let (mut checks, mut lookups) = (Checks::default(), Lookups::default());
         checks.follow(&running.upstreams);
-        let mut reloader =
-            Reloader { sources, services, plane, running, checks, kept: None, fixed, refused, status, watch };
+        lookups.follow(&running.upstreams);
+        let mut reloader = Reloader {
+            sources,
+            services,
+            plane,
+            running,
+            checks,
+            lookups,
+            kept: None,
+            fixed,
+            refused,
+            status,
+            watch,
+        };
         if last_good.is_none() {
             reloader.keep().await;
         }
@@ -154,6 +168,7 @@ impl Reloader {
                     self.watch.settle().await;
                     self.reload(Trigger::Watch).await;
                 }
+                () = self.lookups.changed() => self.checks.follow(&self.running.upstreams),
                 _ = sweep.tick() => self.services.state.sweep(Instant::now()),
             }
         }
@@ -267,6 +282,7 @@ impl Reloader {
     fn replace(&mut self, built: Built) {
         let old = std::mem::replace(&mut self.running, Arc::new(built));
         self.checks.follow(&self.running.upstreams);
+        self.lookups.follow(&self.running.upstreams);
         // Plugins that nobody needs any more end here; how is no concern of the next reload.
         drop(tokio::task::spawn_blocking(move || drop(old)));
     }
@@ -421,6 +437,8 @@ async fn take_effect(
     accepted: Option<Arc<Accepted>>,
 ) -> Result<Built, Failed> {
     let built = build_settled(config, services, running, accepted).await?;
+    // Requests shall not come before endpoints do, if those can be found at all.
+    dns::find(&built.upstreams).await;
     match apply(plane, services, &built).await {
         Ok(()) => Ok(built),
         Err(findings) => {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use portcullis_config::Diagnostics;
-use portcullis_proxy::upstream::Endpoint;
+use portcullis_proxy::upstream::{Endpoint, Upstream};
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
 use crate::build::{Built, BuiltPlugin, Scope};
+use crate::dns::Discovered;
 use crate::inputs::Inputs;
 use crate::reload::Trigger;
 
@@ -98,12 +99,39 @@ pub struct UpstreamStatus {
     /// What they speak: `http1`, `http2`, or `auto`: what they choose.
     pub protocol: &'static str,
     /// Its endpoints, in the order of the configuration.
-    pub endpoints: Vec<EndpointStatus>,
+    pub endpoints: Endpoints,
+    /// Where they come from, if that is DNS.
+    pub dns: Option<DnsStatus>,
+}
+
+/// The endpoints of an upstream, which may change; they are read when they are asked for.
+#[derive(Debug, Clone)]
+pub struct Endpoints(pub Arc<Upstream>);
+
+impl Serialize for Endpoints {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.current().endpoints.iter().cloned().map(EndpointStatus))
+    }
+}
+
+/// How DNS answers; read when it is asked for.
+#[derive(Debug, Clone)]
+pub struct DnsStatus(Arc<Discovered>);
+
+impl Serialize for DnsStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (ttl, last_error) = self.0.outlook();
+        let mut fields = serializer.serialize_struct("DnsStatus", 3)?;
+        fields.serialize_field("name", self.0.name())?;
+        fields.serialize_field("ttl_ms", &u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))?;
+        fields.serialize_field("last_error", &last_error)?;
+        fields.end()
+    }
 }
 
 /// An endpoint; how it is is read when it is asked for.
 #[derive(Debug, Clone)]
-pub struct EndpointStatus(pub Arc<Endpoint>);
+struct EndpointStatus(Arc<Endpoint>);
 
 impl Serialize for EndpointStatus {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -160,7 +188,8 @@ impl Status {
         let upstreams = built.upstreams.iter().map(|built| UpstreamStatus {
             name: built.upstream.name.clone(),
             protocol: built.upstream.protocol.as_str(),
-            endpoints: built.upstream.endpoints.iter().cloned().map(EndpointStatus).collect(),
+            endpoints: Endpoints(built.upstream.clone()),
+            dns: built.discovered.clone().map(DnsStatus),
         });
         Status {
             generation: generation.number,

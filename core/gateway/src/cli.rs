@@ -59,6 +59,7 @@ Signals:
   SIGHUP           reload now, and open log files anew (after a rotation)
   SIGTERM, SIGINT  stop accepting, finish running requests for at most `drain`, end;
                    a second one ends at once
+  SIGUSR2          start the program anew, hand the sockets over, and end like that once it serves
 
 Every file that shapes behaviour is watched: a change applies by itself, as a whole, between two
 requests. A file with an error changes nothing but the log and what `portcullis status` says. A
@@ -230,6 +231,14 @@ impl ConfigOption {
 }
 
 impl Failure {
+    /// What is wrong, for somebody else.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Failure::Run(message) | Failure::Usage(message) => message.clone(),
+            Failure::Files(diagnostics) => diagnostics.render(false),
+        }
+    }
+
     fn report(self) -> ExitCode {
         match self {
             Failure::Run(message) => {

@@ -16,4 +16,6 @@ mod run;
 mod say;
 mod server;
 mod sinks;
+mod sockets;
 mod telemetry;
+mod upgrade;

@@ -20,6 +20,8 @@ pub(crate) enum Message<'a> {
     Status(&'a str),
     /// Reloading begins.
     Reloading,
+    /// Another process of the service is the one to look at from now on.
+    MainPid(u32),
     /// Shutting down.
     Stopping(&'a str),
 }
@@ -30,6 +32,7 @@ impl Message<'_> {
             Message::Ready(status) => format!("READY=1\nSTATUS={status}"),
             Message::Status(status) => format!("STATUS={status}"),
             Message::Reloading => format!("RELOADING=1\nMONOTONIC_USEC={}", process::monotonic_micros()),
+            Message::MainPid(pid) => format!("MAINPID={pid}"),
             Message::Stopping(status) => format!("STOPPING=1\nSTATUS={status}"),
         }
     }

@@ -16,6 +16,11 @@ const LONGEST: u64 = 32;
 impl PidFile {
     /// Writes the file; refuses when it names another live process, or is no PID file at all.
     pub(crate) fn create(path: &Path) -> Result<Self, String> {
+        Self::take_over(path, std::process::id())
+    }
+
+    /// The same where the file may name another process: the one that this one takes over from.
+    pub(crate) fn take_over(path: &Path, predecessor: u32) -> Result<Self, String> {
         let failed =
             |error: io::Error| format!("the PID file `{}` can't be written: {error}", path.display());
         // Opened without truncating, and locked while it is judged, so that of two starts at once one wins.
@@ -29,7 +34,7 @@ impl PidFile {
         file.lock().map_err(failed)?;
         let mut content = String::new();
         (&file).take(LONGEST).read_to_string(&mut content).map_err(failed)?;
-        judge(path, content.trim())?;
+        judge(path, content.trim(), predecessor)?;
         file.set_len(0).map_err(failed)?;
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
@@ -37,12 +42,12 @@ impl PidFile {
     }
 }
 
-fn judge(path: &Path, content: &str) -> Result<(), String> {
+fn judge(path: &Path, content: &str, predecessor: u32) -> Result<(), String> {
     let path = path.display();
     match content.parse::<i32>() {
         _ if content.is_empty() => Ok(()),
         // In a container the id of the last run may well be one's own.
-        Ok(pid) if u32::try_from(pid) == Ok(std::process::id()) => Ok(()),
+        Ok(pid) if [std::process::id(), predecessor].contains(&pid.unsigned_abs()) => Ok(()),
         Ok(pid) if process::is_alive(pid) => {
             Err(format!("the PID file `{path}` names process {pid}, which is running: stop it first"))
         }
@@ -86,6 +91,14 @@ mod tests {
         let error = PidFile::create(&path).unwrap_err();
         assert!(error.contains("names process 1, which is running"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "1\n");
+    }
+
+    #[test]
+    fn a_predecessor_is_replaced() {
+        let (_dir, path) = place();
+        fs::write(&path, "1\n").unwrap();
+        let _file = PidFile::take_over(&path, 1).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use portcullis_config::{Admin as AdminConfig, Config, Diagnostic, Diagnostics, Loaded};
 use portcullis_control::{Control, LastGood, Options, Status, Trigger, utc};
-use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
+use portcullis_proxy::{DataPlane, Sockets};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -23,6 +23,8 @@ use crate::pid_file::PidFile;
 use crate::places::{self, Configuration};
 use crate::quickstart::Unpacked;
 use crate::sinks::Sinks;
+use crate::sockets::Inherited;
+use crate::upgrade::{Predecessor, Successor};
 use crate::{demo, kinds, process, quickstart, say, server, telemetry};
 
 /// What the last log lines get to reach a slow target.
@@ -55,6 +57,20 @@ struct Plan {
 
 /// `portcullis run`
 pub(crate) fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
+    let mut inherited = Inherited::take().map_err(Failure::Run)?;
+    let predecessor = inherited.predecessor.take();
+    let ended = start(options, inherited, predecessor.as_ref());
+    if let (Err(failure), Some(predecessor)) = (&ended, &predecessor) {
+        predecessor.failed(&failure.text());
+    }
+    ended
+}
+
+fn start(
+    options: &RunOptions,
+    inherited: Inherited,
+    predecessor: Option<&Predecessor>,
+) -> Result<ExitCode, Failure> {
     let (mut plan, unpacked) = plan(options)?;
     if options.demo || plan.tour {
         let port =
@@ -66,17 +82,20 @@ pub(crate) fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
     let sinks = Arc::new(Sinks::new(&loaded.dir));
     telemetry::start(loaded.config.log, &sinks).map_err(Failure::Usage)?;
     process::log_panics();
-    let pid_file = loaded.config.pid_file.as_deref().map(|path| PidFile::create(&loaded.resolve(path)));
-    let pid_file = pid_file.transpose().map_err(Failure::Run)?;
+    let pid_file = loaded.config.pid_file.as_deref().map(|path| loaded.resolve(path));
+    // It names the process to take over from until this one serves.
+    let written = pid_file.as_deref().filter(|_| predecessor.is_none()).map(PidFile::create);
+    let written = written.transpose().map_err(Failure::Run)?;
     if let Err(error) = process::raise_open_files() {
         tracing::warn!(target: "portcullis::run", %error, "the limit of open files can't be raised");
     }
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Run(format!("the control plane can't start: {error}")))?;
-    let ended = runtime.block_on(serve(plan, &loaded, last_good, sinks.clone()));
+    let arrival = Arrival { inherited, predecessor, pid_file };
+    let ended = runtime.block_on(serve(plan, &loaded, last_good, sinks.clone(), arrival));
     sinks.flush(FLUSH);
-    drop(pid_file);
+    drop(written);
     drop(unpacked);
     if ended.as_ref().is_ok_and(|end| *end == End::AtOnce) {
         // Returning would wait for threads that have work left.
@@ -158,18 +177,50 @@ impl Plan {
     }
 }
 
+/// How the process comes into its place.
+struct Arrival<'p> {
+    inherited: Inherited,
+    predecessor: Option<&'p Predecessor>,
+    pid_file: Option<PathBuf>,
+}
+
+impl Arrival<'_> {
+    /// Takes the place of the process before this one, if there is one that serves.
+    fn take_over(self) -> Result<Option<PidFile>, Failure> {
+        let Some(predecessor) = self.predecessor else { return Ok(None) };
+        let gone = |error| Failure::Run(format!("the process to take over from is gone: {error}"));
+        predecessor.take_over().map_err(gone)?;
+        let written = self.pid_file.map(|path| PidFile::take_over(&path, predecessor.pid()));
+        predecessor.done();
+        tracing::info!(target: "portcullis::run", from = predecessor.pid(), "taken over");
+        // This process serves, and the other one has been told to end: there is no way back.
+        Ok(written.transpose().unwrap_or_else(|reason| {
+            tracing::error!(target: "portcullis::run", reason, "no PID file");
+            None
+        }))
+    }
+}
+
 /// From the first bind to the last request.
-async fn serve(plan: Plan, loaded: &Loaded, last_good: LastGood, sinks: Arc<Sinks>) -> Result<End, Failure> {
+async fn serve(
+    plan: Plan,
+    loaded: &Loaded,
+    last_good: LastGood,
+    sinks: Arc<Sinks>,
+    mut arrival: Arrival<'_>,
+) -> Result<End, Failure> {
     let config = &loaded.config;
     let mut signals = Signals::new().map_err(|error| Failure::Run(format!("no signals: {error}")))?;
     let workers = workers(config);
     let metrics = Arc::new(Metrics::new(workers));
-    let data = DataPlane::new(workers, metrics.clone());
-    let data = Arc::new(data.map_err(|error| Failure::Run(format!("the workers can't start: {error}")))?);
-
     let admin = Arc::new(Admin::new(metrics.clone(), sinks.clone()));
     let mut tasks = JoinSet::new();
-    let admin_address = serve_admin(&config.admin, &admin, &mut tasks).await?;
+    let admin_socket = serve_admin(&config.admin, &admin, &mut arrival.inherited, &mut tasks)?;
+    let admin_address = admin_socket.as_ref().and_then(|socket| socket.local_addr().ok());
+
+    let inherited = std::mem::take(&mut arrival.inherited).listeners(config);
+    let data = DataPlane::new(workers, metrics.clone(), inherited);
+    let data = Arc::new(data.map_err(|error| Failure::Run(format!("the workers can't start: {error}")))?);
 
     let options = Options {
         config: std::path::absolute(&plan.path).unwrap_or_else(|_| plan.path.clone()),
@@ -195,21 +246,71 @@ async fn serve(plan: Plan, loaded: &Loaded, last_good: LastGood, sinks: Arc<Sink
         sinks.flush(FLUSH);
         say::remark(&quickstart::tour(&plan.path, plan.unpacked, *gateway, admin_address));
     }
+    let _pid_file = arrival.take_over()?;
     notify::tell(&Message::Ready(&summary(&control.subscribe().borrow())));
 
-    until_stopped(&mut signals, &control, &sinks).await;
-    admin.draining();
-    notify::tell(&Message::Stopping("draining"));
+    let successor = || {
+        let admin = match (&config.admin, &admin_socket) {
+            (AdminConfig::On(options), Some(socket)) => Some((options.bind.0, socket.try_clone()?)),
+            _ => None,
+        };
+        Ok((data.sockets()?, admin))
+    };
+    match until_ending(&mut signals, &control, &sinks, successor).await {
+        Ending::Stopped => {
+            admin.draining();
+            notify::tell(&Message::Stopping("draining"));
+        }
+        // Whoever asks now asks the other.
+        Ending::Replaced => drop((tasks, admin_socket)),
+    }
     Ok(drain(&data, config.drain.0, &mut signals.stop).await)
 }
 
-/// Reloads when told, and tells of every reload, until told to stop.
-async fn until_stopped(signals: &mut Signals, control: &Control, sinks: &Sinks) {
+/// What a successor is given.
+type Handed = (Vec<Sockets>, Option<(SocketAddr, std::net::TcpListener)>);
+
+/// Why the gateway takes no more requests.
+enum Ending {
+    Stopped,
+    /// Another process does.
+    Replaced,
+}
+
+/// Reloads when told, and tells of every reload, until told to stop or to let another process take over.
+async fn until_ending(
+    signals: &mut Signals,
+    control: &Control,
+    sinks: &Sinks,
+    handed: impl Fn() -> std::io::Result<Handed>,
+) -> Ending {
     let mut status = control.subscribe();
     let mut reloads = JoinSet::new();
+    let mut upgrades = JoinSet::new();
     loop {
         tokio::select! {
-            () = signals.stop.told() => return,
+            () = signals.stop.told() => return Ending::Stopped,
+            _ = signals.upgrade.recv() => match handed() {
+                _ if !upgrades.is_empty() => {
+                    tracing::warn!(target: "portcullis::run", "an upgrade is under way already");
+                }
+                Ok((sockets, admin)) => {
+                    tracing::info!(target: "portcullis::run", "upgrading");
+                    upgrades.spawn_blocking(move || Successor::start(sockets, admin)?.take_over());
+                }
+                Err(error) => tracing::error!(target: "portcullis::run", %error, "upgrade failed"),
+            },
+            Some(upgraded) = upgrades.join_next() => match upgraded {
+                Ok(Ok(pid)) => {
+                    tracing::info!(target: "portcullis::run", to = pid, "handed over");
+                    return Ending::Replaced;
+                }
+                Ok(Err(reason)) => {
+                    tracing::error!(target: "portcullis::run", "upgrade failed, this process serves on: {reason}");
+                }
+                // A panic has been logged.
+                Err(_) => {}
+            },
             _ = signals.hangup.recv() => {
                 sinks.reopen();
                 notify::tell(&Message::Reloading);
@@ -237,11 +338,13 @@ async fn drain(data: &DataPlane, grace: Duration, stop: &mut Stop) -> End {
     }
 }
 
-async fn serve_admin(
+/// Serves the admin interface; returns a handle on its socket.
+fn serve_admin(
     config: &AdminConfig,
     admin: &Arc<Admin>,
+    inherited: &mut Inherited,
     tasks: &mut JoinSet<()>,
-) -> Result<Option<SocketAddr>, Failure> {
+) -> Result<Option<std::net::TcpListener>, Failure> {
     let AdminConfig::On(options) = config else { return Ok(None) };
     let failed = |error| {
         let bind = options.bind;
@@ -249,12 +352,16 @@ async fn serve_admin(
             "the admin interface can't listen at {bind}: {error}; set `admin: {{ bind: .. }}`"
         ))
     };
-    let listener = TcpListener::bind(options.bind.0).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
+    let socket =
+        inherited.admin(options.bind.0).map_or_else(|| std::net::TcpListener::bind(options.bind.0), Ok);
+    let socket = socket.map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    let listener = socket.try_clone().and_then(TcpListener::from_std).map_err(failed)?;
+    let address = socket.local_addr().map_err(failed)?;
     tracing::info!(target: "portcullis::run", %address, "admin interface");
     let admin = admin.clone();
     tasks.spawn(server::serve(listener, admin::LIMITS, move |request| admin.clone().answer(request)));
-    Ok(Some(address))
+    Ok(Some(socket))
 }
 
 fn workers(config: &Config) -> usize {
@@ -280,6 +387,7 @@ fn summary(status: &Status) -> String {
 /// What the process is told from outside.
 struct Signals {
     hangup: Signal,
+    upgrade: Signal,
     stop: Stop,
 }
 
@@ -293,7 +401,8 @@ impl Signals {
     fn new() -> std::io::Result<Self> {
         let stop =
             Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
-        Ok(Signals { hangup: signal(SignalKind::hangup())?, stop })
+        let (hangup, upgrade) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined2())?);
+        Ok(Signals { hangup, upgrade, stop })
     }
 }
 

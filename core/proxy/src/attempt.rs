@@ -4,17 +4,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::Response;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use http::{Response, StatusCode};
 use portcullis_plugin::{Attempt, HookName, Request};
 
 use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::Told;
 use crate::grpc;
+use crate::http1::split_authority;
 use crate::live::Live;
+use crate::mirror::Mirrored;
 use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
+use crate::tunnel::Upgrade;
 use crate::upstream::{
     AttemptError, AttemptFailure, Endpoint, HostHeader, RequestHead, Upstream, UpstreamBody, send,
 };
@@ -29,7 +32,16 @@ pub(crate) async fn attempt(
     upstream: &Arc<Upstream>,
     host: Option<&HeaderValue>,
     body: RequestBody,
+    mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
+    if let Err(fault) = judge_plugins(live) {
+        return fault.into();
+    }
+    let current = upstream.current();
+    let upstream = &*current;
+    if upstream.endpoints.is_empty() {
+        return Fault::NoEndpoints.into();
+    }
     let start = Instant::now();
     let retries = &upstream.retries;
     let wish = upstream.wish(live.exchange());
@@ -58,12 +70,21 @@ pub(crate) async fn attempt(
                 return answer;
             }
             let Some(outgoing) = live.parts().outgoing.take() else { return Fault::UpstreamFailed.into() };
-            let head = head(&outgoing, &[], client.as_ref());
+            if let Err(fault) = judge_host(outgoing.headers()) {
+                return fault.into();
+            }
+            if let Some(copy) = copy.take() {
+                copy.send(outgoing.clone());
+            }
+            let head = head(&outgoing, &[], client.as_ref(), live.upgrade.as_deref());
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
             let sent = send(upstream, endpoint, head, sending, retries.limit(start, total)).await;
             (sent, head.method.is_idempotent())
         } else {
-            let head = head(live.request(), &told, client.as_ref());
+            if let Some(copy) = copy.take() {
+                copy.send(outgoing(live.request(), told.clone()));
+            }
+            let head = head(live.request(), &told, client.as_ref(), live.upgrade.as_deref());
             let sent = send(upstream, endpoint, head, sending, retries.limit(start, total)).await;
             (sent, head.method.is_idempotent())
         };
@@ -110,6 +131,18 @@ pub(crate) async fn attempt(
     }
 }
 
+/// What plugins made of the request; what of it can't be wrong by its type was judged as they wrote it.
+fn judge_plugins(live: &Live) -> Result<(), Fault> {
+    if live.scope().chain().len() == 0 { Ok(()) } else { judge_host(live.request().headers()) }
+}
+
+/// The host chooses the site at the upstream, so a plugin's is judged like a client's.
+fn judge_host(headers: &HeaderMap) -> Result<(), Fault> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let is_sound = hosts.next().is_none_or(|host| split_authority(host.as_bytes()).is_some());
+    if is_sound && hosts.next().is_none() { Ok(()) } else { Err(Fault::PluginHost) }
+}
+
 fn answered(
     live: &mut Live,
     upstream: &Upstream,
@@ -119,6 +152,11 @@ fn answered(
     let duration = start.elapsed();
     live.upstream_duration = Some(duration);
     upstream.metrics.duration.observe(duration);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && !live.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_met(response.headers()))
+    {
+        return Fault::UpstreamFailed.into();
+    }
     Answer::Upstream(response)
 }
 
@@ -175,13 +213,15 @@ fn head<'a>(
     request: &'a Request,
     told: &'a [(HeaderName, HeaderValue)],
     client: Option<&'a Addresses>,
+    upgrade: Option<&'a Upgrade>,
 ) -> RequestHead<'a> {
     let (method, target, headers) = (request.method(), request.target(), request.headers());
-    RequestHead { method, target, headers, told, client }
+    let upgrade = upgrade.filter(|_| headers.contains_key(UPGRADE)).map(|upgrade| &upgrade.protocol);
+    RequestHead { method, target, headers, told, client, upgrade }
 }
 
 /// Both ends of the client's connection. Behind a trusted proxy the client's port is not known.
-fn addresses(live: &mut Live) -> Addresses {
+pub(crate) fn addresses(live: &mut Live) -> Addresses {
     let client = live.exchange().client();
     let connection = &live.client().connection;
     let is_peer = connection.peer.ip().to_canonical() == client;

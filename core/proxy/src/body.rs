@@ -18,8 +18,10 @@ use portcullis_plugin::{Cursor, End, Reply};
 use crate::chain::{Filter, Instance};
 use crate::http1::{self, TRAILER_FORBIDDEN, is_forbidden_trailer};
 use crate::live::Live;
+use crate::mirror::Tee;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
+use crate::tunnel::Tunnel;
 use crate::upstream::UpstreamBody;
 
 /// The process's budget of whole bodies: bytes held at once.
@@ -58,7 +60,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    fn grow(&mut self, bytes: u64) -> Result<(), Fault> {
+    pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), Fault> {
         if self.budget.used.fetch_add(bytes, Relaxed) + bytes > self.budget.limit.load(Relaxed) {
             self.budget.used.fetch_sub(bytes, Relaxed);
             return Err(Fault::BodyBudget);
@@ -343,9 +345,11 @@ pub(crate) struct Upload {
     state: Arc<UploadState>,
     /// Has passed everything, and was not sent after all.
     ahead: Bytes,
-    /// Trailers that wait for what the filters still held.
+    /// Trailers that wait for what the filters still held, or were not sent after all.
     trailers: Option<HeaderMap>,
     ended: bool,
+    /// Gathers a copy of what passes.
+    tee: Option<Box<Tee>>,
 }
 
 impl RequestBody {
@@ -366,8 +370,11 @@ impl RequestBody {
         }
     }
 
-    /// The same before `chunk` was taken from it.
-    pub(crate) fn put_back(self, chunk: Bytes) -> Self {
+    /// The same before `chunk` and `trailers` were taken from it.
+    pub(crate) fn put_back(mut self, chunk: Bytes, trailers: Option<HeaderMap>) -> Self {
+        if let RequestBody::Stream(upload) = &mut self {
+            upload.trailers = trailers.or(upload.trailers.take());
+        }
         match self {
             body if chunk.is_empty() => body,
             RequestBody::Empty | RequestBody::Whole(_) => RequestBody::Whole(chunk),
@@ -393,6 +400,7 @@ impl RequestBody {
             ahead: Bytes::new(),
             trailers: None,
             ended: false,
+            tee: None,
         };
         (RequestBody::Stream(Box::new(upload)), state)
     }
@@ -400,20 +408,38 @@ impl RequestBody {
 
 impl Upload {
     fn is_end(&self) -> bool {
-        self.ahead.is_empty() && self.filters.0.is_empty() && self.incoming.is_end_stream()
+        let has_nothing = self.ahead.is_empty() && self.trailers.is_none();
+        has_nothing && self.filters.0.is_empty() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.incoming.size_hint().exact() {
-            Some(rest) if self.filters.0.is_empty() => SizeHint::with_exact(rest + self.ahead.len() as u64),
+            // Only behind chunks can trailers be sent.
+            Some(rest) if self.filters.0.is_empty() && self.trailers.is_none() => {
+                SizeHint::with_exact(rest + self.ahead.len() as u64)
+            }
             _ => SizeHint::default(),
         }
+    }
+
+    /// Has everything copied that passes from now on.
+    pub(crate) fn tee(&mut self, tee: Tee) {
+        self.tee = Some(Box::new(tee));
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if !self.ahead.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.ahead)))));
         }
+        let frame = ready!(self.poll_next(cx));
+        let ended = self.is_end();
+        if let Some(tee) = &mut self.tee {
+            tee.see(&frame, ended);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while !self.ended {
             let polled = Pin::new(&mut self.incoming).poll_frame(cx);
             self.state.starving.store(polled.is_pending(), Relaxed);
@@ -510,6 +536,8 @@ pub(crate) enum Source {
     Empty,
     Whole(Bytes),
     Upstream(UpstreamBody),
+    /// None: the upstream speaks something else from here on.
+    Switched(UpstreamBody),
 }
 
 /// A response's body on its way to the client. It carries the exchange: its end, or its drop, is
@@ -536,6 +564,17 @@ impl ResponseBody {
         body
     }
 
+    /// The tunnel that this is in place of a body.
+    pub(crate) fn into_tunnel(self) -> Result<Tunnel, Self> {
+        match self.source {
+            Source::Switched(body) => match body.into_switched() {
+                Some(upstream) => Ok(Tunnel::new(self.live, upstream)),
+                None => Err(ResponseBody { source: Source::Empty, ..self }),
+            },
+            source => Err(ResponseBody { source, ..self }),
+        }
+    }
+
     fn fail(&mut self, end: End, what: &'static str) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.source = Source::Empty;
         self.source_ended = true;
@@ -551,7 +590,7 @@ impl ResponseBody {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while !self.source_ended {
             let frame = match &mut self.source {
-                Source::Empty => None,
+                Source::Empty | Source::Switched(_) => None,
                 Source::Whole(bytes) if bytes.is_empty() => None,
                 Source::Whole(bytes) => Some(Ok(Frame::data(bytes.split_to(bytes.len().min(SLICE))))),
                 Source::Upstream(body) => match body.poll_frame(cx) {
@@ -629,6 +668,7 @@ impl Body for ResponseBody {
             Source::Empty => true,
             Source::Whole(bytes) => bytes.is_empty(),
             Source::Upstream(body) => body.is_end_stream(),
+            Source::Switched(_) => false,
         };
         // Filters may hold something back until they are told of the end.
         self.tail.is_empty() && (self.source_ended || (source_ended && self.filters.0.is_empty()))
@@ -637,7 +677,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             _ if !self.filters.0.is_empty() || !self.tail.is_empty() => SizeHint::default(),
-            Source::Empty => SizeHint::with_exact(0),
+            Source::Empty | Source::Switched(_) => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Upstream(body) => body.size_hint(),
         }
@@ -667,6 +707,18 @@ mod tests {
         assert!(matches!(refused, Err(Fault::BodyBudget)));
         drop((held, more));
         assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn trailers_that_were_not_sent_are_sent_again_and_behind_chunks() {
+        let (body, _) =
+            RequestBody::stream(ClientBody::new(Incoming::Empty, Duration::MAX), Vec::new(), None);
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("x"))]);
+        let mut body = body.put_back(Bytes::new(), Some(trailers.clone())).put_back(Bytes::new(), None);
+        assert!(!body.is_end_stream() && body.size_hint().exact().is_none());
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_trailers().ok(), Some(trailers));
+        assert!(body.frame().await.is_none() && body.is_end_stream());
     }
 
     #[tokio::test]

@@ -12,7 +12,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use http::{Method, Response};
+use http_body_util::{Either, Empty};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use portcullis_plugin::{Admission, Connection};
@@ -21,8 +24,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::body::Incoming;
-use crate::exchange::serve;
+use crate::body::{Incoming, ResponseBody};
+use crate::exchange::{Dropped, serve};
 use crate::forwarded::ForwardedBy;
 use crate::generation::ListenerLimits;
 use crate::http1::{read_some, serve_connection};
@@ -341,13 +344,23 @@ async fn http2_connection(
         .max_concurrent_streams(limits.http2_streams)
         .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
         .initial_stream_window_size(STREAM_WINDOW)
+        .enable_connect_protocol()
         // Streams whose uploads stall must not keep others from theirs.
         .initial_connection_window_size(connection_window(limits.http2_streams));
     let service = {
         let client = client.clone();
-        service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            let is_connect = request.method() == Method::CONNECT;
+            let upgraded = is_connect.then(|| hyper::upgrade::on(&mut request));
             let (head, body) = request.into_parts();
-            serve(&client, Ok(head.into()), Incoming::Http2(body))
+            let served = serve(&client, Ok(head.into()), Incoming::Http2(body));
+            async move {
+                let response = served.await?;
+                Ok::<_, Dropped>(match upgraded {
+                    Some(upgraded) => switch(response, upgraded),
+                    None => response.map(Either::Left),
+                })
+            }
         })
     };
     let io = Linger::new(opened.stream, limits.write_timeout);
@@ -380,6 +393,24 @@ async fn http2_connection(
     if let Err(error) = ended.await {
         tracing::trace!(%error, "connection ended");
     }
+}
+
+/// The answer to a `CONNECT`. A tunnel begins once the client's stream is one, and ends with it.
+fn switch(
+    response: Response<ResponseBody>,
+    upgraded: OnUpgrade,
+) -> Response<Either<ResponseBody, Empty<Bytes>>> {
+    let (head, body) = response.into_parts();
+    let mut tunnel = match body.into_tunnel() {
+        Ok(tunnel) => tunnel,
+        Err(body) => return Response::from_parts(head, Either::Left(body)),
+    };
+    tokio::task::spawn_local(async move {
+        let Ok(upgraded) = upgraded.await else { return };
+        let mut stream = TokioIo::new(upgraded);
+        poll_fn(|cx| tunnel.poll(&mut stream, cx)).await;
+    });
+    Response::from_parts(head, Either::Right(Empty::new()))
 }
 
 fn connection_window(streams: u32) -> u32 {

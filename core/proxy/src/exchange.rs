@@ -1,9 +1,10 @@
 //! The life of a request, from its head to the response that carries it away.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
 use http::{Method, Response, StatusCode};
 use http_body::Body;
 use portcullis_plugin::{Content, End, HookName, Reply};
@@ -13,15 +14,17 @@ use crate::body::{ClientBody, Incoming, RequestBody, ResponseBody, Source, pass_
 use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{client_address, remove_claims};
-use crate::generation::{Action, Rewrite};
+use crate::generation::{Action, Rewrite, Route};
 use crate::grpc;
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
-use crate::http1::Refusal;
+use crate::http1::{HOST_MISSING, Refusal};
 use crate::live::Live;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
-use crate::upstream::UpstreamBody;
+use crate::split::Choice;
+use crate::tunnel::Upgrade;
+use crate::upstream::{Upstream, UpstreamBody};
 use portcullis_plugin::path::normalise;
 
 /// The exchange ended without an answer: the connection is to be closed.
@@ -75,11 +78,19 @@ fn begin(client: &Rc<Client>, head: Result<Head, Refusal>) -> Option<(Box<Live>,
     let generation = client.worker.generation();
     let listener = client.listener(&generation)?;
     let serving = client.begin();
+    let mut upgrade = None;
     let (request, fault) = match head {
-        Ok(head) => understand(head, &generation.listeners[listener].limits),
+        Ok(mut head) => {
+            upgrade = head.upgrade.take();
+            understand(head, &generation.listeners[listener].limits)
+        }
         Err(refusal) => (unreadable(), Some(refusal.into())),
     };
     let mut live = Live::new(serving, generation, listener, request);
+    if let Some(Upgrade { protocol, .. }) = upgrade.as_deref() {
+        live.parts().request.core_headers().insert(UPGRADE, protocol.clone());
+    }
+    live.upgrade = upgrade;
     identify_client(&mut live);
     Some((live, fault))
 }
@@ -162,14 +173,16 @@ fn redirect_https(live: &mut Live) -> Option<Answer> {
     let (exchange, scope) = live.split();
     let redirect = scope.listener().redirect_https?;
     let port = redirect.port.filter(|port| *port != 443).map_or(String::new(), |port| format!(":{port}"));
-    let (host, target) = (exchange.request().host(), exchange.request().target());
+    let (host, target) = (exchange.request().host(), exchange.request().target().as_str());
+    // The asterisk is no path.
+    let target = if target == "*" { "/" } else { target };
     let location = HeaderValue::try_from(format!("https://{host}{port}{target}"));
     live.decided_by_core("core.redirect_https", None);
     Some(match location {
         Ok(location) if !live.exchange().request().host().is_empty() => {
             Answer::Reply(Box::new(Reply::redirect(redirect.status, location)))
         }
-        _ => Fault::Host.into(),
+        _ => Fault::from(HOST_MISSING).into(),
     })
 }
 
@@ -233,11 +246,44 @@ async fn act(live: &mut Live, body: RequestBody) -> Answer {
                 Err(_) => Fault::Rewrite.into(),
             }
         }
-        Action::Upstream(upstream) => match apply(&route.rewrite, live) {
-            Ok(()) => attempt(live, upstream, route.rewrite.host.as_ref(), body).await,
-            Err(fault) => fault.into(),
-        },
+        Action::Upstream(upstream) => pass_on(live, route, upstream, body).await,
+        Action::Split(split) => {
+            let worker = live.client().worker.clone();
+            let Choice { upstream, cookie } = split.choose(live.exchange(), || worker.lot());
+            let mut answer = pass_on(live, route, upstream, body).await;
+            if let (Answer::Upstream(response), Some(cookie)) = (&mut answer, cookie) {
+                response.headers_mut().append(SET_COOKIE, cookie);
+            }
+            answer
+        }
     }
+}
+
+/// Sends the request to the upstream that was chosen, and a copy to where the route says.
+async fn pass_on(live: &mut Live, route: &Route, upstream: &Arc<Upstream>, mut body: RequestBody) -> Answer {
+    if let Err(fault) = grant_upgrade(live, route).and_then(|()| apply(&route.rewrite, live)) {
+        return fault.into();
+    }
+    let host = route.rewrite.host.as_ref();
+    // Of a tunnel there is no copy.
+    let mirror = route.mirror.as_ref().filter(|_| live.upgrade.is_none());
+    let copy = mirror.and_then(|mirror| mirror.copy(live, host, &mut body));
+    attempt(live, upstream, host, body, copy).await
+}
+
+/// The route says what a client may switch to, and a plugin may have taken the wish away. Where it is not granted, the
+/// request is an ordinary one (RFC 9110, 7.8), unless that would be of no use.
+fn grant_upgrade(live: &mut Live, route: &Route) -> Result<(), Fault> {
+    let Some(wanted) = &live.upgrade else { return Ok(()) };
+    if route.upgrades.contains(&wanted.protocol) && live.request().headers().contains_key(UPGRADE) {
+        return Ok(());
+    }
+    if wanted.is_needed() {
+        return Err(Fault::Upgrade);
+    }
+    live.upgrade = None;
+    live.parts().request.core_headers().remove(UPGRADE);
+    Ok(())
 }
 
 fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {
@@ -246,6 +292,10 @@ fn apply(rewrite: &Rewrite, live: &mut Live) -> Result<(), Fault> {
         return Ok(());
     }
     let exchange = live.exchange();
+    // The server as a whole is nowhere else.
+    if exchange.request().path() == "*" {
+        return Ok(());
+    }
     let mut text = match path {
         Some(template) => template.render(exchange),
         None => exchange.request().path().to_owned(),
@@ -284,6 +334,10 @@ async fn respond(mut live: Box<Live>, answer: Answer) -> Result<Response<Respons
             }
             Flow::Drop => return drop_connection(&mut live),
         }
+        // What follows is no body.
+        if matches!(source, Source::Switched(_)) {
+            break;
+        }
         let entered = live.entered;
         let (exchange, scope) = live.split();
         let Some(limit) = scope.chain().whole_response(exchange, entered) else { break };
@@ -302,7 +356,21 @@ async fn respond(mut live: Box<Live>, answer: Answer) -> Result<Response<Respons
             Flow::Drop => return drop_connection(&mut live),
         }
     }
+    if is_promise(&mut live, &source) {
+        source = put_fault(&mut live, &Fault::NotSwitched);
+    }
     Ok(finish(live, source))
+}
+
+/// Whether the client would take the response for the agreement to an upgrade, and there is none.
+fn is_promise(live: &mut Live, source: &Source) -> bool {
+    let is_over_http2 = live.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_over_http2());
+    let status =
+        live.parts().response.as_ref().map_or(StatusCode::BAD_GATEWAY, portcullis_plugin::Response::status);
+    match status {
+        StatusCode::SWITCHING_PROTOCOLS => !matches!(source, Source::Switched(_)),
+        status => is_over_http2 && status.is_success(),
+    }
 }
 
 fn drop_connection(live: &mut Live) -> Result<Response<ResponseBody>, Dropped> {
@@ -326,6 +394,9 @@ fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
     live.is_reply = false;
     let (head, body) = response.into_parts();
     live.respond(portcullis_plugin::Response::new(head.status, head.headers));
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Source::Switched(body);
+    }
     // An empty body is dropped without a look, and the upstream's connection would go with it.
     if Reply::may_have_body(head.status, live.exchange().method()) && !body.is_end_stream() {
         return Source::Upstream(body);
@@ -351,7 +422,7 @@ fn put_fault(live: &mut Live, fault: &Fault) -> Source {
 /// Reads the response's body whole, for plugins that want it so.
 async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<(), Fault> {
     let body = match std::mem::replace(source, Source::Empty) {
-        Source::Empty => Bytes::new(),
+        Source::Empty | Source::Switched(_) => Bytes::new(),
         Source::Whole(body) => body,
         Source::Upstream(mut body) => {
             let mut held = live.scope().generation.budget.hold();
@@ -374,13 +445,13 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
     let chain = scope.chain();
     let keeps_head = chain.wants(HookName::OnLog);
     let filters = match source {
-        Source::Empty => Vec::new(),
+        Source::Empty | Source::Switched(_) => Vec::new(),
         _ => chain.response_filters(exchange, entered),
     };
     let is_head_request = exchange.method() == Method::HEAD;
     let parts = exchange.core();
     let response = if keeps_head { parts.response.clone() } else { parts.response.take() };
-    let (status, mut headers) = match response {
+    let (mut status, mut headers) = match response {
         Some(response) => response.into_parts(),
         None => (StatusCode::BAD_GATEWAY, HeaderMap::new()),
     };
@@ -396,7 +467,9 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
             headers.remove(CONTENT_LENGTH);
         }
     }
-    if !Reply::may_have_body(status, &Method::GET) {
+    if let (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) = (status, &live.upgrade) {
+        status = upgrade.tell(&mut headers);
+    } else if matches!(source, Source::Switched(_)) || !Reply::may_have_body(status, &Method::GET) {
         source = Source::Empty;
     }
     live.status = Some(status);

@@ -18,7 +18,9 @@ use rustls::ServerConfig;
 use crate::body::Budget;
 use crate::chain::Chain;
 use crate::metrics::RouteMetrics;
+use crate::mirror::Mirror;
 use crate::routes::RouteTable;
+use crate::split::Split;
 use crate::upstream::Upstream;
 
 /// Everything that a request needs to know.
@@ -100,10 +102,14 @@ pub struct ListenerLimits {
 pub struct Route {
     /// Name and captures.
     pub meta: Arc<RouteMeta>,
+    /// Protocols that clients may switch to, in lower case.
+    pub upgrades: Vec<HeaderValue>,
     /// What is changed before the request goes on.
     pub rewrite: Rewrite,
     /// What is done with it.
     pub action: Action,
+    /// Where copies go of what is sent upstream.
+    pub mirror: Option<Arc<Mirror>>,
     /// What is counted.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -112,6 +118,8 @@ pub struct Route {
 pub enum Action {
     /// Sends it upstream.
     Upstream(Arc<Upstream>),
+    /// Sends it to one of several upstreams.
+    Split(Split),
     /// Redirects; the target may use captures.
     Redirect {
         /// Status, 3xx.

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{COOKIE, HOST, HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Version};
 use portcullis_plugin::Request;
@@ -14,8 +14,12 @@ use portcullis_plugin::path::{is_query, normalise};
 
 use crate::generation::ListenerLimits;
 use crate::hops::strip_hop_by_hop;
-use crate::http1::{same_authority, split_authority};
+use crate::http1::{
+    FRAMING_NAME, HEADER_VALUE, HOST_INVALID, HOST_MISMATCH, HOST_MISSING, HOST_REPEATED, LENGTH_INVALID,
+    LENGTH_REPEATED, Refusal, TARGET, decimal, expect, is_like_framing, same_authority, split_authority,
+};
 use crate::reply::Fault;
+use crate::tunnel::Upgrade;
 
 /// What HTTP/2 counts per header beside name and value (RFC 9113, 6.5.2).
 const HEADER_OVERHEAD: usize = 32;
@@ -29,10 +33,13 @@ pub(crate) struct Head {
     pub(crate) authority: Option<Authority>,
     pub(crate) scheme: Option<Scheme>,
     pub(crate) headers: HeaderMap,
+    /// What the client wants to speak from here on.
+    pub(crate) upgrade: Option<Box<Upgrade>>,
 }
 
 impl From<http::request::Parts> for Head {
-    fn from(parts: http::request::Parts) -> Self {
+    fn from(mut parts: http::request::Parts) -> Self {
+        let upgrade = Upgrade::over_http2(&mut parts);
         let http::request::Parts { method, uri, version, headers, .. } = parts;
         let uri = uri.into_parts();
         Head {
@@ -42,6 +49,7 @@ impl From<http::request::Parts> for Head {
             authority: uri.authority,
             scheme: uri.scheme,
             headers,
+            upgrade,
         }
     }
 }
@@ -49,20 +57,24 @@ impl From<http::request::Parts> for Head {
 /// Turns a head as it was read into ours: no hop-by-hop headers, a normalised path, one lower-case `Host`.
 /// What is wrong with it is the second value; the head is complete enough for logs then, no more.
 pub(crate) fn understand(head: Head, limits: &ListenerLimits) -> (Request, Option<Fault>) {
-    let Head { method, version, target, authority, scheme, mut headers } = head;
+    let Head { method, version, target, authority, scheme, mut headers, .. } = head;
     let mut fault = oversized(&headers, version, limits);
     if matches!(method, Method::TRACE | Method::CONNECT) {
         fault = fault.or(Some(Fault::MethodUnsupported));
     }
+    if version >= Version::HTTP_2 {
+        fault = fault.or_else(|| unsound(target.as_ref(), &headers).err().map(Fault::from));
+    }
     // Before any plugin writes a header that the client could have named as one of its connection's.
     strip_hop_by_hop(&mut headers);
-    let target = target.ok_or(Fault::Target).and_then(normalised).unwrap_or_else(|error| {
+    let target = target.ok_or(Fault::Target);
+    let target = target.and_then(|target| normalised(target, &method)).unwrap_or_else(|error| {
         fault.get_or_insert(error);
         PathAndQuery::from_static("/")
     });
     let scheme = scheme.as_ref().map(Scheme::as_str);
-    if let Err(error) = settle_host(&mut headers, authority.as_ref(), scheme, version) {
-        fault.get_or_insert(error);
+    if let Err(refusal) = settle_host(&mut headers, authority.as_ref(), scheme, version) {
+        fault.get_or_insert(refusal.into());
     }
     join_cookies(&mut headers);
     (Request::new(method, target, version, headers), fault)
@@ -87,7 +99,33 @@ fn oversized(headers: &HeaderMap, version: Version, limits: &ListenerLimits) -> 
     (bytes > limits.header_bytes).then_some(Fault::HeadTooLarge)
 }
 
-fn normalised(target: PathAndQuery) -> Result<PathAndQuery, Fault> {
+/// What the HTTP/2 library lets pass, and an HTTP/1 head is refused for as it is read. Of the rest that RFC 9113 calls
+/// malformed (8.1.1, 8.2, 8.3) the library resets the stream.
+fn unsound(target: Option<&PathAndQuery>, headers: &HeaderMap) -> Result<(), Refusal> {
+    if !target.is_none_or(|target| target.as_str().starts_with(['/', '*'])) {
+        return Err(TARGET);
+    }
+    if headers.keys().any(|name| is_like_framing(name.as_str().as_bytes())) {
+        return Err(FRAMING_NAME);
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next() {
+        decimal(length.as_bytes()).ok_or(LENGTH_INVALID)?;
+    }
+    if lengths.next().is_some() {
+        return Err(LENGTH_REPEATED);
+    }
+    headers.get_all(EXPECT).iter().try_for_each(|value| expect(value.as_bytes()))?;
+    // A reader of HTTP/1 would not see the whitespace that plugins see.
+    let is_padded = |value: &HeaderValue| value.as_bytes().trim_ascii().len() < value.len();
+    if headers.values().any(is_padded) { Err(HEADER_VALUE) } else { Ok(()) }
+}
+
+fn normalised(target: PathAndQuery, method: &Method) -> Result<PathAndQuery, Fault> {
+    // The server as a whole (RFC 9110, 7.1), which is no path.
+    if target.as_str() == "*" && *method == Method::OPTIONS {
+        return Ok(target);
+    }
     if !target.query().is_none_or(is_query) {
         return Err(Fault::Target);
     }
@@ -116,11 +154,11 @@ fn settle_host(
     authority: Option<&Authority>,
     scheme: Option<&str>,
     version: Version,
-) -> Result<(), Fault> {
+) -> Result<(), Refusal> {
     let mut hosts = headers.get_all(HOST).iter();
     let (host, another) = (hosts.next(), hosts.next());
     if another.is_some() {
-        return Err(Fault::Host);
+        return Err(HOST_REPEATED);
     }
     let default_port = match scheme {
         Some("http") => Some(80),
@@ -131,19 +169,19 @@ fn settle_host(
         (Some(authority), Some(host))
             if !same_authority(authority.as_str().as_bytes(), host.as_bytes(), default_port) =>
         {
-            return Err(Fault::Target);
+            return Err(HOST_MISMATCH);
         }
         (_, Some(host)) => host.as_bytes(),
         (Some(authority), None) => authority.as_str().as_bytes(),
-        (None, None) if version >= Version::HTTP_11 => return Err(Fault::Host),
+        (None, None) if version >= Version::HTTP_11 => return Err(HOST_MISSING),
         (None, None) => return Ok(()),
     };
     // In an HTTP/1 head it has been judged.
     if version >= Version::HTTP_2 {
-        split_authority(named).ok_or(Fault::Host)?;
+        split_authority(named).ok_or(HOST_INVALID)?;
     }
     if host.is_none() || named.iter().any(u8::is_ascii_uppercase) {
-        let host = HeaderValue::from_bytes(&named.to_ascii_lowercase()).map_err(|_| Fault::Host)?;
+        let host = HeaderValue::from_bytes(&named.to_ascii_lowercase()).map_err(|_| HOST_INVALID)?;
         headers.insert(HOST, host);
     }
     Ok(())
@@ -159,7 +197,9 @@ fn join_cookies(headers: &mut HeaderMap) {
     if crumbs.next().is_none() || crumbs.next().is_none() {
         return;
     }
-    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // An empty one would leave a blank at the line's end.
+    let crumbs = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).filter(|crumb| !crumb.is_empty());
+    let crumbs: Vec<&[u8]> = crumbs.collect();
     // Header values joined by a header value are one.
     if let Ok(line) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
         headers.insert(COOKIE, line);
@@ -204,17 +244,46 @@ mod tests {
     #[test]
     fn a_host_that_contradicts_the_target_or_is_none_is_refused() {
         for (request, expected) in [
-            (get("http://a.example/").header(HOST, "b.example"), Some(Fault::Target)),
+            (get("http://a.example/").header(HOST, "b.example"), Some(HOST_MISMATCH)),
             (get("http://a.example/").header(HOST, "a.example:80"), None),
-            (get("/"), Some(Fault::Host)),
-            (get("/").header(HOST, "a").header(HOST, "a"), Some(Fault::Host)),
-            (get("/").header(HOST, "a b/../c").version(Version::HTTP_2), Some(Fault::Host)),
-            (get("/").header(HOST, "public:80@internal").version(Version::HTTP_2), Some(Fault::Host)),
-            (get("http://u@a.example/").version(Version::HTTP_2), Some(Fault::Host)),
+            (get("/"), Some(HOST_MISSING)),
+            (get("/").header(HOST, "a").header(HOST, "a"), Some(HOST_REPEATED)),
+            (get("/").header(HOST, "a b/../c").version(Version::HTTP_2), Some(HOST_INVALID)),
+            (get("/").header(HOST, "public:80@internal").version(Version::HTTP_2), Some(HOST_INVALID)),
+            (get("http://u@a.example/").version(Version::HTTP_2), Some(HOST_INVALID)),
         ] {
             let shown = format!("{request:?}");
-            assert_eq!(head(request).1, expected, "{shown}");
+            assert_eq!(head(request).1, expected.map(Fault::Screened), "{shown}");
         }
+    }
+
+    #[test]
+    fn what_http2_lets_pass_is_judged_like_http1() {
+        for (headers, expected) in [
+            (&[("content-length", "5")][..], None),
+            (&[("content-length", "5"), ("content-length", "5")], Some(LENGTH_REPEATED)),
+            (&[("content-length", "")], Some(LENGTH_INVALID)),
+            (&[("expect", "100-continue")], None),
+            (&[("expect", "200-ok")], Some(crate::http1::EXPECTATION)),
+            (&[("x-a", "b c")], None),
+            (&[("x-a", " b")], Some(HEADER_VALUE)),
+            (&[("x-a", "b\t")], Some(HEADER_VALUE)),
+        ] {
+            let request = get("http://a/").version(Version::HTTP_2);
+            let request =
+                headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+            assert_eq!(head(request).1, expected.map(Fault::Screened), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn the_asterisk_is_a_target_of_options_alone() {
+        let star = |method: Method| {
+            let (request, fault) = head(http::Request::builder().method(method).uri("*").header(HOST, "a"));
+            (request.target().as_str().to_owned(), fault)
+        };
+        assert_eq!(star(Method::OPTIONS), ("*".to_owned(), None));
+        assert!(matches!(star(Method::GET), (path, Some(Fault::Path(_))) if path == "/"));
     }
 
     #[test]

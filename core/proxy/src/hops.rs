@@ -10,6 +10,7 @@ pub(crate) fn is_hop_by_hop(name: &HeaderName, value: &HeaderValue) -> bool {
         name => matches!(
             name,
             "connection"
+                | "http2-settings"
                 | "keep-alive"
                 | "proxy-authenticate"
                 | "proxy-authorization"
@@ -62,6 +63,7 @@ mod tests {
             ("te", "gzip, trailers"),
             ("transfer-encoding", "chunked"),
             ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABk"),
             ("x-other", "2"),
         ];
         let mut headers: HeaderMap = pairs

@@ -19,12 +19,17 @@ mod linger;
 mod live;
 mod logs;
 pub mod metrics;
+pub mod mirror;
 pub mod proxy_protocol;
 mod reply;
 pub mod routes;
+pub mod split;
 mod timer;
 pub mod tls;
+mod tunnel;
 pub mod upstream;
 mod worker;
 
-pub use worker::{BindError, Bound, DataPlane};
+#[cfg(any(test, fuzzing))]
+pub use http1::fuzz;
+pub use worker::{BindError, Bound, DataPlane, Sockets};

@@ -57,6 +57,15 @@ impl<T> Linger<T> {
         &self.io
     }
 
+    /// Ends what is written. What the client still sends can be read.
+    pub(crate) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    where
+        T: AsyncWrite + Unpin,
+    {
+        let finished = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.within_timeout(cx, finished)
+    }
+
     /// Fails a write that has waited too long.
     fn within_timeout<R>(
         &mut self,

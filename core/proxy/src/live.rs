@@ -17,6 +17,7 @@ use crate::logs::Ended;
 use crate::metrics::RouteMetrics;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
+use crate::tunnel::Upgrade;
 use crate::worker::WorkerGeneration;
 
 /// Where in a generation an exchange belongs: its listener, and its route once one is chosen.
@@ -59,6 +60,8 @@ pub(crate) struct Live {
     /// Plugins that were entered: those whose response hooks run.
     pub(crate) entered: u16,
     pub(crate) upload: Option<Arc<UploadState>>,
+    /// What the client wants to speak from here on, and may as far as is known.
+    pub(crate) upgrade: Option<Box<Upgrade>>,
     /// Shares of the body budget, kept for as long as the bodies are.
     pub(crate) held: SmallVec<[Held; 2]>,
     /// Request body bytes read, where no upload counts them.
@@ -92,6 +95,7 @@ impl Live {
             serving,
             entered: 0,
             upload: None,
+            upgrade: None,
             held: SmallVec::new(),
             request_bytes: 0,
             upstream_duration: None,

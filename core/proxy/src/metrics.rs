@@ -179,6 +179,10 @@ pub struct UpstreamMetrics {
     pub http2_connects: Counter,
     /// Connections that could not be opened.
     pub connect_failures: Counter,
+    /// Answers of DNS about its endpoints.
+    pub lookups: Counter,
+    /// Questions about them that DNS did not answer, or with nothing.
+    pub lookup_failures: Counter,
     /// Attempts that failed after a connection was there, timeouts included.
     pub failures: Counter,
     /// Attempts after the first.
@@ -199,6 +203,28 @@ pub struct UpstreamMetrics {
     pub duration: Histogram,
 }
 
+/// What is counted of the copies of a route's requests.
+#[derive(Debug)]
+pub struct MirrorMetrics {
+    /// Copies sent.
+    pub sent: Counter,
+    /// Requests not copied because too many copies were under way, or too many bodies held in memory.
+    pub busy: Counter,
+    /// Requests not copied because their bodies are too long.
+    pub too_long: Counter,
+    /// Requests not copied because their bodies broke off, or were not sent to their end.
+    pub broken_off: Counter,
+    /// Copies under way: one number for all workers, so that the limit is exact.
+    pub(crate) under_way: AtomicU32,
+}
+
+impl MirrorMetrics {
+    /// Copies under way.
+    pub fn under_way(&self) -> u32 {
+        self.under_way.load(Relaxed)
+    }
+}
+
 /// All counters of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -216,6 +242,8 @@ pub struct Metrics {
     pub handshake_failures: Counter,
     /// Exchanges that are under way.
     pub exchanges_open: Counter,
+    /// Those of them that have become tunnels.
+    pub tunnels_open: Counter,
     /// Exchanges whose `on_log` could not run because the queue was full.
     pub logs_dropped: Counter,
     /// Whole bodies held in memory now; each configuration sets the limit.
@@ -223,6 +251,7 @@ pub struct Metrics {
     routes: Named<Box<str>, RouteMetrics>,
     plugins: Named<(Box<str>, &'static str), PluginMetrics>,
     upstreams: Named<Box<str>, UpstreamMetrics>,
+    mirrors: Named<Box<str>, MirrorMetrics>,
 }
 
 impl Metrics {
@@ -238,11 +267,13 @@ impl Metrics {
             proxy_protocol_failures: counter(),
             handshake_failures: counter(),
             exchanges_open: counter(),
+            tunnels_open: counter(),
             logs_dropped: counter(),
             whole_bodies: Budget::new(0),
             routes: Mutex::default(),
             plugins: Mutex::default(),
             upstreams: Mutex::default(),
+            mirrors: Mutex::default(),
         }
     }
 
@@ -276,6 +307,8 @@ impl Metrics {
             connects: Counter::new(rows),
             http2_connects: Counter::new(rows),
             connect_failures: Counter::new(rows),
+            lookups: Counter::new(rows),
+            lookup_failures: Counter::new(rows),
             failures: Counter::new(rows),
             retries: Counter::new(rows),
             retries_refused: Counter::new(rows),
@@ -285,6 +318,18 @@ impl Metrics {
             limited: AtomicU32::new(0),
             ejecting: Mutex::default(),
             duration: Histogram::new(rows),
+        })
+    }
+
+    /// The counters of the copies of a route's requests.
+    pub fn mirror(&self, route: &str) -> Arc<MirrorMetrics> {
+        let rows = self.rows;
+        named(&self.mirrors, route.into(), || MirrorMetrics {
+            sent: Counter::new(rows),
+            busy: Counter::new(rows),
+            too_long: Counter::new(rows),
+            broken_off: Counter::new(rows),
+            under_way: AtomicU32::new(0),
         })
     }
 
@@ -301,6 +346,11 @@ impl Metrics {
     /// All plugin instances seen so far, by name.
     pub fn plugins(&self) -> Vec<(Box<str>, Arc<PluginMetrics>)> {
         listed(&self.plugins).into_iter().map(|((name, _), counted)| (name, counted)).collect()
+    }
+
+    /// All routes with copies seen so far, by name.
+    pub fn mirrors(&self) -> Vec<(Box<str>, Arc<MirrorMetrics>)> {
+        listed(&self.mirrors)
     }
 
     /// All upstreams seen so far, by name.

@@ -31,12 +31,12 @@ pub(crate) enum Fault {
     HeadTooLarge,
     /// TRACE would show the client what the gateway adds; CONNECT would make it a tunnel.
     MethodUnsupported,
-    /// No host was named, or more than one.
-    Host,
     /// No route wants it.
     NotFound,
     /// Only the method kept routes from wanting it; the value of `Allow`.
     MethodNotAllowed(HeaderValue),
+    /// The route does not let its clients switch to this protocol.
+    Upgrade,
     /// The request's body is longer than allowed.
     BodyTooLarge,
     /// All whole bodies together are at their limit.
@@ -47,8 +47,12 @@ pub(crate) enum Fault {
     BodyTimeout,
     /// A rewrite gave no valid path.
     Rewrite,
+    /// A plugin left a `Host` that names no host.
+    PluginHost,
     /// A whole response body is longer than a plugin can take.
     ResponseTooLarge,
+    /// Nobody has said yet where the upstream is.
+    NoEndpoints,
     /// No connection to the upstream.
     Unreachable,
     /// No connection to the upstream in time.
@@ -59,6 +63,8 @@ pub(crate) enum Fault {
     ResponseTimeout,
     /// The upstream's connection failed, or what came was not HTTP.
     UpstreamFailed,
+    /// The upstream did not agree to an upgrade, with a status that would tell so to the client.
+    NotSwitched,
     /// The upstream has as many requests as it may have.
     Overloaded,
 }
@@ -82,22 +88,25 @@ impl Fault {
             Fault::TooManyHeaders => {
                 (Client, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http.too_many_headers")
             }
-            Fault::Host => (Client, StatusCode::BAD_REQUEST, "http.host"),
             Fault::NotFound => (Client, StatusCode::NOT_FOUND, "route.not_found"),
             Fault::MethodNotAllowed(_) => {
                 (Client, StatusCode::METHOD_NOT_ALLOWED, "route.method_not_allowed")
             }
+            Fault::Upgrade => (Client, StatusCode::FORBIDDEN, "route.upgrade"),
             Fault::BodyTooLarge => (Client, StatusCode::PAYLOAD_TOO_LARGE, "body.too_large"),
             Fault::BodyBudget => (Gateway, StatusCode::SERVICE_UNAVAILABLE, "body.budget"),
             Fault::ClientBody => (Client, StatusCode::BAD_REQUEST, "body.incomplete"),
             Fault::BodyTimeout => (Client, StatusCode::REQUEST_TIMEOUT, "body.timeout"),
             Fault::Rewrite => (Gateway, StatusCode::INTERNAL_SERVER_ERROR, "route.rewrite"),
+            Fault::PluginHost => (Gateway, StatusCode::INTERNAL_SERVER_ERROR, "exchange.host"),
             Fault::ResponseTooLarge => (Upstream, StatusCode::BAD_GATEWAY, "upstream.body_too_large"),
+            Fault::NoEndpoints => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.no_endpoints"),
             Fault::Unreachable => (Upstream, StatusCode::BAD_GATEWAY, "upstream.unreachable"),
             Fault::ConnectTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.connect_timeout"),
             Fault::UpstreamTls => (Upstream, StatusCode::BAD_GATEWAY, "upstream.tls"),
             Fault::ResponseTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.response_timeout"),
             Fault::UpstreamFailed => (Upstream, StatusCode::BAD_GATEWAY, "upstream.failed"),
+            Fault::NotSwitched => (Upstream, StatusCode::BAD_GATEWAY, "upstream.not_switched"),
             Fault::Overloaded => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.overloaded"),
         }
     }
@@ -120,7 +129,9 @@ impl Fault {
         let reply = Reply::deny(status, reason);
         match self {
             Fault::MethodNotAllowed(allow) => reply.header(ALLOW, allow.clone()),
-            Fault::BodyBudget | Fault::Overloaded => reply.header(RETRY_AFTER, HeaderValue::from_static("1")),
+            Fault::BodyBudget | Fault::NoEndpoints | Fault::Overloaded => {
+                reply.header(RETRY_AFTER, HeaderValue::from_static("1"))
+            }
             _ => reply,
         }
     }

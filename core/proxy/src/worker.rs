@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle as Task};
 
 use crate::client::{Control, accept};
-use crate::generation::Generation;
+use crate::generation::{Generation, Listener};
 use crate::logs::LogQueue;
 use crate::metrics::{Metrics, count_as_worker};
 use crate::upstream::{ReapGuard, reap_idle};
@@ -36,13 +36,28 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The data plane: all workers.
 pub struct DataPlane {
     workers: Vec<(mpsc::UnboundedSender<Command>, Option<JoinHandle<()>>)>,
-    bound: Mutex<BTreeMap<SocketAddr, SocketAddr>>,
+    /// What is listened at, by the address of the configuration.
+    bound: Mutex<BTreeMap<SocketAddr, Sockets>>,
+    /// What whoever started the process left open for it.
+    inherited: Mutex<Vec<Sockets>>,
 }
 
-/// Sockets for addresses that are new, one per worker, not yet accepting.
+/// The sockets of an address: one per worker, or those that were inherited.
+#[derive(Debug)]
+pub struct Sockets {
+    /// The address as configured.
+    pub configured: SocketAddr,
+    /// Whether a service manager opened them: then they stay open whatever this process does.
+    pub is_managed: bool,
+    /// The sockets.
+    pub sockets: Vec<std::net::TcpListener>,
+}
+
+/// Sockets for addresses that are new, not yet accepting.
 #[derive(Debug, Default)]
 pub struct Bound {
-    addresses: Vec<(SocketAddr, SocketAddr)>,
+    addresses: Vec<Sockets>,
+    /// By worker.
     sockets: Vec<Vec<(SocketAddr, std::net::TcpListener)>>,
 }
 
@@ -68,8 +83,9 @@ enum Command {
 }
 
 impl DataPlane {
-    /// Starts this many workers. They listen nowhere until the first [`swap`](Self::swap).
-    pub fn new(workers: usize, metrics: Arc<Metrics>) -> io::Result<Self> {
+    /// Starts this many workers. They listen nowhere until the first [`swap`](Self::swap), and then at
+    /// inherited sockets where there are some of their addresses.
+    pub fn new(workers: usize, metrics: Arc<Metrics>, inherited: Vec<Sockets>) -> io::Result<Self> {
         let (retire, retired) = std::sync::mpsc::channel();
         // Dropping a generation can take a while: compiled modules are unmapped, files closed.
         std::thread::Builder::new()
@@ -85,7 +101,7 @@ impl DataPlane {
             Ok((sender, Some(thread)))
         };
         let workers = (0..workers.max(1)).map(start).collect::<io::Result<_>>()?;
-        Ok(DataPlane { workers, bound: Mutex::default() })
+        Ok(DataPlane { workers, bound: Mutex::default(), inherited: Mutex::new(inherited) })
     }
 
     /// Binds those of `addresses` that are not bound yet. Nothing is accepted before the swap that
@@ -96,20 +112,46 @@ impl DataPlane {
             Bound { addresses: Vec::new(), sockets: self.workers.iter().map(|_| Vec::new()).collect() };
         for address in addresses.iter().filter(|address| !known.contains_key(address)) {
             let at = |source| BindError { address: *address, source };
-            let mut actual = *address;
-            let is_ours = known.values().any(|held| held.port() == address.port());
-            if address.port() != 0 && !is_ours {
-                // A group of sockets would silently share the port with another process of ours.
-                listen(*address, false).map(drop).map_err(at)?;
-            }
-            for sockets in &mut bound.sockets {
-                let socket = listen(actual, true).map_err(at)?;
-                actual = socket.local_addr().map_err(at)?;
-                sockets.push((*address, socket));
-            }
-            bound.addresses.push((*address, actual));
+            let is_ours = known.values().any(|held| held.configured.port() == address.port());
+            let sockets = match self.inherited(address) {
+                Some(sockets) => sockets,
+                None => self.open(*address, is_ours),
+            };
+            let sockets = sockets.map_err(at)?;
+            deal(&sockets, &mut bound.sockets).map_err(at)?;
+            bound.addresses.push(sockets);
         }
         Ok(bound)
+    }
+
+    /// Handles on the sockets that were inherited for an address.
+    fn inherited(&self, address: &SocketAddr) -> Option<io::Result<Sockets>> {
+        let inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
+        inherited.iter().find(|sockets| sockets.configured == *address).map(Sockets::try_clone)
+    }
+
+    /// A group of sockets, one for each worker.
+    fn open(&self, address: SocketAddr, is_ours: bool) -> io::Result<Sockets> {
+        if address.port() != 0 && !is_ours {
+            // A group of sockets would silently share the port with another process of ours.
+            listen(address, false).map(drop)?;
+        }
+        let mut actual = address;
+        let mut sockets = Vec::new();
+        for _ in &self.workers {
+            let socket = listen(actual, true)?;
+            actual = socket.local_addr()?;
+            sockets.push(socket);
+        }
+        Ok(Sockets { configured: address, is_managed: false, sockets })
+    }
+
+    /// Handles on all sockets, for another process that is to listen at them.
+    pub fn sockets(&self) -> io::Result<Vec<Sockets>> {
+        let known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        let inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused = inherited.iter().filter(|sockets| !known.contains_key(&sockets.configured));
+        known.values().chain(unused).map(Sockets::try_clone).collect()
     }
 
     /// Puts a generation into effect, and returns when every worker runs it. Addresses that it does
@@ -120,7 +162,11 @@ impl DataPlane {
             known.retain(|address, _| {
                 generation.listeners.iter().any(|listener| listener.bind.contains(address))
             });
-            known.extend(bound.addresses);
+            known.extend(bound.addresses.into_iter().map(|sockets| (sockets.configured, sockets)));
+            // What nobody opened anew and nobody listens at would keep clients waiting. A listener at a managed
+            // socket may go and come back.
+            let mut inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
+            inherited.retain(|sockets| sockets.is_managed);
         }
         let mut waiting = Vec::new();
         let mut sockets = bound.sockets.into_iter();
@@ -140,12 +186,15 @@ impl DataPlane {
     /// The addresses listened at: as configured, and as they are (port 0 becomes a real one).
     pub fn addresses(&self) -> Vec<(SocketAddr, SocketAddr)> {
         let known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().map(|(configured, actual)| (*configured, *actual)).collect()
+        known.values().map(|sockets| (sockets.configured, sockets.actual())).collect()
     }
 
     /// Stops listening, lets running exchanges end, and ends the workers. What still runs after
     /// `grace` is cut off; returns the number of those connections.
     pub async fn drain(&self, grace: Duration) -> usize {
+        // With the last handle on them, sockets are closed.
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.inherited.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let mut waiting = Vec::new();
         for (worker, _) in &self.workers {
             let (done, wait) = oneshot::channel();
@@ -171,6 +220,35 @@ impl Drop for DataPlane {
             }
         }
     }
+}
+
+impl Sockets {
+    /// The address as it is: port 0 becomes a real one.
+    fn actual(&self) -> SocketAddr {
+        let socket = self.sockets.first();
+        socket.and_then(|socket| socket.local_addr().ok()).unwrap_or(self.configured)
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        let sockets = self.sockets.iter().map(std::net::TcpListener::try_clone).collect::<io::Result<_>>()?;
+        Ok(Sockets { configured: self.configured, is_managed: self.is_managed, sockets })
+    }
+}
+
+/// Deals handles on sockets to workers: each socket to one, or, where there are fewer sockets, one socket to
+/// several, which then take turns at accepting.
+fn deal(sockets: &Sockets, workers: &mut [Vec<(SocketAddr, std::net::TcpListener)>]) -> io::Result<()> {
+    let turns = sockets.sockets.len().max(workers.len());
+    for (turn, socket) in sockets.sockets.iter().cycle().take(turns).enumerate() {
+        let socket = socket.try_clone()?;
+        // One that was inherited may block.
+        socket.set_nonblocking(true)?;
+        let at = turn % workers.len().max(1);
+        if let Some(worker) = workers.get_mut(at) {
+            worker.push((sockets.configured, socket));
+        }
+    }
+    Ok(())
 }
 
 fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
@@ -264,11 +342,11 @@ impl Worker {
 
     /// A fresh request id.
     pub(crate) fn request_id(&self) -> RequestId {
-        RequestId::Bits(u128::from(self.next_random()) << 64 | u128::from(self.next_random()))
+        RequestId::Bits(u128::from(self.lot()) << 64 | u128::from(self.lot()))
     }
 
-    /// SplitMix64: ids must differ, they need not be secret.
-    fn next_random(&self) -> u64 {
+    /// A number by lot (SplitMix64): ids must differ, they need not be secret.
+    pub(crate) fn lot(&self) -> u64 {
         let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.random.set(state);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -388,7 +466,7 @@ async fn obey(
     retire: &std::sync::mpsc::Sender<Arc<Generation>>,
     connections: &ConnectionCounts,
 ) {
-    let mut accepting: BTreeMap<SocketAddr, (Rc<Stop>, Task<()>)> = BTreeMap::new();
+    let mut accepting: Vec<(SocketAddr, Rc<Stop>, Task<()>)> = Vec::new();
     while let Some(command) = commands.recv().await {
         match command {
             Command::Swap { generation, sockets, done } => {
@@ -400,10 +478,17 @@ async fn obey(
                 let own =
                     WorkerGeneration { generation: Some(generation.clone()), metas, retire: retire.clone() };
                 let old = worker.generation.replace(Some(Rc::new(own)));
-                drop(old);
                 let is_kept = |address: &SocketAddr| listener_at(&generation, address).is_some();
-                worker.drain_connections(|bound| !is_kept(bound));
-                accepting.retain(|address, (stop, _)| {
+                // What was agreed on at a connection's beginning must not outlive the listener's word.
+                let has_tls = |of: &Generation, at: &SocketAddr| {
+                    listener_at(of, at).is_some_and(|found| found.tls.is_some())
+                };
+                let is_same = |at: &SocketAddr| {
+                    old.as_ref().is_none_or(|old| has_tls(old, at) == has_tls(&generation, at))
+                };
+                worker.drain_connections(|bound| !is_kept(bound) || !is_same(bound));
+                drop(old);
+                accepting.retain(|(address, stop, _)| {
                     let kept = is_kept(address);
                     if !kept {
                         stop.tell();
@@ -411,17 +496,17 @@ async fn obey(
                     kept
                 });
                 for (address, socket) in sockets {
-                    let Some(name) = listener_at(&generation, &address) else { continue };
-                    let count = connections.of(name);
+                    let Some(listener) = listener_at(&generation, &address) else { continue };
+                    let count = connections.of(&listener.name);
                     let stop = Rc::new(Stop::default());
                     let task = accept_at(worker.clone(), socket, address, count, stop.clone());
-                    accepting.insert(address, (stop, tokio::task::spawn_local(task)));
+                    accepting.push((address, stop, tokio::task::spawn_local(task)));
                 }
                 // The control plane may have stopped waiting.
                 let _ = done.send(());
             }
             Command::Drain { grace, done } => {
-                for (stop, task) in accepting.into_values() {
+                for (_, stop, task) in accepting {
                     stop.tell();
                     // A task that panicked accepts nothing either.
                     let _ = task.await;
@@ -434,12 +519,8 @@ async fn obey(
     }
 }
 
-fn listener_at<'a>(generation: &'a Generation, address: &SocketAddr) -> Option<&'a Arc<str>> {
-    generation
-        .listeners
-        .iter()
-        .find(|listener| listener.bind.contains(address))
-        .map(|listener| &listener.name)
+fn listener_at<'a>(generation: &'a Generation, address: &SocketAddr) -> Option<&'a Listener> {
+    generation.listeners.iter().find(|listener| listener.bind.contains(address)).map(|listener| &**listener)
 }
 
 async fn drain(worker: &Rc<Worker>, grace: Duration) -> usize {

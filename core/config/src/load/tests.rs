@@ -1,6 +1,7 @@
 use super::*;
 use crate::HostHeader;
 use crate::config::{Action, Admin, ChainEntry, OnError, Predicate};
+use crate::traffic::Target;
 
 const FULL: &str = r#"
 workers: 2
@@ -36,7 +37,7 @@ upstreams:
     endpoints:
       - http://127.0.0.1:9000
       - { url: "http://[::1]:9001", weight: 3 }
-    timeouts: { connect: 1s, response: 5s, idle: 10s, body: 20s }
+    timeouts: { connect: 1s, response: 5s, idle: 10s, body: 20s, tunnel: 1h }
     max_idle: 8
     retries: 0
     host: endpoint
@@ -50,6 +51,7 @@ routes:
       query: { version: "2" }
     plugins: [{ cors: { origins: [] } }]
     rewrite: { path: "/internal/{id}", host: internal.example }
+    upgrades: [WebSocket]
     upstream: api
   - match: { prefix: /old }
     redirect: { to: "https://x{path}" }
@@ -126,7 +128,7 @@ fn everything_that_can_be_said_is_read() {
     let [users, old, other] = &config.routes[..] else { panic!() };
     assert_eq!(users.matches.headers.len(), 3);
     assert_eq!(users.matches.query["version"], Predicate::Is("2".to_owned()));
-    assert_eq!(users.action, Action::Upstream("api".to_owned()));
+    assert_eq!(users.action, Action::Upstream(Target::Upstream("api".to_owned())));
     assert_eq!(old.name, "route-1");
     assert!(matches!(&old.action, Action::Redirect(redirect) if redirect.status.code() == 308));
     assert!(matches!(&other.action, Action::Respond(respond) if respond.status.code() == 404));

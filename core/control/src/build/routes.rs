@@ -9,10 +9,13 @@ use http::{Method, StatusCode};
 use portcullis_config as config;
 use portcullis_plugin::RouteMeta;
 use portcullis_proxy::generation::{Action, Rewrite, Route, Template};
+use portcullis_proxy::mirror::Mirror;
 use portcullis_proxy::routes::{HostPattern, PathPattern, Predicate, RouteError, RouteMatch, RouteTable};
+use portcullis_proxy::split::{Condition, Split, SplitBy};
 use portcullis_proxy::upstream::Upstream;
 
 use super::Builder;
+use super::upstreams::hash_by;
 
 impl Builder<'_> {
     /// What each route matches; none if one of them cannot be.
@@ -45,18 +48,11 @@ impl Builder<'_> {
         if methods.is_err() {
             self.error(&format!("{path}.methods"), "this is not a method");
         }
-        let headers = matches
-            .headers
-            .iter()
-            .map(|(name, wanted)| HeaderName::try_from(name.as_str()).map(|name| (name, predicate(wanted))));
-        let headers: Result<Vec<_>, _> = headers.collect();
-        if headers.is_err() {
-            self.error(&format!("{path}.headers"), "this is not a header's name");
-        }
+        let headers = self.header_predicates(&format!("{path}.headers"), &matches.headers);
         let query = matches.query.iter().map(|(name, wanted)| (name.clone(), predicate(wanted))).collect();
         let complete = hosts.len() == matches.hosts.len();
         let matched =
-            RouteMatch { hosts, path: pattern.ok()?, methods: methods.ok()?, headers: headers.ok()?, query };
+            RouteMatch { hosts, path: pattern.ok()?, methods: methods.ok()?, headers: headers?, query };
         complete.then_some(matched)
     }
 
@@ -75,9 +71,11 @@ impl Builder<'_> {
         let captures = captures(route);
         let rewrite = self.rewrite(&format!("{path}.rewrite"), &route.rewrite, captures.as_deref());
         let action = match &route.action {
-            config::Action::Upstream(name) => {
-                let found = upstreams.iter().find(|upstream| &*upstream.name == name.as_str());
-                found.map(|upstream| Action::Upstream(upstream.clone()))
+            config::Action::Upstream(config::Target::Upstream(name)) => {
+                named(upstreams, name).map(Action::Upstream)
+            }
+            config::Action::Upstream(config::Target::Split(split)) => {
+                self.split(&format!("{path}.upstream"), split, upstreams)
             }
             config::Action::Redirect(redirect) => {
                 let to = self.template(&format!("{path}.redirect.to"), &redirect.to, captures.as_deref());
@@ -87,13 +85,75 @@ impl Builder<'_> {
             }
             config::Action::Respond(respond) => self.respond(&format!("{path}.respond"), respond),
         };
+        let mirror = route.mirror.as_ref().map(|mirror| self.mirror(&route.name, mirror, upstreams));
         let captures = captures.filter(|_| route.whole)?;
         Some(Route {
             meta: Arc::new(RouteMeta { name: route.name.as_str().into(), captures: captures.into() }),
             rewrite: rewrite?,
+            upgrades: route.upgrades.iter().filter_map(protocol).collect(),
             action: action?,
+            mirror: all_or_nothing(mirror)?,
             metrics: self.services.metrics.route(&route.name),
         })
+    }
+
+    fn split(&mut self, path: &str, split: &config::Split, upstreams: &[Arc<Upstream>]) -> Option<Action> {
+        let (mut conditions, mut shares) = (Vec::new(), Vec::new());
+        for (index, arm) in split.split.iter().enumerate() {
+            // Names of nothing are errors already.
+            let upstream = named(upstreams, &arm.upstream)?;
+            match &arm.when {
+                Some(when) => {
+                    let path = format!("{path}.split[{index}].when.headers");
+                    conditions.push((self.condition(&path, when)?, upstream));
+                }
+                None => shares.push((arm.share(), upstream)),
+            }
+        }
+        let by = match &split.by {
+            config::SplitBy::Lot => SplitBy::Lot,
+            config::SplitBy::Hash(by) => match hash_by(by) {
+                Ok(by) => SplitBy::Hash(by),
+                Err(message) => {
+                    self.error(&format!("{path}.by"), message);
+                    return None;
+                }
+            },
+            config::SplitBy::Sticky { cookie } => SplitBy::Sticky(cookie.clone()),
+        };
+        Split::new(conditions, shares, by).map(Action::Split)
+    }
+
+    fn condition(&mut self, path: &str, when: &config::When) -> Option<Condition> {
+        let headers = self.header_predicates(path, &when.headers)?;
+        Some(Condition { headers, principals: when.principals.clone(), roles: when.roles.clone() })
+    }
+
+    fn mirror(
+        &self,
+        route: &str,
+        mirror: &config::Mirror,
+        upstreams: &[Arc<Upstream>],
+    ) -> Option<Arc<Mirror>> {
+        Some(Arc::new(Mirror {
+            upstream: named(upstreams, &mirror.upstream)?,
+            share: mirror.share.0,
+            max_body: usize::try_from(mirror.body.0).unwrap_or(usize::MAX),
+            max_requests: mirror.max_requests.get(),
+            metrics: self.services.metrics.mirror(route),
+        }))
+    }
+
+    fn header_predicates(
+        &mut self,
+        path: &str,
+        wanted: &BTreeMap<config::HeaderName, config::Predicate>,
+    ) -> Option<Vec<(HeaderName, Predicate)>> {
+        let headers = wanted
+            .iter()
+            .map(|(name, wanted)| HeaderName::try_from(name.as_str()).map(|name| (name, predicate(wanted))));
+        let headers: Result<Vec<_>, _> = headers.collect();
+        headers.map_err(|_| self.error(path, "this is not a header's name")).ok()
     }
 
     fn rewrite(
@@ -150,6 +210,10 @@ impl Builder<'_> {
     }
 }
 
+fn named(upstreams: &[Arc<Upstream>], name: &str) -> Option<Arc<Upstream>> {
+    upstreams.iter().find(|upstream| &*upstream.name == name).cloned()
+}
+
 /// The route at fault and what to say about it.
 pub(super) fn conflict(error: &RouteError, routes: &[config::Route]) -> (usize, String) {
     match error {
@@ -188,6 +252,11 @@ fn alone(path: PathPattern) -> Result<PathPattern, String> {
         Err(RouteError::Pattern { error, .. }) => Err(error.to_string()),
         _ => Ok(path),
     }
+}
+
+fn protocol(config: &config::Protocol) -> Option<HeaderValue> {
+    // What has been read is a token.
+    HeaderValue::from_str(config.as_str()).ok()
 }
 
 fn predicate(config: &config::Predicate) -> Predicate {

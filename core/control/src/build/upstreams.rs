@@ -20,6 +20,7 @@ use rustls::pki_types::ServerName;
 use super::listeners::tls_version;
 use super::routes::all_or_nothing;
 use super::{Builder, Built};
+use crate::dns::{Discovered, Found};
 use crate::inputs::Digest;
 
 /// Bytes of a sticky cookie's value: too many to guess.
@@ -30,6 +31,8 @@ const MARK_BYTES: usize = 16;
 pub(crate) struct BuiltUpstream {
     pub(crate) config: config::Upstream,
     pub(crate) upstream: Arc<Upstream>,
+    /// Where its endpoints come from, if that is DNS.
+    pub(crate) discovered: Option<Arc<Discovered>>,
     tls: Option<BuiltTls>,
 }
 
@@ -41,7 +44,7 @@ struct BuiltTls {
 }
 
 /// What an upstream is made of besides its endpoints.
-struct Recipe {
+pub(crate) struct Recipe {
     config: config::Upstream,
     tls: Option<Arc<ClientConfig>>,
     metrics: Arc<Metrics>,
@@ -77,10 +80,16 @@ impl Builder<'_> {
         }
         let client = tls.as_ref().map(|tls| tls.client.clone());
         let recipe = Recipe { config: config.clone(), tls: client, metrics: self.services.metrics.clone() };
-        let before = running.map(|running| &*running.upstream);
-        let upstream = recipe.spots().and_then(|spots| recipe.upstream(&spots, before));
-        match upstream {
-            Ok(upstream) => Some(BuiltUpstream { config: config.clone(), upstream: upstream.into(), tls }),
+        let built = match &config.dns {
+            Some(dns) => Discovered::new(dns, recipe, running)
+                .map(|discovered| (discovered.upstream().clone(), Some(Arc::new(discovered))))
+                .map_err(|message| ("dns".to_owned(), message)),
+            None => recipe.configured(running).map(|upstream| (Arc::new(upstream), None)),
+        };
+        match built {
+            Ok((upstream, discovered)) => {
+                Some(BuiltUpstream { config: config.clone(), upstream, discovered, tls })
+            }
             Err((key, message)) => {
                 self.error(&format!("{path}.{key}"), message);
                 None
@@ -133,17 +142,39 @@ impl Built {
 
 fn speaks_tls(config: &config::Upstream) -> bool {
     use config::{EndpointAddress::Tcp, Scheme::Https};
-    config.endpoints.iter().any(|endpoint| matches!(endpoint.address, Tcp { scheme: Https, .. }))
+    config.dns.as_ref().is_some_and(|dns| dns.scheme == Https)
+        || config.endpoints.iter().any(|endpoint| matches!(endpoint.address, Tcp { scheme: Https, .. }))
 }
 
 impl Recipe {
-    /// The endpoints of the configuration.
-    fn spots(&self) -> Result<Vec<Spot>, Mistake> {
+    /// The upstream with the endpoints of the configuration.
+    fn configured(&self, running: Option<&BuiltUpstream>) -> Result<Upstream, Mistake> {
         let endpoints = self.config.endpoints.iter().enumerate();
         let spot = |(index, endpoint)| {
             self.spot(endpoint).map_err(|message| (format!("endpoints[{index}]"), message))
         };
-        endpoints.map(spot).collect()
+        let spots = endpoints.map(spot).collect::<Result<Vec<_>, _>>()?;
+        let running = running.map(|running| running.upstream.current());
+        self.upstream(&spots, running.as_deref().map(|running| &**running))
+    }
+
+    /// The upstream with the endpoints of an answer.
+    pub(crate) fn upstream_of(
+        &self,
+        found: &[Found],
+        running: Option<&Upstream>,
+    ) -> Result<Upstream, String> {
+        let scheme = self.config.dns.as_ref().map_or_else(Default::default, |dns| dns.scheme);
+        let spot = |found: &Found| {
+            Ok(Spot {
+                way: self.way(Address::Socket(found.address), scheme, &found.host)?,
+                authority: found.address.to_string(),
+                host: authority(&found.host, found.address.port()),
+                place: Place { weight: found.weight, priority: found.priority },
+            })
+        };
+        let spots = found.iter().map(spot).collect::<Result<Vec<_>, String>>()?;
+        self.upstream(&spots, running).map_err(|(key, message)| format!("{key}: {message}"))
     }
 
     fn spot(&self, endpoint: &config::Endpoint) -> Result<Spot, String> {
@@ -197,6 +228,7 @@ impl Recipe {
                 response: config.timeouts.response.0,
                 idle: config.timeouts.idle.0,
                 body: config.timeouts.body.0,
+                tunnel: config.timeouts.tunnel.0,
             },
             max_idle: config.max_idle as usize,
             retries: retries(&config.retries),
@@ -229,15 +261,19 @@ fn rule(config: &config::Upstream, endpoints: &[Arc<Endpoint>]) -> Result<Balanc
         config::Balance::RoundRobin => Balance::RoundRobin,
         config::Balance::LeastRequest => Balance::LeastRequest,
         config::Balance::Random => Balance::Random,
-        config::Balance::Hash(by) => Balance::Hash(match by {
-            config::HashBy::Client => HashBy::Client,
-            config::HashBy::Principal => HashBy::Principal,
-            config::HashBy::Header(name) => HashBy::Header(
-                HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is not a header name"))?,
-            ),
-            config::HashBy::Cookie(name) => HashBy::Cookie(name.clone()),
-        }),
+        config::Balance::Hash(by) => Balance::Hash(hash_by(by)?),
         config::Balance::Sticky(sticky) => Balance::Sticky(marked(&config.name, sticky, endpoints)?),
+    })
+}
+
+pub(super) fn hash_by(config: &config::HashBy) -> Result<HashBy, String> {
+    Ok(match config {
+        config::HashBy::Client => HashBy::Client,
+        config::HashBy::Principal => HashBy::Principal,
+        config::HashBy::Header(name) => HashBy::Header(
+            HeaderName::try_from(name.as_str()).map_err(|_| format!("`{name}` is not a header name"))?,
+        ),
+        config::HashBy::Cookie(name) => HashBy::Cookie(name.clone()),
     })
 }
 
@@ -263,11 +299,11 @@ fn random_key() -> Result<&'static hmac::Key, String> {
     KEY.as_ref().ok_or_else(|| "the system has no random numbers".to_owned())
 }
 
-fn protocol(config: config::Protocol) -> Protocol {
+fn protocol(config: config::HttpVersion) -> Protocol {
     match config {
-        config::Protocol::Http1 => Protocol::Http1,
-        config::Protocol::Http2 => Protocol::Http2,
-        config::Protocol::Auto => Protocol::Auto,
+        config::HttpVersion::Http1 => Protocol::Http1,
+        config::HttpVersion::Http2 => Protocol::Http2,
+        config::HttpVersion::Auto => Protocol::Auto,
     }
 }
 

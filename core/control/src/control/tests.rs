@@ -22,7 +22,7 @@ struct Gateway {
 impl Gateway {
     async fn start(site: Site) -> Self {
         let metrics = Arc::new(Metrics::new(1));
-        let plane = Arc::new(DataPlane::new(1, metrics.clone()).unwrap());
+        let plane = Arc::new(DataPlane::new(1, metrics.clone(), Vec::new()).unwrap());
         let control = Control::start(options(&site), Registry::new(&[KINDS]), plane, metrics).await.unwrap();
         Gateway { site, status: control.subscribe(), control }
     }
@@ -177,7 +177,7 @@ async fn a_start_falls_back_on_what_was_good_last() {
         let last_good = Some(LastGood::new(&site.path("state"), &site.config()));
         let options = Options { last_good, fall_back, ..options(site) };
         let metrics = Arc::new(Metrics::new(1));
-        let plane = Arc::new(DataPlane::new(1, metrics.clone()).unwrap());
+        let plane = Arc::new(DataPlane::new(1, metrics.clone(), Vec::new()).unwrap());
         Control::start(options, Registry::new(&[KINDS]), plane, metrics).await
     };
     drop(start(&site, true).await.ok().unwrap());
@@ -317,7 +317,7 @@ async fn settings_that_are_fixed_say_so() {
 async fn a_start_with_errors_tells_all_of_them() {
     let site = Site::new("plugins: [one, two]\nroutes: [{ respond: {} }]\n");
     let metrics = Arc::new(Metrics::new(1));
-    let plane = Arc::new(DataPlane::new(1, metrics.clone()).unwrap());
+    let plane = Arc::new(DataPlane::new(1, metrics.clone(), Vec::new()).unwrap());
     let errors = Control::start(options(&site), Registry::new(&[KINDS]), plane, metrics).await.err().unwrap();
     assert_eq!(errors.0.len(), 2);
 }

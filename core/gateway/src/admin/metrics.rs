@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
-use portcullis_control::{EndpointStatus, UpstreamStatus};
+use portcullis_control::UpstreamStatus;
 use portcullis_plugin::{CounterReading, HookName};
 use portcullis_proxy::metrics::{BUCKETS, Counter, Histogram, Metrics, PluginMetrics};
 use portcullis_proxy::upstream::Endpoint;
@@ -50,6 +50,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     routes(&mut page, metrics);
     plugins(&mut page, metrics);
     plugins_own(&mut page, metrics);
+    mirrors(&mut page, metrics);
     upstreams(&mut page, metrics);
     endpoints(&mut page, facts);
     page.text
@@ -100,6 +101,8 @@ fn connections(page: &mut Page, metrics: &Metrics) {
     page.counter("tls_handshake_failures_total", "TLS handshakes that failed")
         .value(&metrics.handshake_failures);
     page.gauge("exchanges_open", "exchanges under way").value(&metrics.exchanges_open);
+    page.gauge("tunnels_open", "exchanges that have become tunnels: WebSockets and other upgrades")
+        .value(&metrics.tunnels_open);
     page.gauge("whole_bodies_bytes", "bytes of bodies held in memory; `limits.whole_bodies` bounds them")
         .sample(&[], metrics.whole_bodies.used());
     page.counter(
@@ -211,6 +214,14 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     counters("upstream_connect_failures_total", "connections that could not be opened", |upstream| {
         &upstream.connect_failures
     });
+    counters("upstream_lookups_total", "answers of DNS about the endpoints of an upstream", |upstream| {
+        &upstream.lookups
+    });
+    counters(
+        "upstream_lookup_failures_total",
+        "questions about the endpoints of an upstream that DNS did not answer, or with nothing",
+        |upstream| &upstream.lookup_failures,
+    );
     counters(
         "upstream_failures_total",
         "attempts that failed on an open connection, timeouts included",
@@ -231,12 +242,36 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     }
 }
 
+fn mirrors(page: &mut Page, metrics: &Metrics) {
+    let mirrors = metrics.mirrors();
+    let mut sent = page.counter("mirrored_total", "copies of a route's requests that were sent");
+    for (route, counted) in &mirrors {
+        sent.sample(&[("route", route)], counted.sent.value());
+    }
+    let mut skipped = page.counter(
+        "mirror_skipped_total",
+        "requests that were not copied: too many copies were under way (`busy`), the body was too long or broke off",
+    );
+    for (route, counted) in &mirrors {
+        let reasons =
+            [("busy", &counted.busy), ("too_long", &counted.too_long), ("broken_off", &counted.broken_off)];
+        for (reason, count) in reasons {
+            skipped.sample(&[("route", route), ("reason", reason)], count.value());
+        }
+    }
+    let mut under_way = page.gauge("mirrors_in_flight", "copies of a route's requests under way");
+    for (route, counted) in &mirrors {
+        under_way.sample(&[("route", route)], counted.under_way());
+    }
+}
+
 /// The endpoints of the running generation.
 fn endpoints(page: &mut Page, facts: &Facts) {
     let upstreams = facts.control.iter().flat_map(|control| &control.upstreams);
     let endpoints: Vec<_> = upstreams
         .flat_map(|upstream| {
-            upstream.endpoints.iter().map(|EndpointStatus(endpoint)| (&*upstream.name, endpoint))
+            let endpoints = upstream.endpoints.0.current().endpoints.clone();
+            endpoints.into_iter().map(|endpoint| (&*upstream.name, endpoint))
         })
         .collect();
     let each = |mut family: Family<'_>, value: fn(&Endpoint) -> u64| {
@@ -334,7 +369,10 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_control::Endpoints;
+    use portcullis_proxy::upstream::Upstream;
     use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
     use std::time::Duration;
 
     /// A sample line, taken apart.
@@ -414,6 +452,7 @@ mod tests {
     }
 
     fn facts() -> Facts {
+        let metrics = Metrics::new(1);
         Facts {
             uptime_seconds: 1.5,
             resident_bytes: Some(1 << 20),
@@ -427,9 +466,12 @@ mod tests {
                 upstreams: vec![UpstreamStatus {
                     name: "api".into(),
                     protocol: "http2",
-                    endpoints: vec![EndpointStatus(
-                        Endpoint::new("10.0.0.1:80", &Metrics::new(1)).unwrap().into(),
-                    )],
+                    endpoints: Endpoints(Arc::new(Upstream::new(
+                        "api",
+                        vec![Endpoint::new("10.0.0.1:80", &metrics).unwrap().into()],
+                        metrics.upstream("api"),
+                    ))),
+                    dns: None,
                 }],
             }),
         }

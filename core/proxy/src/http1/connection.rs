@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{Method, Response, Version};
+use http::{Method, Response, StatusCode, Version, response};
 use http_body::{Body as _, Frame};
+use portcullis_plugin::End;
 use tokio::time::Instant;
 
 use super::framing::Framing;
@@ -23,6 +24,7 @@ use crate::generation::ListenerLimits;
 use crate::head::Head;
 use crate::linger::Linger;
 use crate::timer::LazyTimer;
+use crate::tunnel::Tunnel;
 
 /// Serves a connection to its end.
 pub(crate) async fn serve_connection(
@@ -99,14 +101,28 @@ impl Connection {
             });
             let served = poll_fn(|cx| match exchange.as_mut().poll(cx) {
                 Poll::Ready(served) => Poll::Ready(Some(served)),
-                Poll::Pending if self.wire.lock().is_gone(cx) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
+                Poll::Pending => {
+                    let mut wire = self.wire.lock();
+                    let is_over = wire.is_gone(cx) || wire.speaks_early();
+                    if is_over { Poll::Ready(None) } else { Poll::Pending }
+                }
             });
             served.await
         };
         match served {
             Some(Ok(response)) => self.answer(response, &asked).await,
+            None if self.wire.lock().speaks_early() => Box::pin(self.refuse(refusal::UPGRADE_DATA)).await,
             Some(Err(_)) | None => After::Abandon,
+        }
+    }
+
+    /// Answers what was wrong with a request after all.
+    async fn refuse(&self, refusal: Refusal) -> After {
+        let head = Err(refusal);
+        let asked = self.look_at(&head);
+        match serve(&self.client, head, Incoming::Empty).await {
+            Ok(response) => self.answer(response, &asked).await,
+            Err(_) => After::Abandon,
         }
     }
 
@@ -123,14 +139,12 @@ impl Connection {
                 has_begun = wire.has_begun();
                 if has_begun {
                     clock.start(self.limits.header_timeout);
-                } else if self.is_draining.get() {
-                    return Poll::Ready(None);
                 } else if !std::mem::replace(&mut is_idle, true) {
                     clock.start(self.limits.idle_timeout);
                 }
             }
-            // After a TLS handshake nothing has been heard of it yet.
-            let is_silent = is_first && self.is_draining.get() && !wire.has_begun();
+            // Its next request may be on its way; after a TLS handshake nothing has been heard of it yet.
+            let is_silent = self.is_draining.get() && !wire.has_begun();
             if is_silent && !std::mem::replace(&mut is_pressed, true) {
                 clock.start(BEGIN);
             }
@@ -164,6 +178,12 @@ impl Connection {
     /// Sends a response.
     async fn answer(&self, response: Response<ResponseBody>, asked: &Asked) -> After {
         let (head, body) = response.into_parts();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return match body.into_tunnel() {
+                Ok(tunnel) => Box::pin(self.switch(&head, tunnel)).await,
+                Err(_) => After::Abandon,
+            };
+        }
         let framing = Framing::of_response(asked.is_head, asked.is_1_1, head.status, &body.size_hint());
         let keeps = self.wants_next(asked, framing) && self.can_end_request().await;
         let manner = Manner { is_1_1: asked.is_1_1, keeps };
@@ -185,6 +205,21 @@ impl Connection {
             true if keeps && self.has_ended_request().await => After::Next,
             true => After::Close,
         }
+    }
+
+    /// Tells the client that it may speak something else, and lets it do so to the end.
+    async fn switch(&self, head: &response::Parts, mut tunnel: Tunnel) -> After {
+        let manner = Manner { is_1_1: true, keeps: true };
+        write_head(head, Framing::None, manner, self.wire.lock().begin_answer());
+        if poll_fn(|cx| self.wire.lock().poll_flush(cx)).await.is_err() {
+            return After::Abandon;
+        }
+        // There is no request any more, and with it no body that would want the lock.
+        let end = poll_fn(|cx| tunnel.poll(&mut *self.wire.lock(), cx)).await;
+        if end == End::UpstreamFailed {
+            self.wire.lock().spoil();
+        }
+        After::Abandon
     }
 
     /// Whether the client wants another request served, and gets it.
@@ -264,7 +299,10 @@ impl Sending<'_> {
         if !data.is_empty() {
             let mut wire = self.wire.lock();
             match self.framing.begin_chunk(data.len(), wire.out.text()) {
-                Some(()) => wire.out.push(data),
+                Some(()) => {
+                    wire.out.push(data);
+                    self.framing.end_chunk(wire.out.text());
+                }
                 None => self.has_failed = true,
             }
         }

@@ -61,6 +61,15 @@ impl Framing {
         Some(())
     }
 
+    /// What stands behind a piece: sent with it, so that no client waits for it until the next.
+    pub(crate) fn end_chunk(&mut self, text: &mut Vec<u8>) {
+        if let Framing::Chunked { begun } = self
+            && std::mem::take(begun)
+        {
+            text.extend_from_slice(b"\r\n");
+        }
+    }
+
     /// What stands behind the last piece; none if the body is shorter than was said.
     pub(crate) fn end(&self, trailers: Option<&HeaderMap>, text: &mut Vec<u8>) -> Option<()> {
         match *self {

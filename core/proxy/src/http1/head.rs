@@ -73,6 +73,22 @@ pub(super) struct Wishes {
     pub(super) go_ahead: bool,
     /// `TE: trailers`.
     pub(super) trailers: bool,
+    /// `Connection: upgrade`.
+    pub(super) upgrade: bool,
+}
+
+impl Wishes {
+    /// What a `Connection` header says.
+    fn note(&mut self, options: &[u8]) {
+        for option in options.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            match option.len() {
+                5 => self.close |= option.eq_ignore_ascii_case(b"close"),
+                7 => self.upgrade |= option.eq_ignore_ascii_case(b"upgrade"),
+                10 => self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive"),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// Where a field stands in the head.
@@ -144,11 +160,12 @@ impl HeadJudge {
         let (target, authority, scheme) = (head.slice(line.target), None, None);
         if target.first() == Some(&b'/') {
             let target = PathAndQuery::from_maybe_shared(target).map_err(|_| TARGET)?;
-            return Ok(Head { method, version, target: Some(target), authority, scheme, headers });
+            let target = Some(target);
+            return Ok(Head { method, version, target, authority, scheme, headers, upgrade: None });
         }
         let uri = Uri::from_maybe_shared(target).map_err(|_| TARGET)?.into_parts();
         let (target, authority, scheme) = (uri.path_and_query, uri.authority, uri.scheme);
-        Ok(Head { method, version, target, authority, scheme, headers })
+        Ok(Head { method, version, target, authority, scheme, headers, upgrade: None })
     }
 
     /// What can be said of a line whose end has not arrived.
@@ -202,12 +219,10 @@ impl HeadJudge {
                 expect(value)?;
                 self.wishes.go_ahead = true;
             }
-            10 if name.eq_ignore_ascii_case(b"connection") => {
-                self.wishes.close |= has_option(value, b"close");
-                self.wishes.keep_alive |= has_option(value, b"keep-alive");
-            }
+            10 if name.eq_ignore_ascii_case(b"connection") => self.wishes.note(value),
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length(value)?,
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.transfer_encoding(value)?,
+            14 | 17 if is_like_framing(name) => return Err(FRAMING_NAME),
             _ => {}
         }
         if self.fields.is_empty() {
@@ -279,6 +294,12 @@ impl HeadJudge {
         }
         Ok(HeadVerdict { len: self.line, framing })
     }
+}
+
+/// Whether a name is the same as one of the framing to whatever turns headers into variables (RFC 3875, 4.1.18).
+pub(crate) fn is_like_framing(name: &[u8]) -> bool {
+    let likes: [&[u8]; 2] = [b"content_length", b"transfer_encoding"];
+    likes.iter().any(|like| name.eq_ignore_ascii_case(like))
 }
 
 /// Whether a list names this option.
@@ -414,7 +435,7 @@ fn starts_ignoring_case(bytes: &[u8], prefix: &[u8]) -> bool {
 }
 
 /// Host and port of an authority. Stricter than RFC 3986 section 3.2.2: no user information, no percent-encoding, no
-/// sub-delimiters and no empty port, none of which occur in names that resolve.
+/// sub-delimiters, no empty label and no empty port, none of which occur in names that resolve.
 pub(crate) fn split_authority(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
     let (host, rest) = match authority.strip_prefix(b"[") {
         Some(rest) => {
@@ -429,11 +450,16 @@ pub(crate) fn split_authority(authority: &[u8]) -> Option<(&[u8], Option<u16>)> 
         }
     };
     match rest {
-        _ if host.is_empty() => None,
+        _ if host.is_empty() || has_empty_label(host) => None,
         [] => Some((host, None)),
         [b':', port @ ..] if port.len() <= 5 => Some((host, Some(u16::try_from(decimal(port)?).ok()?))),
         _ => None,
     }
+}
+
+/// Whether dots have nothing between them, or before them. A last dot ends a fully qualified name.
+fn has_empty_label(host: &[u8]) -> bool {
+    host.split(|&byte| byte == b'.').rev().skip(1).any(<[u8]>::is_empty)
 }
 
 /// Whether a target's authority and the Host header mean the same. A port that is the scheme's default may be left
@@ -451,7 +477,8 @@ pub(crate) fn same_authority(target: &[u8], host: &[u8], default_port: Option<u1
     same_port && target.eq_ignore_ascii_case(host)
 }
 
-fn expect(value: &[u8]) -> Result<(), Refusal> {
+/// Whether an expectation can be met.
+pub(crate) fn expect(value: &[u8]) -> Result<(), Refusal> {
     if value.eq_ignore_ascii_case(b"100-continue") { Ok(()) } else { Err(EXPECTATION) }
 }
 
@@ -472,7 +499,7 @@ fn other_encoding(value: &[u8]) -> Refusal {
 }
 
 /// A plain decimal number up to `i64::MAX`, which every peer can represent.
-fn decimal(digits: &[u8]) -> Option<u64> {
+pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }

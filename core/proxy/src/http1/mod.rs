@@ -13,6 +13,8 @@
 mod chunked;
 mod connection;
 mod framing;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod head;
 mod outbox;
 mod refusal;
@@ -24,8 +26,13 @@ mod wire;
 pub(crate) use self::chunked::is_forbidden_trailer;
 pub(crate) use self::connection::serve_connection;
 pub(crate) use self::framing::{Framing, write_field, write_number};
-pub(crate) use self::head::{same_authority, split_authority};
-pub(crate) use self::refusal::{Refusal, TRAILER_FORBIDDEN};
+pub(crate) use self::head::{decimal, expect, is_like_framing, same_authority, split_authority};
+#[cfg(test)]
+pub(crate) use self::refusal::EXPECTATION;
+pub(crate) use self::refusal::{
+    FRAMING_NAME, HEADER_VALUE, HOST_INVALID, HOST_MISMATCH, HOST_MISSING, HOST_REPEATED, LENGTH_INVALID,
+    LENGTH_REPEATED, Refusal, TARGET, TRAILER_FORBIDDEN,
+};
 pub(crate) use self::wire::{Body, MIN_READ, poll_fill, poll_read_some, read_some};
 
 /// What a client may send.

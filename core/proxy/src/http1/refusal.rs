@@ -31,7 +31,7 @@ pub(super) const BLANK_LINES: Refusal =
 pub(super) const REQUEST_LINE: Refusal =
     Refusal::bad("http.request_line", "the request line is not method, target and version");
 pub(super) const METHOD: Refusal = Refusal::bad("http.method", "the method is not a token");
-pub(super) const TARGET: Refusal = Refusal::bad("http.target", "the request target is malformed");
+pub(crate) const TARGET: Refusal = Refusal::bad("http.target", "the request target is malformed");
 pub(super) const TARGET_BYTES: Refusal =
     Refusal::bad("http.target_bytes", "the request target contains bytes that a URI does not allow");
 pub(super) const FRAGMENT: Refusal = Refusal::bad("http.fragment", "the request target contains a fragment");
@@ -53,25 +53,29 @@ pub(super) const OBS_FOLD: Refusal = Refusal::bad("http.obs_fold", "a header lin
 pub(super) const HEADER_NAME: Refusal = Refusal::bad("http.header_name", "a header name is not a token");
 pub(super) const HEADER_NAME_TOO_LONG: Refusal =
     Refusal::with(431, "http.header_name_too_long", "a header name is too long");
+pub(crate) const FRAMING_NAME: Refusal =
+    Refusal::bad("http.framing_name", "a header is called like one of the framing but for an underscore");
 pub(super) const HEADER_COLON: Refusal =
     Refusal::bad("http.header_colon", "a header name is followed by whitespace instead of a colon");
-pub(super) const HEADER_VALUE: Refusal =
+pub(crate) const HEADER_VALUE: Refusal =
     Refusal::bad("http.header_value", "a header value contains control bytes");
-pub(super) const HOST_MISSING: Refusal = Refusal::bad("http.host_missing", "the Host header is missing");
-pub(super) const HOST_REPEATED: Refusal = Refusal::bad("http.host_repeated", "more than one Host header");
-pub(super) const HOST_INVALID: Refusal =
+pub(crate) const HOST_MISSING: Refusal = Refusal::bad("http.host_missing", "the Host header is missing");
+pub(crate) const HOST_REPEATED: Refusal = Refusal::bad("http.host_repeated", "more than one Host header");
+pub(crate) const HOST_INVALID: Refusal =
     Refusal::bad("http.host_invalid", "the Host header is not a host name or address with an optional port");
-pub(super) const HOST_MISMATCH: Refusal =
+pub(crate) const HOST_MISMATCH: Refusal =
     Refusal::bad("http.host_mismatch", "the Host header and the request target name different hosts");
-pub(super) const EXPECTATION: Refusal =
+pub(crate) const EXPECTATION: Refusal =
     Refusal::with(417, "http.expectation", "the only expectation that can be met is 100-continue");
+pub(super) const UPGRADE_DATA: Refusal =
+    Refusal::bad("http.upgrade_data", "data of another protocol before the upgrade to it");
 
 // Framing.
 pub(super) const LENGTH_AND_ENCODING: Refusal =
     Refusal::bad("http.length_and_encoding", "both Content-Length and Transfer-Encoding");
-pub(super) const LENGTH_REPEATED: Refusal =
+pub(crate) const LENGTH_REPEATED: Refusal =
     Refusal::bad("http.length_repeated", "more than one Content-Length");
-pub(super) const LENGTH_INVALID: Refusal =
+pub(crate) const LENGTH_INVALID: Refusal =
     Refusal::bad("http.length_invalid", "Content-Length is not a plain decimal number in range");
 pub(super) const ENCODING_INVALID: Refusal =
     Refusal::bad("http.encoding_invalid", "Transfer-Encoding is not exactly chunked");

@@ -205,7 +205,7 @@ fn requests_are_read_as_they_were_sent() {
     ]
     .concat();
     let wishes = |close, keep_alive, go_ahead, trailers| {
-        format!("{:?}", head::Wishes { close, keep_alive, go_ahead, trailers })
+        format!("{:?}", head::Wishes { close, keep_alive, go_ahead, trailers, ..Default::default() })
     };
     let none = wishes(false, false, false, false);
     assert_eq!(

@@ -15,10 +15,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use super::chunked::{Chunked, Progress, take};
 use super::head::{Framing, HeadJudge, HeadVerdict, Wishes};
 use super::outbox::Outbox;
+use super::refusal::UPGRADE_DATA;
 use super::{Limits, Refusal};
 use crate::head::Head;
 use crate::linger::{Linger, Stream};
 use crate::reply::Fault;
+use crate::tunnel::Upgrade;
 
 /// What is read at once in the beginning: a usual message.
 pub(crate) const MIN_READ: usize = 8 * 1024;
@@ -61,6 +63,8 @@ pub(super) struct Wire {
     is_body_held: bool,
     /// The client waits to be told that its body is wanted.
     awaits_go_ahead: bool,
+    /// The client wants to speak something else, and has to wait for the answer.
+    asks_upgrade: bool,
     /// The response has begun.
     answers: bool,
     pub(super) out: Outbox,
@@ -90,6 +94,7 @@ impl Wire {
             decoder: Decoder::End,
             is_body_held: false,
             awaits_go_ahead: false,
+            asks_upgrade: false,
             answers: false,
             out: Outbox::default(),
         }
@@ -117,7 +122,7 @@ impl Wire {
         };
         let judge = std::mem::take(&mut self.judge);
         self.wishes = judge.wishes();
-        let head = judge.take_apart(&bytes.freeze())?;
+        let mut head = judge.take_apart(&bytes.freeze())?;
         self.decoder = match verdict.framing {
             Framing::Empty => Decoder::End,
             Framing::Length(length) => Decoder::Length(length),
@@ -126,7 +131,12 @@ impl Wire {
         self.awaits_go_ahead =
             self.wishes.go_ahead && head.version == Version::HTTP_11 && !self.is_body_read();
         self.answers = false;
-        Ok(head)
+        // A request with a body, or of HTTP/1.0, is taken for an ordinary one.
+        if self.wishes.upgrade && head.version == Version::HTTP_11 && self.is_body_read() {
+            head.upgrade = Upgrade::over_http1(&head.headers);
+        }
+        self.asks_upgrade = head.upgrade.is_some();
+        if self.speaks_early() { Err(UPGRADE_DATA) } else { Ok(head) }
     }
 
     /// What the client wishes of its connection.
@@ -189,6 +199,11 @@ impl Wire {
             return false;
         }
         matches!(poll_read_some(&mut self.io, &mut self.inbox, cx), Poll::Ready(Ok(0) | Err(_)))
+    }
+
+    /// Whether the client speaks something else before it was told that it may.
+    pub(super) fn speaks_early(&self) -> bool {
+        self.asks_upgrade && !self.inbox.is_empty()
     }
 
     /// Gives up what an idle connection does not need.
@@ -267,6 +282,31 @@ impl Wire {
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         poll_fill(&mut self.io, &mut self.inbox, &mut self.read_size, cx)
+    }
+}
+
+/// The connection as a tunnel has it. Nothing waits in either box then.
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_finish(cx)
     }
 }
 

@@ -17,7 +17,7 @@ pub enum Predicate {
 }
 
 impl Predicate {
-    pub(super) fn accepts_header(&self, name: &HeaderName, headers: &HeaderMap) -> bool {
+    pub(crate) fn accepts_header(&self, name: &HeaderName, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(name).iter();
         match self {
             Predicate::Equals(wanted) => values.any(|value| value.as_bytes() == wanted.as_bytes()),

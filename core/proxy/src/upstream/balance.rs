@@ -121,6 +121,19 @@ struct Choice<'u> {
     avoid: Option<u32>,
 }
 
+impl HashBy {
+    /// The hash for a request that its plugins have seen; none if it lacks what is hashed.
+    pub(crate) fn hash(&self, exchange: &Exchange) -> Option<u64> {
+        let request = exchange.request();
+        match self {
+            HashBy::Client => Some(hash_of_address(exchange.client())),
+            HashBy::Principal => exchange.principal().map(|caller| hash_of(caller.id.as_bytes())),
+            HashBy::Header(name) => request.headers().get(name).map(|value| hash_of(value.as_bytes())),
+            HashBy::Cookie(name) => request.cookie(name).map(|value| hash_of(value.as_bytes())),
+        }
+    }
+}
+
 impl Sticky {
     /// A cookie with a value for each endpoint; none if they can't be sent as a header.
     pub fn new(cookie: &str, values: Vec<String>) -> Option<Self> {
@@ -166,22 +179,11 @@ impl Balancer {
 impl Upstream {
     /// What a request says about where it wants to go. Its plugins have seen it.
     pub(crate) fn wish(&self, exchange: &Exchange) -> Wish {
-        let request = exchange.request();
         match &self.balancer.rule {
             Balance::RoundRobin | Balance::LeastRequest | Balance::Random => Wish::Any,
-            Balance::Hash(by) => {
-                let hash = match by {
-                    HashBy::Client => Some(hash_of_address(exchange.client())),
-                    HashBy::Principal => exchange.principal().map(|caller| hash_of(caller.id.as_bytes())),
-                    HashBy::Header(name) => {
-                        request.headers().get(name).map(|value| hash_of(value.as_bytes()))
-                    }
-                    HashBy::Cookie(name) => request.cookie(name).map(|value| hash_of(value.as_bytes())),
-                };
-                hash.map_or(Wish::Any, Wish::Hash)
-            }
+            Balance::Hash(by) => by.hash(exchange).map_or(Wish::Any, Wish::Hash),
             Balance::Sticky(Sticky { cookie, marks }) => {
-                let named = request.cookie(cookie);
+                let named = exchange.request().cookie(cookie);
                 let index = named.and_then(|named| marks.iter().position(|mark| mark.value == named));
                 index.map_or(Wish::Any, Wish::Endpoint)
             }
@@ -441,7 +443,7 @@ fn spread(number: u64) -> u64 {
 }
 
 /// A lot as a number below `limit`.
-fn of(lot: u64, limit: u64) -> u64 {
+pub(crate) fn of(lot: u64, limit: u64) -> u64 {
     ((u128::from(lot) * u128::from(limit)) >> 64) as u64
 }
 

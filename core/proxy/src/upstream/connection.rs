@@ -2,14 +2,16 @@
 //! pool; and the attempts that are made over it.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use super::http1::{Broken, Http1, RequestHead};
@@ -352,6 +354,39 @@ impl Http {
     }
 }
 
+/// The connection after a 101, which is never one of HTTP/2.
+impl AsyncRead for Http {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Http::One(http) => Pin::new(http).poll_read(cx, buf),
+            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Http {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Http::One(http) => Pin::new(http).poll_write(cx, buf),
+            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Http::One(http) => Pin::new(http).poll_flush(cx),
+            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Http::One(http) => Pin::new(http).poll_shutdown(cx),
+            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+}
+
 /// A response's body with the connection that it comes from.
 pub(crate) struct UpstreamBody {
     /// None once the body has ended and the connection went back to the pool.
@@ -360,6 +395,20 @@ pub(crate) struct UpstreamBody {
     upload: Option<Arc<UploadState>>,
     seen: u64,
     waiting: bool,
+}
+
+/// An endpoint's connection that speaks what the client asked for. Its request counts as under way.
+pub(crate) struct Switched(Box<Conn>);
+
+impl Switched {
+    pub(crate) fn io(&mut self) -> &mut (impl AsyncRead + AsyncWrite + Unpin + use<>) {
+        &mut self.0.http
+    }
+
+    /// How long nothing may pass.
+    pub(crate) fn patience(&self) -> Duration {
+        self.0.upstream.timeouts.tunnel
+    }
 }
 
 /// The upstream failed within a body.
@@ -395,6 +444,11 @@ impl UpstreamBody {
     /// Gives the connection back if the response has no body, or skips what is left of it.
     pub(crate) fn release(mut self) {
         self.recycle_if_ended();
+    }
+
+    /// The connection behind a 101.
+    pub(crate) fn into_switched(self) -> Option<Switched> {
+        self.conn.filter(|conn| matches!(conn.http, Http::One(_))).map(Switched)
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {

@@ -16,6 +16,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::header::{HeaderMap, HeaderValue, UPGRADE};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -32,6 +33,10 @@ use crate::http1::{Framing, MIN_READ, poll_fill, poll_read_some};
 pub(super) const MAX_HEAD: usize = 256 * 1024;
 /// A buffer for request heads that is kept between requests.
 const KEPT_TEXT: usize = 4 * 1024;
+/// Pieces of a body up to this length leave together, so that a client can't make a packet of each of its bytes.
+const SMALL: usize = 1024;
+/// What is gathered of them before it is written.
+const GATHERED: usize = 16 * 1024;
 
 /// Why a connection is of no use any more.
 #[derive(Debug)]
@@ -69,7 +74,7 @@ impl From<io::Error> for Broken {
 }
 
 /// A connection that speaks HTTP/1.1.
-pub(super) struct Http1<S> {
+pub(crate) struct Http1<S> {
     io: S,
     /// Read, and not handed out yet.
     inbox: BytesMut,
@@ -82,16 +87,20 @@ pub(super) struct Http1<S> {
     /// Bytes of interim responses (1xx) to the request.
     interim: usize,
     is_head_request: bool,
+    /// What was asked to be spoken from here on.
+    upgrade: Option<HeaderValue>,
     keep_alive: bool,
 }
 
 /// The request on its way out.
 struct Upload {
-    /// Head, chunk sizes, trailers: what the gateway writes itself; the first `text_sent` are gone.
+    /// Head, chunk sizes, small chunks, trailers; the first `text_sent` bytes are gone.
     text: Vec<u8>,
     text_sent: usize,
     /// Of the body, to be written after the text.
     chunk: Bytes,
+    /// Of the body, as they stand at the end of the text.
+    trailers: Option<HeaderMap>,
     body: RequestBody,
     framing: Framing,
     /// Nothing more comes from the body.
@@ -108,7 +117,7 @@ enum Download {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
-    pub(super) fn new(io: S) -> Self {
+    pub(crate) fn new(io: S) -> Self {
         Http1 {
             io,
             inbox: BytesMut::new(),
@@ -118,18 +127,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
             download: Download::Body(Decoder::End),
             interim: 0,
             is_head_request: false,
+            upgrade: None,
             keep_alive: true,
         }
     }
 
     /// Takes a request; nothing is written before the connection is polled.
-    pub(super) fn start(&mut self, head: &RequestHead<'_>, body: RequestBody) {
+    pub(crate) fn start(&mut self, head: &RequestHead<'_>, body: RequestBody) {
         let upload = &mut self.upload;
         upload.framing = Framing::of_request(head.method, &body.size_hint());
         write_head(head, upload.framing, &mut upload.text);
         upload.ended = matches!(upload.framing, Framing::None | Framing::Length(0));
         (upload.body, upload.cut, upload.sent) = (body, false, 0);
         self.is_head_request = head.method == http::Method::HEAD;
+        self.upgrade = head.upgrade.cloned();
         self.download = Download::Head;
         self.interim = 0;
     }
@@ -143,7 +154,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     }
 
     /// Writes the request and reads until the response's head is there.
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Broken>> {
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Broken>> {
         if let Poll::Ready(Err(broken)) = self.poll_upload(cx) {
             return Poll::Ready(Err(broken));
         }
@@ -157,7 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
                     self.searched = 0;
                     let (head, decoder, keep_alive) = read_head(&bytes, self.is_head_request)?;
                     if head.status() == StatusCode::SWITCHING_PROTOCOLS {
-                        return Poll::Ready(Err(Broken::Malformed("it switches protocols unasked")));
+                        return Poll::Ready(self.switch(head));
                     }
                     if head.status().is_informational() {
                         // Nobody may be kept busy with them for ever.
@@ -180,8 +191,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         }
     }
 
+    /// Takes a 101 for what it says if that was asked for. There is no other request on this connection then.
+    fn switch(&mut self, head: Response<()>) -> Result<Response<()>, Broken> {
+        let is_asked = match (&self.upgrade, head.headers().get(UPGRADE)) {
+            (Some(asked), Some(agreed)) => agreed.as_bytes().eq_ignore_ascii_case(asked.as_bytes()),
+            _ => false,
+        };
+        if !is_asked || !self.upload.is_done() {
+            return Err(Broken::Malformed("it switches protocols unasked"));
+        }
+        self.keep_alive = false;
+        self.download = Download::Body(Decoder::End);
+        Ok(head)
+    }
+
     /// The next of the response's body; none at its end.
-    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    pub(crate) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         loop {
             let Download::Body(decoder) = &mut self.download else { return Poll::Ready(None) };
             match decoder.advance(&mut self.inbox) {
@@ -218,7 +243,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     }
 
     /// Whether the connection could take another request when it was last looked at.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         let is_done = self.is_end() && self.upload.is_done() && !self.upload.cut;
         is_done && self.keep_alive && self.inbox.is_empty()
     }
@@ -241,7 +266,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     pub(super) fn rest(&mut self) {
         self.inbox = BytesMut::new();
         self.read_size = MIN_READ;
-        self.upload.body = RequestBody::Empty;
+        (self.upload.body, self.upload.trailers) = (RequestBody::Empty, None);
         if self.upload.text.capacity() > KEPT_TEXT {
             self.upload.text = Vec::new();
         }
@@ -270,12 +295,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     }
 }
 
+/// The connection after a 101: what was read behind that comes first.
+impl<S: AsyncRead + Unpin> AsyncRead for Http1<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.inbox.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let length = self.inbox.len().min(buf.remaining());
+        buf.put_slice(&self.inbox.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Http1<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 impl Upload {
     fn none() -> Self {
         Upload {
             text: Vec::new(),
             text_sent: 0,
             chunk: Bytes::new(),
+            trailers: None,
             body: RequestBody::Empty,
             framing: Framing::None,
             ended: true,
@@ -298,24 +354,28 @@ impl Upload {
         self.text.clear();
         self.text_sent = 0;
         let body = std::mem::replace(&mut self.body, RequestBody::Empty);
-        self.body = body.put_back(std::mem::take(&mut self.chunk));
+        self.body = body.put_back(std::mem::take(&mut self.chunk), self.trailers.take());
         (self.ended, self.cut) = (true, true);
     }
 
-    /// Takes the body's next chunk if there is room for it; pending if the body has none for now.
+    /// Takes the body's next chunk, or small ones, if there is room; pending if the body has none for now.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        while !self.ended && self.chunk.is_empty() {
+        while !self.ended && self.chunk.is_empty() && self.text.len() < GATHERED {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(chunk) if chunk.is_empty() => {}
                     Ok(chunk) => {
                         self.framing.begin_chunk(chunk.len(), &mut self.text).ok_or(Broken::Upload)?;
-                        self.chunk = chunk;
+                        // Of what may still be given back nothing is copied.
+                        match self.sent > 0 && chunk.len() <= SMALL {
+                            true => self.text.extend_from_slice(&chunk),
+                            false => self.chunk = chunk,
+                        }
                         self.ended = matches!(self.framing, Framing::Length(0));
                     }
                     Err(frame) => {
-                        let trailers = frame.into_trailers().ok();
-                        self.framing.end(trailers.as_ref(), &mut self.text).ok_or(Broken::Upload)?;
+                        self.trailers = frame.into_trailers().ok();
+                        self.framing.end(self.trailers.as_ref(), &mut self.text).ok_or(Broken::Upload)?;
                         self.ended = true;
                     }
                 },

@@ -53,6 +53,7 @@ struct Upload {
     copy: Option<RequestBody>,
     /// What was sent of another; none if that was too much.
     sent: Option<Vec<Bytes>>,
+    trailers: Option<HeaderMap>,
 }
 
 enum Download {
@@ -69,8 +70,14 @@ enum Download {
 impl Stream {
     /// A stream that is not opened yet.
     pub(super) fn new(place: Place) -> Self {
-        let upload =
-            Upload { body: RequestBody::Empty, chunk: Bytes::new(), out: None, copy: None, sent: None };
+        let upload = Upload {
+            body: RequestBody::Empty,
+            chunk: Bytes::new(),
+            out: None,
+            copy: None,
+            sent: None,
+            trailers: None,
+        };
         Stream { place, upload, download: Download::None(None), interim: 0, is_head_request: false }
     }
 
@@ -193,8 +200,9 @@ impl Upload {
                         Ok(chunk) => self.chunk = chunk,
                         Err(frame) => {
                             let trailers = frame.into_trailers().unwrap_or_default();
+                            self.trailers = Some(trailers.clone());
                             let _ = out.send_trailers(trailers);
-                            (self.out, self.sent) = (None, None);
+                            self.out = None;
                         }
                     },
                     Some(Err(_)) => {
@@ -236,7 +244,7 @@ impl Upload {
         let mut sent = self.sent.take()?;
         sent.push(std::mem::take(&mut self.chunk));
         let body = std::mem::replace(&mut self.body, RequestBody::Empty);
-        Some(body.put_back(sent.concat().into()))
+        Some(body.put_back(sent.concat().into(), self.trailers.take()))
     }
 }
 

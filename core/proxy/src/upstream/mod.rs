@@ -12,17 +12,21 @@ mod retry;
 mod tls;
 mod transport;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use http::header::HeaderValue;
 
 use crate::metrics::UpstreamMetrics;
 
-pub(crate) use balance::Wish;
 pub use balance::{Balance, Balancer, HashBy, Place, Sticky};
-pub(crate) use connection::{AttemptError, AttemptFailure, UpstreamBody, send};
+pub(crate) use balance::{Wish, of as portion};
+pub(crate) use connection::{AttemptError, AttemptFailure, Switched, UpstreamBody, send};
 pub use endpoint::{Endpoint, EndpointState};
+#[cfg(any(test, fuzzing))]
+pub(crate) use http1::Http1;
 pub(crate) use http1::RequestHead;
 pub use judge::Ejection;
 pub use outbound::UpstreamClient;
@@ -36,7 +40,7 @@ pub use transport::{Address, ConnectError, Tls, Transport, Way};
 pub struct Upstream {
     /// Its name.
     pub name: Arc<str>,
-    /// Its endpoints, at least one.
+    /// Its endpoints. None only while those that are looked for were not found yet; then it gets no requests.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// What they speak.
     pub protocol: Protocol,
@@ -58,6 +62,32 @@ pub struct Upstream {
     pub host: HostHeader,
     /// What is counted.
     pub metrics: Arc<UpstreamMetrics>,
+    /// The same with the endpoints that were found last, if they are looked for.
+    pub successor: Option<Successor>,
+}
+
+/// What an upstream has become while its generation runs. It has no successor itself: who asks for it asks
+/// the first one.
+#[derive(Debug, Default)]
+pub struct Successor(ArcSwapOption<Upstream>);
+
+/// An upstream as it is now.
+pub enum Current<'u> {
+    /// As it was built.
+    First(&'u Arc<Upstream>),
+    /// As it has become.
+    Later(Arc<Upstream>),
+}
+
+impl Deref for Current<'_> {
+    type Target = Arc<Upstream>;
+
+    fn deref(&self) -> &Arc<Upstream> {
+        match self {
+            Current::First(upstream) => upstream,
+            Current::Later(upstream) => upstream,
+        }
+    }
 }
 
 /// What endpoints speak.
@@ -94,6 +124,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Between two chunks of a response's body.
     pub body: Duration,
+    /// For which nothing may pass through a tunnel.
+    pub tunnel: Duration,
 }
 
 /// The `Host` that the upstream sees.
@@ -114,6 +146,7 @@ impl Default for Timeouts {
             response: Duration::from_secs(30),
             idle: Duration::from_secs(60),
             body: Duration::from_secs(60),
+            tunnel: Duration::from_secs(300),
         }
     }
 }
@@ -144,6 +177,21 @@ impl Upstream {
             retries: Retries::default(),
             host: HostHeader::Preserve,
             metrics,
+            successor: None,
+        }
+    }
+
+    /// The upstream as it is now.
+    pub fn current(self: &Arc<Self>) -> Current<'_> {
+        let later = self.successor.as_ref().and_then(|Successor(later)| later.load_full());
+        later.map_or(Current::First(self), Current::Later)
+    }
+
+    /// Puts another one in its place, for requests that begin from now on. One whose endpoints are not looked
+    /// for keeps its place.
+    pub fn succeed(&self, later: Upstream) {
+        if let Some(Successor(slot)) = &self.successor {
+            slot.store(Some(Arc::new(later)));
         }
     }
 }

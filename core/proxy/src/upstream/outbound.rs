@@ -32,10 +32,15 @@ impl UpstreamClient {
         limits: OutboundLimits,
     ) -> Result<Response<Bytes>, OutboundError> {
         let (mut head, body) = request.into_parts();
-        let chosen = self.upstream.choose(Wish::Any, None);
+        let current = self.upstream.current();
+        let upstream = &*current;
+        if upstream.endpoints.is_empty() {
+            return Err(OutboundError::Unreachable);
+        }
+        let chosen = upstream.choose(Wish::Any, None);
         let endpoint = chosen.endpoint;
         if !head.headers.contains_key(HOST) {
-            let host = match &self.upstream.host {
+            let host = match &upstream.host {
                 HostHeader::Name(name) => name.clone(),
                 HostHeader::Preserve | HostHeader::Endpoint => endpoint.host.clone(),
             };
@@ -43,12 +48,12 @@ impl UpstreamClient {
         }
         let root = PathAndQuery::from_static("/");
         let target = head.uri.path_and_query().unwrap_or(&root);
-        let sending =
-            RequestHead { method: &head.method, target, headers: &head.headers, told: &[], client: None };
+        let (method, headers) = (&head.method, &head.headers);
+        let sending = RequestHead { method, target, headers, told: &[], client: None, upgrade: None };
         let start = Instant::now();
-        let sent = send(&self.upstream, endpoint, sending, RequestBody::Whole(body), None).await;
+        let sent = send(upstream, endpoint, sending, RequestBody::Whole(body), None).await;
         let response = sent.map_err(|error| {
-            self.upstream.failed(chosen, error.kind);
+            upstream.failed(chosen, error.kind);
             match error.kind {
                 AttemptFailure::Unreachable | AttemptFailure::Tls => OutboundError::Unreachable,
                 AttemptFailure::ConnectTimeout
@@ -59,8 +64,8 @@ impl UpstreamClient {
                 }
             }
         })?;
-        self.upstream.metrics.duration.observe(start.elapsed());
-        self.upstream.answered(chosen, response.status());
+        upstream.metrics.duration.observe(start.elapsed());
+        upstream.answered(chosen, response.status());
         let (head, mut body) = response.into_parts();
         let mut held = self.budget.hold();
         let read = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge).await;

@@ -294,3 +294,18 @@ impl AsyncWrite for Transport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_addresses_of_a_name_are_kept_for_a_short_while() {
+        let resolved = Resolved::default();
+        let first = resolved.of("localhost:1").await.unwrap();
+        assert!(Arc::ptr_eq(&first, &resolved.of("localhost:1").await.unwrap()));
+        let long_ago = Instant::now().checked_sub(KEPT).unwrap();
+        resolved.put(Some((long_ago, first.clone())));
+        assert!(!Arc::ptr_eq(&first, &resolved.of("localhost:1").await.unwrap()));
+    }
+}

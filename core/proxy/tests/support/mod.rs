@@ -101,6 +101,7 @@ impl Setup {
                 response: self.response_timeout,
                 idle: Duration::from_secs(30),
                 body: Duration::from_secs(5),
+                tunnel: Duration::from_secs(5),
             },
             max_idle: 8,
             ..Upstream::new("origin", vec![self.endpoint.clone()], metrics.upstream("origin"))
@@ -114,8 +115,10 @@ impl Setup {
         }]);
         let route = Route {
             meta: Arc::new(RouteMeta { name: "api".into(), captures: ["rest".into()].into() }),
+            upgrades: vec![HeaderValue::from_static("websocket")],
             rewrite: Rewrite { host: self.rewrite_host.clone(), ..Rewrite::default() },
             action: Action::Upstream(Arc::new(upstream)),
+            mirror: None,
             metrics: metrics.route("api"),
         };
         let listener = Listener {
@@ -148,7 +151,7 @@ impl Setup {
     /// Starts a gateway; the setup can be changed and [swapped](Gateway::swap) in.
     pub fn start_kept(&mut self) -> Gateway {
         let metrics = Arc::new(Metrics::new(1));
-        let plane = DataPlane::new(1, metrics.clone()).unwrap();
+        let plane = DataPlane::new(1, metrics.clone(), Vec::new()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let bound = plane.bind(&[ANY]).unwrap();
         runtime.block_on(plane.swap(self.generation(1, &metrics, ANY), bound));

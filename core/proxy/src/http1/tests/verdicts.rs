@@ -162,7 +162,9 @@ fn hosts() {
         ("CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", "http.target"),
         ("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", "http.target"),
     ]);
-    for host in ["a.example", "a.example:8080", "127.0.0.1", "[::1]", "[::1]:80", "a_b-c~.", "a:65535"] {
+    for host in
+        ["a.example", "a.example.", "a.example:8080", "127.0.0.1", "[::1]", "[::1]:80", "a_b-c~.", "a:65535"]
+    {
         let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
         assert_eq!(verdict(head.as_bytes()), "ok", "{host}");
     }
@@ -187,6 +189,10 @@ fn hosts() {
         "\u{e9}",
         "a?",
         "::1",
+        ".",
+        ".a",
+        "a..b",
+        "a..",
     ] {
         let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
         assert_eq!(verdict(head.as_bytes()), "http.host_invalid", "{host}");
@@ -227,6 +233,9 @@ fn framing() {
         ("Transfer-Encoding: gzip, chunked", "http.encoding_unknown"),
         ("Transfer-Encoding: identity", "http.encoding_unknown"),
         ("Transfer-Encoding: xchunked", "http.encoding_unknown"),
+        ("Transfer_Encoding: chunked", "http.framing_name"),
+        ("CONTENT_LENGTH: 5", "http.framing_name"),
+        ("Content_Lengths: 5", "ok"),
         ("Expect: 100-Continue", "ok"),
         ("Expect: 200-ok", "http.expectation"),
         ("Expect: 100-continue, x", "http.expectation"),

@@ -1,7 +1,7 @@
 //! How a request is written (RFC 9112).
 
 use http::Method;
-use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::uri::PathAndQuery;
 
 use crate::hops::is_hop_by_hop;
@@ -21,6 +21,8 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) headers: &'a HeaderMap,
     /// What the gateway says itself, in place of headers of the same name.
     pub(crate) told: &'a [(HeaderName, HeaderValue)],
+    /// What to speak from here on.
+    pub(crate) upgrade: Option<&'a HeaderValue>,
     /// Whose request it is, for an endpoint that is told so at the beginning of a connection.
     pub(crate) client: Option<&'a Addresses>,
 }
@@ -45,6 +47,10 @@ pub(super) fn write_head(head: &RequestHead<'_>, framing: Framing, text: &mut Ve
     text.extend_from_slice(b" HTTP/1.1\r\n");
     for (name, value) in head.fields() {
         write_field(name, value, text);
+    }
+    if let Some(protocol) = head.upgrade {
+        text.extend_from_slice(b"connection: upgrade\r\n");
+        write_field(&UPGRADE, protocol, text);
     }
     match framing {
         Framing::None | Framing::UntilClose => {}

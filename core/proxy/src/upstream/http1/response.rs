@@ -4,7 +4,9 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{Response, StatusCode};
 use http_body::Frame;
 use httparse::{EMPTY_HEADER, ParserConfig};
@@ -42,8 +44,8 @@ pub(super) fn head_end(bytes: &[u8], searched: &mut usize) -> Option<usize> {
     None
 }
 
-/// A complete head: the response, less what concerns only its connection; how its body ends; and
-/// whether the connection may be used again.
+/// A complete head: the response, less what concerns only its connection, but with the `Upgrade` of a 101; how its body
+/// ends; and whether the connection may be used again.
 pub(super) fn read_head(
     bytes: &Bytes,
     is_head_request: bool,
@@ -51,8 +53,9 @@ pub(super) fn read_head(
     let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
     match ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
-        Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Err(Broken::Malformed("the head is incomplete")),
+        // Both must mean the same end, or what follows would be read as something else.
+        Ok(httparse::Status::Complete(end)) if end == bytes.len() => {}
+        Ok(_) => return Err(Broken::Malformed("the head is incomplete")),
         Err(httparse::Error::TooManyHeaders) => return Err(Broken::Malformed("too many headers")),
         Err(_) => return Err(Broken::Malformed("the head can't be parsed")),
     }
@@ -74,6 +77,9 @@ pub(super) fn read_head(
     }
     for name in &framing.named {
         headers.remove(name);
+    }
+    if let Some(protocol) = framing.protocol().filter(|_| status == StatusCode::SWITCHING_PROTOCOLS) {
+        headers.insert(UPGRADE, protocol);
     }
     // However it was said, it is sent on once, and not where it must not be (RFC 9110, 8.6).
     if let Some(length) =
@@ -98,6 +104,9 @@ struct Framing {
     chunked: Option<bool>,
     close: bool,
     keep_alive: bool,
+    upgrade: bool,
+    /// What `Upgrade` says.
+    protocols: Vec<HeaderValue>,
     /// Headers that `Connection` names.
     named: Vec<HeaderName>,
 }
@@ -120,11 +129,20 @@ impl Framing {
                 match option {
                     _ if option.eq_ignore_ascii_case(b"keep-alive") => self.keep_alive = true,
                     _ if option.eq_ignore_ascii_case(b"close") => self.close = true,
+                    _ if option.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
                     _ => self.named.extend(HeaderName::from_bytes(option)),
                 }
             }
+        } else if *name == UPGRADE {
+            self.protocols.push(value.clone());
         }
         Ok(())
+    }
+
+    /// The one protocol that is to be spoken from here on.
+    fn protocol(&mut self) -> Option<HeaderValue> {
+        let protocol = self.protocols.pop()?;
+        (self.upgrade && self.protocols.is_empty()).then_some(protocol)
     }
 
     /// RFC 9112, 6.3, without its leniency: framing that two readers could take differently is
@@ -273,9 +291,14 @@ fn trailers(inbox: &mut BytesMut) -> Result<Option<HeaderMap>, &'static str> {
     };
     let mut fields = [EMPTY_HEADER; MAX_TRAILER_FIELDS];
     let bytes = inbox.split_to(end);
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&bytes, &mut fields) else {
+    let parsed = httparse::parse_headers(&bytes, &mut fields);
+    let Ok(httparse::Status::Complete((end, fields))) = parsed else {
         return Err("the trailers can't be parsed");
     };
+    // Both must mean the same end, or what follows would be read as something else.
+    if end != bytes.len() {
+        return Err("the trailers do not end where they should");
+    }
     let allowed = fields.iter().filter(|field| !is_forbidden_trailer(field.name.as_bytes()));
     let read = allowed.map(|field| {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;

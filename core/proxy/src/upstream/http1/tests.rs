@@ -19,7 +19,8 @@ fn start(
         .collect();
     let target = PathAndQuery::from_static("/a?b");
     let told = [(HeaderName::from_static("x-told"), HeaderValue::from_static("1"))];
-    let head = RequestHead { method: &method, target: &target, headers: &headers, told: &told, client: None };
+    let (headers, told) = (&headers, &told);
+    let head = RequestHead { method: &method, target: &target, headers, told, client: None, upgrade: None };
     http.start(&head, RequestBody::Whole(Bytes::from_static(body.as_bytes())));
 }
 

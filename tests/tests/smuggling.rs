@@ -1,0 +1,361 @@
+//! Nothing is smuggled: every case of `tests/corpus` is refused for the reason that stands there, or reaches the origin
+//! as it stands there, read by a strict reader of our own and by servers that others wrote.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use portcullis_tests::corpus::{Case, Expected, Seen, Sent, cases};
+use portcullis_tests::tools::has;
+use portcullis_tests::{Answer, Foreign, Gateway, Http, Http2, Recorder, Setup, request, until, wait_for};
+
+/// Limits that cases can reach, an id by which what an origin saw is found in the access log, and the path as plugins
+/// see it.
+const CONFIG: &str = "
+plugins:
+  - request_id: {}
+  - access_log: { target: access.log }
+  - headers: { request: { set: { x-path: \"{path}\" } } }
+listeners: [{ name: main, bind: 127.0.0.1:0, limits: { header_bytes: 4KiB, header_count: 20 } }]
+upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
+";
+
+/// What the gateway says itself in every request.
+const OWN: [&str; 6] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-path", "x-request-id"];
+
+fn gateway(origin: SocketAddr) -> Gateway {
+    Setup::new(CONFIG).variable("ORIGIN", origin).start()
+}
+
+/// The cases of one protocol.
+fn over(is_http2: bool) -> Vec<Case> {
+    let cases: Vec<_> =
+        cases().into_iter().filter(|case| matches!(case.sent, Sent::Frames { .. }) == is_http2).collect();
+    assert!(cases.len() > 40, "only {} cases", cases.len());
+    cases
+}
+
+/// Tries every case, and fails in the end with those that failed.
+fn each(cases: &[Case], mut test: impl FnMut(&Case)) {
+    let failed = cases.iter().filter(|case| catch_unwind(AssertUnwindSafe(|| test(case))).is_err());
+    let failed: Vec<_> = failed.map(|case| &case.title).collect();
+    assert!(failed.is_empty(), "{} of {} cases failed: {failed:#?}", failed.len(), cases.len());
+}
+
+/// Without what the gateway says itself.
+fn without_own(mut seen: Seen) -> Seen {
+    seen.headers.retain(|(name, _)| !OWN.contains(&name.as_str()));
+    seen
+}
+
+/// The requests of a case that an origin gets; `ORIGIN` in their fields is its address.
+fn forwarded(case: &Case, origin: SocketAddr) -> Vec<Seen> {
+    let seen = case.expected.iter().filter_map(|expected| {
+        let Expected::Forwarded(mut seen) = expected.clone() else { return None };
+        for (_, value) in &mut seen.headers {
+            *value = value.replace("ORIGIN", &origin.to_string());
+        }
+        Some(seen)
+    });
+    seen.collect()
+}
+
+/// Sends a case of HTTP/1, and reads as many answers as are expected; the connection is gone after a refusal of what
+/// was read.
+fn send(gateway: &Gateway, bytes: &[u8], expected: &[Expected]) -> Vec<Answer> {
+    let mut http = gateway.connect();
+    http.write(bytes).unwrap();
+    let answers = expected.iter().map(|expected| {
+        let method = if let Expected::Forwarded(seen) = expected { &seen.method } else { "GET" };
+        http.answer(method).unwrap()
+    });
+    let answers: Vec<_> = answers.collect();
+    if let Some(Expected::Refused(_, reason)) = expected.last() {
+        let is_read = reason.starts_with("path.") || reason == "http.method_unsupported";
+        assert!(is_read || http.is_closed());
+    }
+    answers
+}
+
+/// What is known of a case after it was sent: for each refusal its id and reason.
+#[derive(Default)]
+struct Record {
+    refused: Vec<(String, u16, String, String)>,
+    seen: Vec<(Seen, String)>,
+}
+
+impl Record {
+    fn refused(&mut self, case: &Case, status: u16, reason: &str, answer: &Answer) {
+        assert_eq!(answer.status, status, "{}: {}", case.title, answer.text());
+        let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+        self.refused.push((id, status, reason.to_owned(), case.title.clone()));
+    }
+
+    /// Compares what the origin saw with the case.
+    fn seen(&mut self, case: &Case, origin: &Recorder) {
+        let seen = origin.take();
+        let shown: Vec<_> = seen.iter().cloned().map(without_own).collect();
+        assert_eq!(shown, forwarded(case, origin.address()), "{}", case.title);
+        self.seen.extend(seen.into_iter().map(|seen| (seen, case.title.clone())));
+    }
+
+    /// Compares it all with what the gateway believes: its access log.
+    fn compare(&self, gateway: &Gateway) {
+        let field = |seen: &Seen, wanted: &str| {
+            let field = seen.headers.iter().find(|(name, _)| name == wanted);
+            field.map(|(_, value)| value.clone()).unwrap()
+        };
+        let id_of = |seen: &Seen| field(seen, "x-request-id");
+        let log = wait_for("every exchange to be logged", || {
+            let lines = gateway.access_log().into_iter();
+            let log: BTreeMap<_, _> =
+                lines.map(|line| (line["id"].as_str().unwrap().to_owned(), line)).collect();
+            let refused = self.refused.iter().all(|(id, ..)| log.contains_key(id));
+            (refused && self.seen.iter().all(|(seen, _)| log.contains_key(&id_of(seen)))).then_some(log)
+        });
+        for (id, status, reason, title) in &self.refused {
+            let line = &log[id];
+            assert_eq!(
+                (line["status"].as_u64(), line["reason"].as_str()),
+                (Some(u64::from(*status)), Some(reason.as_str())),
+                "{title}"
+            );
+        }
+        for (seen, title) in &self.seen {
+            let line = &log[&id_of(seen)];
+            let path = seen.target.split('?').next().unwrap();
+            assert_eq!(field(seen, "x-path"), path, "{title}");
+            assert_eq!(
+                (line["method"].as_str(), line["path"].as_str()),
+                (Some(&*seen.method), Some(path)),
+                "{title}"
+            );
+            assert_eq!(
+                (line["request_bytes"].as_u64(), line["status"].as_u64()),
+                (Some(seen.body.chars().count() as u64), Some(200)),
+                "{title}"
+            );
+        }
+    }
+}
+
+#[test]
+fn http1_is_refused_or_forwarded_as_the_corpus_says() {
+    let origin = Recorder::start();
+    let gateway = gateway(origin.address());
+    let mut record = Record::default();
+    each(&over(false), |case| {
+        origin.take();
+        let Sent::Bytes(bytes) = &case.sent else { return };
+        let answers = send(&gateway, bytes, &case.expected);
+        for (expected, answer) in case.expected.iter().zip(&answers) {
+            match expected {
+                Expected::Refused(status, reason) => record.refused(case, *status, reason, answer),
+                _ => assert_eq!(answer.status, 200, "{}", case.title),
+            }
+        }
+        record.seen(case, &origin);
+    });
+    record.compare(&gateway);
+}
+
+/// How the answer to the first stream of a connection ended: in a body, a reset, or the connection's end.
+fn outcome(client: &mut Http2) -> Result<Vec<u8>, Expected> {
+    loop {
+        let (kind, _, payload) = client.read().unwrap();
+        let code = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
+        match kind {
+            Http2::DATA if !payload.is_empty() => return Ok(payload),
+            Http2::RST_STREAM => return Err(Expected::Reset(code(0))),
+            Http2::GOAWAY => return Err(Expected::Goaway(code(4))),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn http2_is_refused_or_forwarded_as_the_corpus_says() {
+    let origin = Recorder::start();
+    let gateway = gateway(origin.address());
+    let mut record = Record::default();
+    each(&over(true), |case| {
+        origin.take();
+        let Sent::Frames { head, data, trailers } = &case.sent else { return };
+        let mut client = Http2::open(gateway.address());
+        client.fields(1, data.is_none() && trailers.is_empty(), head);
+        // The connection may be at its end already.
+        if let Some(data) = data {
+            let _ = client.write(Http2::DATA, u8::from(trailers.is_empty()), 1, data);
+        }
+        if !trailers.is_empty() {
+            client.fields(1, true, trailers);
+        }
+        match (outcome(&mut client), &case.expected[..]) {
+            (Ok(body), [Expected::Refused(status, reason)]) => {
+                let answer = Answer { status: *status, headers: Vec::new(), body, trailers: Vec::new() };
+                let said = answer.json()["status"].as_u64().and_then(|status| u16::try_from(status).ok());
+                assert_eq!(said, Some(*status), "{}", case.title);
+                record.refused(case, *status, reason, &answer);
+            }
+            (Ok(body), [Expected::Forwarded(_)]) => assert_eq!(body, b"ok", "{}", case.title),
+            (outcome, expected) => {
+                let outcome = outcome.map(|body| String::from_utf8_lossy(&body).into_owned());
+                let is_expected = match (&outcome, expected) {
+                    (Err(Expected::Reset(code)), [Expected::Reset(expected)]) => code == expected,
+                    (Err(Expected::Goaway(code)), [Expected::Goaway(expected)]) => code == expected,
+                    _ => false,
+                };
+                assert!(is_expected, "{}: {outcome:?}", case.title);
+            }
+        }
+        record.seen(case, &origin);
+    });
+    record.compare(&gateway);
+}
+
+/// Sends every case by way of a gateway to this origin, each followed by a request that has to be answered as itself
+/// over the same connection of the upstream; compares what the origin saw, as far as it tells.
+fn compare_with(name: &str, origin: &Foreign, told: impl Fn(&Seen) -> Seen) {
+    let gateway = gateway(origin.address());
+    let (mut at, mut requests, mut connections) = (0, 0, BTreeSet::new());
+    each(&over(false), |case| {
+        at += 1;
+        let Sent::Bytes(bytes) = &case.sent else { return };
+        let (expected, is_unlike) =
+            (forwarded(case, origin.address()), case.unlike.iter().any(|unlike| unlike == name));
+        let answers = send(&gateway, bytes, &case.expected);
+        for (expected, answer) in case.expected.iter().zip(&answers) {
+            if let Expected::Forwarded(Seen { method, target, .. }) = expected
+                && !is_unlike
+            {
+                let echoed = if method == "HEAD" { "" } else { target };
+                assert_eq!((answer.status, answer.text().as_str()), (200, echoed), "{}", case.title);
+            }
+        }
+        let marker = format!("/marker/{at}");
+        let mut http = Http::connect(gateway.address()).unwrap();
+        let answer = http.ask(&request("GET", &marker)).unwrap();
+        assert_eq!((answer.status, answer.text()), (200, marker.clone()), "behind {}", case.title);
+        let mut seen = Vec::new();
+        until("the origin to tell of it", || {
+            for logged in origin.take() {
+                requests += 1;
+                connections.insert(logged.connection);
+                seen.push(logged.seen);
+            }
+            seen.last().is_some_and(|seen| seen.target == marker)
+        });
+        seen.pop();
+        if is_unlike {
+            assert!(seen.len() <= expected.len(), "{}: {seen:?}", case.title);
+        } else {
+            let shown: Vec<_> = seen.into_iter().map(|seen| told(&without_own(seen))).collect();
+            assert_eq!(shown, expected.iter().map(&told).collect::<Vec<_>>(), "{}", case.title);
+        }
+    });
+    // Connections are kept, or there would be nothing to confuse.
+    assert!(connections.len() * 3 < requests, "{} connections for {requests} requests", connections.len());
+}
+
+#[test]
+fn nginx_sees_what_the_gateway_sent() {
+    if !has(&["nginx"]) {
+        return;
+    }
+    // What has a variable there.
+    let is_variable = |name: &str| {
+        name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    let expected = over(false).into_iter().flat_map(|case| case.expected);
+    let names = expected.flat_map(|expected| match expected {
+        Expected::Forwarded(seen) => seen.headers,
+        _ => Vec::new(),
+    });
+    let names: BTreeSet<String> = names.map(|(name, _)| name).filter(|name| is_variable(name)).collect();
+    let origin = Foreign::nginx(&names.into_iter().collect::<Vec<_>>());
+    // Of fields of one name it tells the first, of empty ones and of trailers nothing.
+    compare_with("nginx", &origin, |seen| {
+        let mut told = Seen { trailers: Vec::new(), ..seen.clone() };
+        told.headers.retain(|(name, value)| is_variable(name) && !value.is_empty());
+        told.headers.dedup_by(|(later, _), (first, _)| later == first);
+        told
+    });
+}
+
+#[test]
+fn node_sees_what_the_gateway_sent() {
+    if has(&["node"]) {
+        compare_with("node", &Foreign::node(), Seen::clone);
+    }
+}
+
+#[test]
+fn python_sees_what_the_gateway_sent() {
+    if has(&["python3"]) {
+        compare_with("python", &Foreign::python(), Seen::clone);
+    }
+}
+
+#[test]
+fn a_host_that_a_plugin_left_is_judged_like_a_clients() {
+    const HOOKS: [&str; 2] = ["on_request", "on_upstream"];
+    for hook in HOOKS {
+        let origin = Recorder::start();
+        let config = "
+plugins: [{ access_log: { target: access.log } }, { rhai: { file: host.rhai } }]
+upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
+";
+        let part = if hook == "on_request" { "request" } else { "outgoing" };
+        let script = format!(
+            "fn {hook}(ctx) {{ let host = ctx.request.query(\"host\"); \
+             if host != () {{ ctx.{part}.headers[\"host\"] = host; }} }}\n"
+        );
+        let setup = Setup::new(config).file("host.rhai", script).variable("ORIGIN", origin.address());
+        let gateway = setup.start();
+        for host in ["", "b%20c", "u%40b", "b%2Fc", "b,c"] {
+            let path = format!("/{hook}?host={host}");
+            assert_eq!(gateway.get(&path).status, 500, "{path}");
+        }
+        let line = gateway.logged_path(&format!("/{hook}"));
+        assert_eq!(
+            (&line["reason"], &line["decided_by"]),
+            (&"exchange.host".into(), &"core.exchange".into())
+        );
+        assert!(origin.take().is_empty());
+        assert_eq!(gateway.get("/?host=B.c:80").status, 200);
+        let seen = without_own(origin.take().remove(0));
+        assert_eq!(seen.headers, [("host".to_owned(), "B.c:80".to_owned())]);
+    }
+}
+
+#[test]
+fn no_spelling_of_a_path_leads_around_its_route() {
+    const BEFORE: [&str; 9] =
+        ["/", "//", "/./", "/a/../", "/%2e/", "/a/%2E%2e/", "/a//..//", "/a;b/../", "http://gateway.test/"];
+    const NAMES: [&str; 7] =
+        ["admin", "%61dmin", "adm%69n", "%61%64%6D%69%6e", "admin%00", "admin\\", "./admin"];
+    const BEHIND: [&str; 10] =
+        ["", "/", "/x", "//x", "/./x", "/../admin/x", "%2fx", "?x", "/..;/x", "/x/..%5c.."];
+    let origin = Recorder::start();
+    let config = "
+upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
+routes:
+  - { name: admin, match: { prefix: /admin }, respond: { status: 403 } }
+  - { name: all, upstream: origin }
+";
+    let gateway = Setup::new(config).variable("ORIGIN", origin.address()).start();
+    let mut http = gateway.connect();
+    for before in BEFORE {
+        for name in NAMES {
+            for behind in BEHIND {
+                let spelling = format!("{before}{name}{behind}");
+                let status = http.ask(&request("GET", &spelling)).unwrap().status;
+                assert!([400, 403].contains(&status), "{spelling}: {status} {:?}", origin.take());
+            }
+        }
+    }
+    assert_eq!(http.ask(&request("GET", "/admin/../x")).unwrap().status, 200);
+}
