@@ -95,9 +95,11 @@ pub(in crate::upstream) async fn place(
             Ok(Opening::Failed(failure)) => return Err(*failure),
             Ok(Opening::Http1) => return Ok(None),
             // If others were faster, there may be no place left.
-            Ok(_) => {}
-            // It has ended before it could be used.
-            Err(_) => return Err(AttemptFailure::Failed),
+            Ok(_) | Err(_) => {}
+        }
+        // It has ended before it could be used, and the next may do so too.
+        if opening.is_closed() {
+            return Err(AttemptFailure::Failed);
         }
     }
 }
