@@ -346,7 +346,7 @@ mod tests {
         assert_eq!(schema["properties"]["drain"]["default"], "30s");
         assert_eq!(schema["$defs"]["ListenerLimits"]["properties"]["header_bytes"]["default"], "16KiB");
         assert_eq!(schema["$defs"]["Listener"]["required"], json!(["bind"]));
-        assert_eq!(schema["$defs"]["Upstream"]["properties"]["dns"]["anyOf"][1]["type"], "null");
+        assert_eq!(schema["$defs"]["Upstream"]["oneOf"][1]["required"], json!(["dns"]));
         assert!(schema["$defs"]["Route"]["properties"]["match"].is_object());
     }
 }

@@ -14,7 +14,7 @@ use crate::values::{Address, Duration, HeaderName, HostName, PathPrefix, Percent
 
 /// A group of endpoints that serve the same.
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[schemars(deny_unknown_fields, extend("oneOf" = [{ "required": ["endpoints"] }, { "required": ["dns"] }]))]
 pub struct Upstream {
     /// Its key in `upstreams`.
     #[schemars(skip)]
@@ -608,7 +608,8 @@ mod tests {
 
     /// The settings of the one upstream.
     fn configuration(settings: &str) -> String {
-        let endpoints = if settings.starts_with("endpoints") { "" } else { "endpoints: [http://a:1], " };
+        let is_found = settings.starts_with("endpoints") || settings.starts_with("dns");
+        let endpoints = if is_found { "" } else { "endpoints: [http://a:1], " };
         format!(
             "listeners: [{{ bind: 0.0.0.0:80 }}]\nupstreams: {{ api: {{ {endpoints}{settings} }} }}\nroutes: [{{ upstream: api }}]\n"
         )

@@ -53,6 +53,8 @@ pub(crate) struct Engines {
 pub(crate) struct Lane {
     pub(crate) engine: Engine,
     free: AtomicU32,
+    /// With so many left, none is kept for later.
+    scarce: u32,
 }
 
 impl Engines {
@@ -98,7 +100,7 @@ impl Drop for Engines {
 
 impl Lane {
     fn new(engine: Engine, free: u32) -> Arc<Self> {
-        Arc::new(Lane { engine, free: AtomicU32::new(free) })
+        Arc::new(Lane { engine, free: AtomicU32::new(free), scarce: free / 2 })
     }
 
     /// The right to one instance, unless all are taken.
@@ -111,6 +113,13 @@ impl Lane {
 
 /// The right to one instance of a lane.
 pub(crate) struct Permit(Arc<Lane>);
+
+impl Permit {
+    /// Whether the instance may keep its place while nobody needs it.
+    pub(crate) fn may_idle(&self) -> bool {
+        self.0.free.load(Ordering::Relaxed) > self.0.scarce
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use portcullis_plugin::{
     BuildContext, Counter, Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Size, Slot, Span,
 };
-use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Instance, Lift, Lower};
+use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Instance, Lift, Lower, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
 use crate::bindings::types;
@@ -14,9 +14,9 @@ use crate::engine::{MAX_STACK, Permit};
 use crate::host::{About, Breach, Host, Pace, final_status, header, one_line};
 use crate::load::Prepared;
 
-/// Instances that wait for their next exchange, per shelf: they take places in the pool, and a thread
-/// rarely has more exchanges between two hooks of one guest.
-const MAX_IDLE: usize = 8;
+/// Instances that wait for their next exchange, per shelf: as many as a busy thread has exchanges
+/// between two hooks of one guest.
+const MAX_IDLE: usize = 64;
 
 /// Shelves of waiting instances: each thread has its own as long as there are not more threads.
 const SHELVES: usize = 16;
@@ -71,11 +71,13 @@ pub(crate) enum Stage {
 pub(crate) struct Live {
     store: Store<Host>,
     instance: Option<Instance>,
+    /// Its functions that were called already: looking one up compares its types.
+    known: [Option<TypedFunc<(), Answer<types::Verdict>>>; HookName::ALL.len()],
     /// Index of its [`Prepared`].
     lane: usize,
     uses_left: u32,
     // After the store: the place is free when its memory is.
-    _permit: Permit,
+    permit: Permit,
 }
 
 /// Why a guest gave no verdict.
@@ -209,13 +211,13 @@ impl Guest {
         store.limiter(|host| host);
         store.epoch_deadline_callback(|mut context| context.data_mut().tick());
         store.set_hostcall_fuel(self.about.transfer);
-        Live { store, instance: None, lane, uses_left: self.uses, _permit: permit }
+        Live { store, instance: None, known: Default::default(), lane, uses_left: self.uses, permit }
     }
 
     /// Keeps an instance for its next exchange if it may have one.
     fn give_back(&self, mut live: Live) {
         live.uses_left = live.uses_left.saturating_sub(1);
-        if live.uses_left > 0 {
+        if live.uses_left > 0 && live.permit.may_idle() {
             self.idle.put(live);
         }
     }
@@ -250,6 +252,22 @@ impl Guest {
         Ok(instance)
     }
 
+    /// Calls a hook that judges the exchange.
+    async fn judge(
+        &self,
+        live: &mut Live,
+        hook: HookName,
+        index: Option<ComponentExportIndex>,
+    ) -> wasmtime::Result<Answer<types::Verdict>> {
+        let function = match live.known[hook as usize] {
+            Some(known) => known,
+            None => self.function(live, index).await?,
+        };
+        live.known[hook as usize] = Some(function);
+        live.store.set_epoch_deadline(1);
+        function.call_async(&mut live.store, ()).await
+    }
+
     async fn invoke<P, R>(
         &self,
         live: &mut Live,
@@ -260,11 +278,23 @@ impl Guest {
         P: ComponentNamedList + Lower + Send + Sync + 'static,
         R: ComponentNamedList + Lift + Send + Sync + 'static,
     {
-        let instance = self.instantiated(live).await?;
-        let index = index.ok_or_else(|| wasmtime::Error::msg("no such export"))?;
-        let function = instance.get_typed_func::<P, R>(&mut live.store, &index)?;
+        let function = self.function(live, index).await?;
         live.store.set_epoch_deadline(1);
         function.call_async(&mut live.store, parameters).await
+    }
+
+    async fn function<P, R>(
+        &self,
+        live: &mut Live,
+        index: Option<ComponentExportIndex>,
+    ) -> wasmtime::Result<TypedFunc<P, R>>
+    where
+        P: ComponentNamedList + Lower,
+        R: ComponentNamedList + Lift,
+    {
+        let instance = self.instantiated(live).await?;
+        let index = index.ok_or_else(|| wasmtime::Error::msg("no such export"))?;
+        instance.get_typed_func(&mut live.store, &index)
     }
 
     /// What an error of the engine says about the guest.
@@ -318,7 +348,7 @@ impl Loan<'_> {
                 let answer: wasmtime::Result<Answer<()>> = guest.invoke(live, index, ()).await;
                 answer.map(|(result,)| result.map(|()| types::Verdict::Continue))
             }
-            _ => guest.invoke(live, index, ()).await.map(|(result,)| result),
+            _ => guest.judge(live, hook, index).await.map(|(result,)| result),
         };
         match verdict {
             Ok(verdict) => Ok(verdict.and_then(decision).map_err(failed)),

@@ -157,9 +157,7 @@ impl PluginType for Module {
             counts: Counts::new(context),
         };
         judge(&guest, &config.config)?;
-        if guest.uses == 1 {
-            begin_configured(&mut guest, &source.bytes);
-        }
+        begin_configured(&mut guest, &source.bytes);
         remark(&guest, &hooks, &config.memory, &config.body_limit, context);
         Ok(Module { guest, needs })
     }
@@ -218,7 +216,7 @@ fn judge(guest: &Guest, config: &Map<String, Value>) -> Result<(), BuildError> {
     }
 }
 
-/// Lets fresh instances begin where `configure` ends, if that is possible.
+/// Lets instances begin where `configure` ends, if that is possible.
 fn begin_configured(guest: &mut Guest, bytes: &[u8]) {
     match load::configured(&guest.about, bytes, CONFIGURE_TICKS) {
         Ok(prepared) => guest.prepared = prepared,

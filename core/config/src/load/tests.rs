@@ -251,15 +251,15 @@ error: plugins[0]: `origins` stands beside the plugin `cors`
 }
 
 #[test]
-fn mistake_6_an_https_upstream() {
+fn mistake_6_a_socket_without_a_place() {
     assert_rendered(
-        "listeners: [{ bind: 0.0.0.0:80 }]\nupstreams:\n  api:\n    endpoints: [https://a:1]\n",
+        "listeners: [{ bind: 0.0.0.0:80 }]\nupstreams:\n  api:\n    endpoints: [unix:app.sock]\n",
         "
-error: upstreams.api.endpoints[0]: https upstreams are not supported yet: use `http://`
+error: upstreams.api.endpoints[0]: a Unix socket has an absolute path such as `unix:/run/app.sock`
  --> config/x.yaml:4:17
   |
-4 |     endpoints: [https://a:1]
-  |                 ^^^^^^^^^^^
+4 |     endpoints: [unix:app.sock]
+  |                 ^^^^^^^^^^^^^
 ",
     );
 }
@@ -388,7 +388,7 @@ routes:
             "5: plugins[1]: `jwt` stands beside the plugin `cors`",
             "5: plugins[3]: a second `request_id` without a name",
             "6: unknown key `dri` in `policies`",
-            "7: upstreams.api.endpoints[0]: expected an address such as `http://10.0.0.1:8080`, found string `ftp://a`",
+            "7: upstreams.api.endpoints[0]: expected an address such as `http://10.0.0.1:8080`, `https://api.internal` or `unix:/run/app.sock`, found string `ftp://a`",
             "9: routes[0].match.hosts[0]: expected a host name such as `api.example.com` or `*.example.com`, found string `a b`",
             "9: routes[0].match.hosts[2]: `http://c` is no host name: leave scheme and path out",
             "9: routes[0].match.methods[0]: methods are uppercase: `GET`",

@@ -113,24 +113,35 @@ impl Builder<'_> {
             Some(Certificate { cert_pem: cert?, key_pem: key? })
         });
         let settings = ClientTls {
-            ca_pem: all_or_nothing(ca)?,
-            certificate: all_or_nothing(certificate)?,
+            ca_pem: ca.clone().flatten(),
+            certificate: certificate.clone().flatten(),
             min_version: tls_version(tls.map_or_else(Default::default, |tls| tls.min_version)),
             verify: tls.is_none_or(|tls| tls.verify),
             protocol: protocol(config.protocol),
         };
-        let shape = format!("{:?} {} {:?}", settings.min_version, settings.verify, settings.protocol);
-        let certificate = settings.certificate.iter();
-        let files = certificate.flat_map(|certificate| [&certificate.cert_pem[..], &certificate.key_pem[..]]);
-        let ca = settings.ca_pem.iter().map(|ca| &ca[..]);
-        let made_of = Digest::of_parts([shape.as_bytes()].into_iter().chain(files).chain(ca));
+        if all_or_nothing(ca).is_none() || all_or_nothing(certificate).is_none() {
+            self.judge_parts_of(&path, &settings);
+            return None;
+        }
+        let made_of = hash(&settings);
         let same = running.and_then(|running| running.tls.as_ref());
         if let Some(same) = same.filter(|same| same.made_of == made_of) {
             return Some(same.clone());
         }
-        let client = client_config(&settings);
-        let client = client.map_err(|error| self.error(&format!("{path}.{}", error.part), error.message));
-        Some(BuiltTls { made_of, client: client.ok()? })
+        let client = client_config(&settings).ok();
+        if client.is_none() {
+            self.judge_parts_of(&path, &settings);
+        }
+        Some(BuiltTls { made_of, client: client? })
+    }
+
+    /// Judges authorities and certificate each alone: together they end at the first error.
+    fn judge_parts_of(&mut self, path: &str, settings: &ClientTls) {
+        let authorities = ClientTls { certificate: None, ..settings.clone() };
+        let certificate = ClientTls { verify: false, ..settings.clone() };
+        for error in [authorities, certificate].iter().filter_map(|part| client_config(part).err()) {
+            self.error(&format!("{path}.{}", error.part), error.message);
+        }
     }
 }
 
@@ -138,6 +149,16 @@ impl Built {
     fn upstream(&self, name: &str) -> Option<&BuiltUpstream> {
         self.upstreams.iter().find(|built| built.config.name == name)
     }
+}
+
+fn hash(settings: &ClientTls) -> Digest {
+    let shape = format!("{:?} {} {:?}", settings.min_version, settings.verify, settings.protocol);
+    let certificate = settings.certificate.iter();
+    let files = certificate.flat_map(|certificate| [&certificate.cert_pem[..], &certificate.key_pem[..]]);
+    let ca = settings.ca_pem.iter().map(|ca| &ca[..]);
+    // Which of both there are tells what a part is.
+    let kinds = [settings.ca_pem.is_some().into(), settings.certificate.is_some().into()];
+    Digest::of_parts([shape.as_bytes(), &kinds].into_iter().chain(files).chain(ca))
 }
 
 fn speaks_tls(config: &config::Upstream) -> bool {
