@@ -112,7 +112,7 @@ fn calls_of_every_kind_pass_with_and_without_tls() {
         assert_eq!(chain.client.run("join"), json!({ "answer": "abc" }));
         assert_eq!(chain.client.run("bidi"), json!({ "heard": ["0", "1", "2", "3", "4"] }));
         assert_eq!(chain.client.run("large"), json!({ "same": true }));
-        assert_eq!(chain.gateway.metric("portcullis_upstream_http2_connects_total", &[]), 1.0);
+        assert_eq!(chain.gateway.metric("portcullis_upstream_shared_connects_total", &[]), 1.0);
     }
 }
 

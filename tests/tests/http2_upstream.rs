@@ -9,7 +9,7 @@ use std::thread;
 use portcullis_tests::{Gateway, Http, Http2, Origin, Setup, request, until};
 use serde_json::json;
 
-const CONNECTS: &str = "portcullis_upstream_http2_connects_total";
+const CONNECTS: &str = "portcullis_upstream_shared_connects_total";
 
 /// A gateway whose upstream speaks HTTP/2 and has these settings.
 fn before(origin: SocketAddr, settings: &str) -> Gateway {

@@ -153,7 +153,7 @@ fn an_endpoint_that_may_choose_and_chooses_http1_gets_that() {
     }
     // It was asked once, and its answer kept, as the connection was.
     assert_eq!(gateway.metric("portcullis_upstream_connects_total", &[]), 1.0);
-    assert_eq!(gateway.metric("portcullis_upstream_http2_connects_total", &[]), 0.0);
+    assert_eq!(gateway.metric("portcullis_upstream_shared_connects_total", &[]), 0.0);
     refused_by_tls(&before(&url, &format!("protocol: http2, {tls}")));
 }
 

@@ -208,9 +208,11 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     };
     counters("upstream_attempts_total", "requests sent to an upstream", |upstream| &upstream.attempts);
     counters("upstream_connects_total", "connections opened to an upstream", |upstream| &upstream.connects);
-    counters("upstream_http2_connects_total", "connections to an upstream that speak HTTP/2", |upstream| {
-        &upstream.http2_connects
-    });
+    counters(
+        "upstream_shared_connects_total",
+        "connections to an upstream that requests share, which is HTTP/2",
+        |upstream| &upstream.http2_connects,
+    );
     counters("upstream_connect_failures_total", "connections that could not be opened", |upstream| {
         &upstream.connect_failures
     });

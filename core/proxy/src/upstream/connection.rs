@@ -42,7 +42,7 @@ pub(crate) struct Conn {
 enum Http {
     One(Http1<Transport>),
     /// One of its streams.
-    Two(Box<http2::Stream>),
+    Two(http2::Stream),
 }
 
 /// Why an attempt gave no response.
@@ -104,16 +104,9 @@ async fn send_counted(
 ) -> Result<Response<UpstreamBody>, AttemptError> {
     if upstream.may_speak_http2(endpoint) {
         // Boxed, so that what waits for HTTP/1 stays small.
-        match Box::pin(http2::place(upstream, endpoint)).await {
-            Ok(Some(place)) => {
-                let conn =
-                    Conn::new(Http::Two(Box::new(http2::Stream::new(place))), upstream, endpoint, None);
-                let result = conn.exchange(head, body).await;
-                return result.map(|response| response.map(|body| body.counted(running)));
-            }
-            // It has chosen otherwise.
-            Ok(None) => {}
-            Err(kind) => return Err(AttemptError { kind, unsent: Some(body), reused: false }),
+        match Box::pin(send_http2(upstream, endpoint, head, body)).await {
+            Ok(result) => return result.map(|response| response.map(|body| body.counted(running))),
+            Err(unsent) => body = unsent,
         }
     }
     let client = head.client;
@@ -140,6 +133,23 @@ async fn send_counted(
             result.map(|response| response.map(|body| body.counted(running)))
         }
         Err(kind) => Err(AttemptError { kind, unsent: Some(body), reused: false }),
+    }
+}
+
+/// The same over HTTP/2; the body comes back if the endpoint chooses HTTP/1.
+async fn send_http2(
+    upstream: &Arc<Upstream>,
+    endpoint: &Arc<Endpoint>,
+    head: RequestHead<'_>,
+    body: RequestBody,
+) -> Result<Result<Response<UpstreamBody>, AttemptError>, RequestBody> {
+    match http2::place(upstream, endpoint).await {
+        Ok(Some(place)) => {
+            let conn = Conn::new(Http::Two(http2::Stream::new(place)), upstream, endpoint, None);
+            Ok(conn.exchange(head, body).await)
+        }
+        Ok(None) => Err(body),
+        Err(kind) => Ok(Err(AttemptError { kind, unsent: Some(body), reused: false })),
     }
 }
 
