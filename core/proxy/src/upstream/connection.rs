@@ -121,7 +121,7 @@ async fn send_counted(
             result => return result.map(|response| response.map(|body| body.counted(running))),
         }
     }
-    match dial(upstream, endpoint, client).await {
+    match Box::pin(dial(upstream, endpoint, client)).await {
         Ok(transport) if transport.is_http2(upstream.protocol) => {
             // It has changed its mind since it was asked last.
             endpoint.choose_http1(false);
