@@ -46,7 +46,6 @@ pub(crate) async fn attempt(
     let retries = &upstream.retries;
     let wish = upstream.wish(live.exchange());
     let patience = grpc::time_limit(live.request());
-    let total = retries.total.into_iter().chain(patience).min();
     live.end_after(patience);
     let (mut number, mut stale, mut avoid) = (1, 0, None);
     let mut body = Some(body);
@@ -78,14 +77,14 @@ pub(crate) async fn attempt(
             }
             let head = head(&outgoing, &[], client.as_ref(), live.upgrade.as_deref());
             // What is sent decides, not what the client asked for: a plugin may have changed the method.
-            let sent = send(upstream, endpoint, head, sending, retries.limit(start, total)).await;
+            let sent = send(upstream, endpoint, head, sending, retries.limit(start, patience)).await;
             (sent, head.method.is_idempotent())
         } else {
             if let Some(copy) = copy.take() {
                 copy.send(outgoing(live.request(), told.clone()));
             }
             let head = head(live.request(), &told, client.as_ref(), live.upgrade.as_deref());
-            let sent = send(upstream, endpoint, head, sending, retries.limit(start, total)).await;
+            let sent = send(upstream, endpoint, head, sending, retries.limit(start, patience)).await;
             (sent, head.method.is_idempotent())
         };
         let again = repeated.filter(|_| is_idempotent);
@@ -114,7 +113,7 @@ pub(crate) async fn attempt(
         }
         upstream.failed(chosen, kind);
         let is_worth_it = body.is_some() && number <= retries.attempts && retries.follow(kind);
-        let has_time = total.is_none_or(|total| start.elapsed() < total);
+        let has_time = retries.total(patience).is_none_or(|total| start.elapsed() < total);
         drop(retrying.take());
         retrying = if is_worth_it && has_time { upstream.retry() } else { None };
         if retrying.is_none() {

@@ -70,12 +70,16 @@ impl Retries {
         }
     }
 
-    /// How long an attempt may take that begins now, when the first began at `start` and all together may take
-    /// so long.
-    pub(crate) fn limit(&self, start: Instant, total: Option<Duration>) -> Option<TryLimit> {
+    /// How long all attempts together may take, for a client that waits so long.
+    pub(crate) fn total(&self, patience: Option<Duration>) -> Option<Duration> {
+        self.total.into_iter().chain(patience).min()
+    }
+
+    /// How long an attempt may take that begins now, when the first began at `start`.
+    pub(crate) fn limit(&self, start: Instant, patience: Option<Duration>) -> Option<TryLimit> {
         let per_try =
             self.per_try.map(|length| TryLimit { length, failure: AttemptFailure::ResponseTimeout });
-        let left = total.map(|total| TryLimit {
+        let left = self.total(patience).map(|total| TryLimit {
             length: total.saturating_sub(start.elapsed()),
             failure: AttemptFailure::OutOfTime,
         });
@@ -137,7 +141,7 @@ mod tests {
             total: Some(Duration::from_secs(total)),
             ..Retries::default()
         };
-        let failure = |retries: Retries| retries.limit(Instant::now(), retries.total).unwrap().failure;
+        let failure = |retries: Retries| retries.limit(Instant::now(), None).unwrap().failure;
         assert_eq!(failure(retries(1, 10)), AttemptFailure::ResponseTimeout);
         assert_eq!(failure(retries(10, 1)), AttemptFailure::OutOfTime);
         assert!(Retries::default().limit(Instant::now(), None).is_none());
