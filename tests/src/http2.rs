@@ -1,8 +1,8 @@
 //! HTTP/2 by hand (RFC 9113): a client that does not respect what the server asks for, and that takes of
-//! a response no more than a test reads.
+//! a response no more than a test reads; and a server that answers as a test says.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use crate::PATIENCE;
 
@@ -59,6 +59,76 @@ impl Http2 {
         client
     }
 
+    /// Takes the next connection, with the settings of both sides acknowledged. These are ours: identifier and
+    /// value (section 6.5.2).
+    pub fn accept(listener: &TcpListener, settings: &[(u16, u32)]) -> Self {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).unwrap();
+        assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        let mut server = Http2(stream);
+        let setting = |(name, value): &(u16, u32)| [&name.to_be_bytes()[..], &value.to_be_bytes()].concat();
+        let settings: Vec<u8> = settings.iter().flat_map(setting).collect();
+        server.write(Self::SETTINGS, 0, 0, &settings).unwrap();
+        server.read_until(Self::SETTINGS);
+        server.write(Self::SETTINGS, 1, 0, &[]).unwrap();
+        server
+    }
+
+    /// The stream of the next request.
+    #[track_caller]
+    pub fn request(&mut self) -> u32 {
+        self.read_until(Self::HEADERS).1
+    }
+
+    /// A response's head with status 200 and these headers; with this flag (END_STREAM) it is all.
+    pub fn respond(&mut self, stream: u32, headers: &[(&str, &str)], ends: bool) {
+        let block = block(vec![0x88], headers);
+        self.write(Self::HEADERS, 4 | u8::from(ends), stream, &block).unwrap();
+    }
+
+    /// A response's head of any length, in as many frames as it takes, and nothing behind it.
+    pub fn respond_long(&mut self, stream: u32, headers: &[(&str, &str)]) {
+        let block = block(vec![0x88], headers);
+        let frames: Vec<_> = block.chunks(16 << 10).collect();
+        for (at, frame) in frames.iter().enumerate() {
+            let kind = if at == 0 { Self::HEADERS } else { Self::CONTINUATION };
+            // END_STREAM stands in the first, END_HEADERS in the last.
+            let flags = u8::from(at == 0) | if at + 1 == frames.len() { 4 } else { 0 };
+            // The other side may have ended it all in between.
+            if self.write(kind, flags, stream, frame).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// An interim response with status 103.
+    pub fn interim(&mut self, stream: u32, headers: &[(&str, &str)]) -> io::Result<()> {
+        let block = block([vec![0x08], literal(b"103")].concat(), headers);
+        self.write(Self::HEADERS, 4, stream, &block)
+    }
+
+    /// Part of a body; with this flag its end.
+    pub fn data(&mut self, stream: u32, data: &[u8], ends: bool) {
+        self.write(Self::DATA, ends.into(), stream, data).unwrap();
+    }
+
+    /// Room for so many bytes more, on a stream or on the connection, which is stream 0.
+    pub fn window_update(&mut self, stream: u32, bytes: u32) -> io::Result<()> {
+        self.write(Self::WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
+    }
+
+    /// Ends a stream.
+    pub fn write_reset(&mut self, stream: u32, code: u32) {
+        self.write(Self::RST_STREAM, 0, stream, &code.to_be_bytes()).unwrap();
+    }
+
+    /// Ends the connection behind this stream, without fault.
+    pub fn go_away(&mut self, last: u32) {
+        self.write(Self::GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat()).unwrap();
+    }
+
     /// `GET` over http with these headers, and no body.
     pub fn get(&mut self, stream: u32, path: &str, headers: &[(&str, &str)]) {
         // END_STREAM and END_HEADERS.
@@ -72,7 +142,7 @@ impl Http2 {
     }
 
     fn head(&mut self, stream: u32, flags: u8, method: u8, path: &str, headers: &[(&str, &str)]) {
-        self.write(Self::HEADERS, flags, stream, &block(method, path, headers)).unwrap();
+        self.write(Self::HEADERS, flags, stream, &asking(method, path, headers)).unwrap();
     }
 
     /// Writes what `attack` makes, turn by turn, while it reads, until the server ends the connection. The code of
@@ -155,12 +225,12 @@ pub struct Frame(pub u8, pub u8, pub u32, pub Vec<u8>);
 impl Frame {
     /// `GET` over http.
     pub fn get(stream: u32, path: &str) -> Self {
-        Frame(Http2::HEADERS, 5, stream, block(0x82, path, &[]))
+        Frame(Http2::HEADERS, 5, stream, asking(0x82, path, &[]))
     }
 
     /// `GET` over http whose head goes on in `CONTINUATION`, with a field written in HPACK.
     pub fn beginning(stream: u32, fields: &[u8]) -> Self {
-        Frame(Http2::HEADERS, 1, stream, [&block(0x82, "/", &[]), fields].concat())
+        Frame(Http2::HEADERS, 1, stream, [&asking(0x82, "/", &[]), fields].concat())
     }
 
     /// A stream taken back.
@@ -179,14 +249,18 @@ fn code(payload: &[u8]) -> u32 {
     u32::from_be_bytes(payload.try_into().unwrap())
 }
 
-/// A head in HPACK (RFC 7541): the method and scheme from the static table, the rest as literals.
-fn block(method: u8, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = vec![method, 0x86];
-    block.extend([vec![0x04], literal(path.as_bytes()), vec![0x01], literal(b"g")].concat());
-    for (name, value) in headers {
-        block.extend([vec![0], literal(name.as_bytes()), literal(value.as_bytes())].concat());
-    }
-    block
+/// The head of a request in HPACK (RFC 7541): the method and scheme from the static table, the rest as literals.
+fn asking(method: u8, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+    let begin = [vec![method, 0x86, 0x04], literal(path.as_bytes()), vec![0x01], literal(b"g")].concat();
+    block(begin, headers)
+}
+
+/// A head that begins so, with these headers as literals.
+fn block(begin: Vec<u8>, headers: &[(&str, &str)]) -> Vec<u8> {
+    let line = |(name, value): &(&str, &str)| {
+        [vec![0], literal(name.as_bytes()), literal(value.as_bytes())].concat()
+    };
+    begin.into_iter().chain(headers.iter().flat_map(line)).collect()
 }
 
 /// A string literal without Huffman coding (RFC 7541, 5.1 and 5.2).

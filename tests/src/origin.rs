@@ -1,4 +1,4 @@
-//! The server behind the gateway: it answers with what it saw, or does as the path says.
+//! The server behind the gateway, for HTTP/1 and HTTP/2: it answers with what it saw, or does as the path says.
 //!
 //! | path ends in | answer |
 //! |---|---|
@@ -20,7 +20,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,8 +33,9 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Map, Value, json};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -80,7 +81,7 @@ impl Origin {
 
     /// The same at an address, which may be in use.
     pub fn at(name: &str, address: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(address)?;
+        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true).expect("a listener that does not block");
         let address = listener.local_addr().expect("an address");
         let (gate, _) = watch::channel(false);
@@ -122,7 +123,7 @@ impl Origin {
     }
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
     let mut connections = JoinSet::new();
     loop {
@@ -132,13 +133,27 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         let service = service_fn(move |request| answer(request, shared.clone()));
         connections.spawn(async move {
             // What fails here is what the test is about, and seen on the other side.
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.max_headers(MOST_HEADERS);
-            let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            if begins_http2(&stream).await {
+                let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            } else {
+                let mut http = hyper::server::conn::http1::Builder::new();
+                http.max_headers(MOST_HEADERS);
+                let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            }
             counted.connections.fetch_sub(1, Ordering::SeqCst);
         });
         while connections.try_join_next().is_some() {}
     }
+}
+
+/// Whether a client begins with the preface of HTTP/2. Nothing of HTTP/1 begins as it does.
+async fn begins_http2(stream: &TcpStream) -> bool {
+    let mut begin = [0; 3];
+    while matches!(stream.peek(&mut begin).await, Ok(1..3)) {
+        tokio::task::yield_now().await;
+    }
+    begin == *b"PRI"
 }
 
 async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answered, io::Error> {

@@ -44,6 +44,18 @@ pub fn guest(name: &str) -> Option<Vec<u8>> {
     }
 }
 
+/// A Python with gRPC, which `tests/grpc/install` installs; none if it is missing and the test is to be left out.
+#[track_caller]
+pub fn grpc() -> Option<PathBuf> {
+    let file = "target/grpc/bin/python3";
+    let python = repository().join(file);
+    if python.is_file() {
+        return Some(python);
+    }
+    left_out(file);
+    None
+}
+
 /// Says that the running test is left out for want of something.
 #[track_caller]
 fn left_out(missing: &str) -> bool {

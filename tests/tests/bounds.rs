@@ -25,6 +25,7 @@ use Known::{Bites, Not};
 const ABUSE: &str = "tests/tests/abuse.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
+const HTTP2: &str = "tests/tests/http2_upstream.rs";
 const DISCOVERY: &str = "tests/tests/discovery.rs";
 const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
 const TRANSPORTS: &str = "tests/tests/transports.rs";
@@ -193,6 +194,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("admit.rs SHARDS", Not("a number of locks")),
     ("body.rs SLICE", Not("how much is handed over at once")),
     ("client.rs BEGIN", Bites("core/proxy/tests/data_plane.rs", "silent_connections_do_not_hold_up_a_drain")),
+    ("grpc.rs DAY", Bites("core/proxy/src/grpc.rs", "a_time_limit_is_read_and_told")),
     ("head.rs HEADER_OVERHEAD", Not("what a header counts beyond its bytes")),
     ("http1/chunked.rs MAX_EXTENSION", Bites(VERDICTS, "chunked_bodies")),
     ("http1/chunked.rs MAX_EXTENSIONS", Bites(VERDICTS, "chunked_bodies")),
@@ -324,6 +326,21 @@ const BUILT_IN: &[(&str, Known)] = &[
     (
         "upstream/http1/response.rs MAX_TRAILER_FIELDS",
         Bites(FRAMING, "what_two_readers_could_take_differently_is_refused"),
+    ),
+    ("upstream/http2.rs KEPT", Bites(HTTP2, "what_the_endpoint_has_not_looked_at_is_repeated")),
+    ("upstream/http2.rs SLICE", Not("how much is asked for at once")),
+    (
+        "upstream/http2/connection.rs CONNECTION_WINDOW",
+        Bites(HTTP2, "transfers_that_stall_do_not_stall_others"),
+    ),
+    ("upstream/http2/connection.rs MAX_STREAMS", Bites(HTTP2, "requests_beyond_a_connection_open_another")),
+    (
+        "upstream/http2/connection.rs PING_PATIENCE",
+        Bites(HTTP2, "an_endpoint_that_is_silent_is_a_504_and_asked_whether_it_is_there"),
+    ),
+    (
+        "upstream/http2/connection.rs STREAM_WINDOW",
+        Bites(HTTP2, "a_response_that_nobody_takes_ends_at_its_window"),
     ),
     (
         "mirror.rs MAX_ANSWER",

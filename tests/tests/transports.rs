@@ -138,6 +138,26 @@ fn an_endpoint_shows_a_certificate_for_its_name() {
 }
 
 #[test]
+fn an_endpoint_that_may_choose_and_chooses_http1_gets_that() {
+    if !has(&["nginx", "openssl"]) {
+        return;
+    }
+    let (dir, authority) = authority(&["api.test"]);
+    let (ca, (address, _peer)) = (authority.ca(), tls_server(MODERN, dir));
+    let url = format!("https://{address}");
+    let tls = format!("tls: {{ ca: \"{ca}\", server_name: api.test }}");
+    let gateway = before(&url, &format!("protocol: auto, {tls}"));
+    let mut client = gateway.connect();
+    for _ in 0..3 {
+        assert_eq!(client.ask(&request("GET", "/")).unwrap().status, 200);
+    }
+    // It was asked once, and its answer kept, as the connection was.
+    assert_eq!(gateway.metric("portcullis_upstream_connects_total", &[]), 1.0);
+    assert_eq!(gateway.metric("portcullis_upstream_shared_connects_total", &[]), 0.0);
+    refused_by_tls(&before(&url, &format!("protocol: http2, {tls}")));
+}
+
+#[test]
 fn the_certificate_of_an_endpoint_expires() {
     if !has(&["nginx", "openssl"]) {
         return;

@@ -8,7 +8,7 @@ use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::node::{Node, join};
 use crate::resilience::Deadline;
 use crate::traffic::{Arm, Split, Target, When};
-use crate::upstreams::{Dns, Endpoint, EndpointAddress, Scheme, Upstream};
+use crate::upstreams::{Dns, Endpoint, EndpointAddress, Health, HttpVersion, Scheme, Upstream};
 
 /// What fits into the map that headers are kept in, with room for those that plugins add.
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
@@ -39,6 +39,7 @@ pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeEr
     check.endpoints(config);
     check.limits(config);
     check.ways(config);
+    check.health(config);
     check.unused_upstreams(config);
     (check.errors, check.warnings)
 }
@@ -317,10 +318,25 @@ impl Check<'_> {
         }
     }
 
+    fn health(&mut self, config: &Config) {
+        for upstream in &config.upstreams {
+            let asks_twice = |health: &&Health| health.path.is_some() && health.grpc.is_some();
+            if upstream.health.as_ref().filter(asks_twice).is_some() {
+                let path = format!("{}.health.grpc", join("upstreams", &upstream.name));
+                self.error(&path, "a check asks for a path or for a gRPC service, not for both", None);
+            }
+        }
+    }
+
     /// How endpoints are found and reached.
     fn ways(&mut self, config: &Config) {
         for upstream in &config.upstreams {
             let path = join("upstreams", &upstream.name);
+            if upstream.proxy_protocol.is_some() && upstream.protocol != HttpVersion::Http1 {
+                let message =
+                    "clients share the connections of HTTP/2, so endpoints can't be told whose they are";
+                self.error(&format!("{path}.proxy_protocol"), message, Some("`protocol: http1`"));
+            }
             if let Some(dns) = &upstream.dns {
                 self.dns(&path, upstream, dns);
             }

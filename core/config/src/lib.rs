@@ -41,8 +41,8 @@ pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
 pub use traffic::{Arm, Mirror, Split, SplitBy, Target, When};
 pub use upstreams::{
-    Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, ProxyProtocol, Retries,
-    RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
+    Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, HttpVersion, ProxyProtocol,
+    Retries, RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,

@@ -116,6 +116,7 @@ fn upstream(name: &str, place: Place<'_, '_>) -> Option<Upstream> {
         if is_named { table.with("endpoints", endpoints) } else { table.required("endpoints", endpoints) };
     upstream.endpoints = endpoints.unwrap_or_default();
     upstream.dns = table.optional("dns");
+    upstream.protocol = table.optional("protocol").unwrap_or_default();
     upstream.tls = table.optional("tls");
     upstream.proxy_protocol = table.optional("proxy_protocol");
     upstream.balance = table.optional("balance").unwrap_or_default();

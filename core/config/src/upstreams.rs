@@ -23,6 +23,10 @@ pub struct Upstream {
     /// Where it is served: at least one, unless `dns` tells.
     #[schemars(length(min = 1), default)]
     pub endpoints: Vec<Endpoint>,
+    /// What the endpoints speak: `http1`, `http2` (without TLS without asking first), or `auto`: what each
+    /// chooses in its TLS handshake. Default `http1`.
+    #[schemars(default)]
+    pub protocol: HttpVersion,
     /// Where it is served, as DNS has it, asked for again and again; instead of `endpoints`.
     pub dns: Option<Dns>,
     /// TLS to endpoints of `https`. Default: the system's authorities, no certificate of the gateway's own.
@@ -61,7 +65,7 @@ pub struct Upstream {
     /// Timeouts.
     #[schemars(default)]
     pub timeouts: Timeouts,
-    /// Idle connections kept by each worker to each endpoint. Default `64`.
+    /// Idle HTTP/1 connections kept by each worker to each endpoint. Default `64`.
     #[schemars(default = "default_max_idle")]
     pub max_idle: u32,
     /// Further attempts after a failed one, where repeating is safe: how many, or a table. Default `1`.
@@ -86,6 +90,19 @@ pub struct Endpoint {
     pub weight: NonZeroU32,
     /// 0 serves first, the next when too few of the former are healthy. Default `0`.
     pub priority: u8,
+}
+
+/// What endpoints speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HttpVersion {
+    /// HTTP/1.1 (RFC 9112).
+    #[default]
+    Http1,
+    /// HTTP/2 (RFC 9113), which gRPC needs; without TLS without asking first.
+    Http2,
+    /// What an endpoint chooses in its TLS handshake (RFC 7301); without TLS HTTP/1.1.
+    Auto,
 }
 
 /// Where an endpoint is.
@@ -251,6 +268,11 @@ pub struct Eject {
 pub struct Health {
     /// Path to get. Default: none, a check only connects. Example: `/healthz`.
     pub path: Option<PathPrefix>,
+    /// Service to ask for with gRPC's health checking protocol, in place of a path; empty for the server as a whole.
+    /// Example: `shop.v1.Orders`.
+    #[schemars(with = "Option<String>")]
+    #[serde(deserialize_with = "grpc_service")]
+    pub grpc: Option<String>,
     /// Status codes that are healthy, any of them. Default: 200 to 299.
     pub status: Vec<Status>,
     /// Between two checks of an endpoint. Default `5s`.
@@ -351,6 +373,7 @@ impl Upstream {
         Self {
             name: name.to_owned(),
             endpoints: Vec::new(),
+            protocol: HttpVersion::default(),
             dns: None,
             tls: None,
             proxy_protocol: None,
@@ -408,6 +431,7 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             path: None,
+            grpc: None,
             status: Vec::new(),
             interval: seconds(5),
             timeout: seconds(2),
@@ -463,6 +487,14 @@ fn default_max_idle() -> u32 {
 pub(crate) fn cookie_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
     if is_token(&name) { Ok(name) } else { Err(de::Error::custom("expected a cookie name such as `route`")) }
+}
+
+fn grpc_service<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_')) {
+        return Ok(Some(name));
+    }
+    Err(de::Error::custom("expected the name of a gRPC service such as `shop.v1.Orders`"))
 }
 
 fn maybe_positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -633,6 +665,8 @@ mod tests {
         let by = read("balance: { hash: { by: { cookie: s } } }").balance;
         assert_eq!(by, Balance::Hash(HashBy::Cookie("s".to_owned())));
         assert!(matches!(read("balance: { sticky: { cookie: s } }").balance, Balance::Sticky(_)));
+        assert_eq!(read("protocol: http2").protocol, HttpVersion::Http2);
+        assert_eq!(read("health: { grpc: \"\" }").health.unwrap().grpc.as_deref(), Some(""));
         assert_eq!(read("retries: 3").retries.attempts, 3);
         let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;
         assert_eq!((retries.attempts, retries.on), (1, vec![RetryOn::Connect, RetryOn::Status(503)]));
@@ -683,6 +717,19 @@ mod tests {
                 "2: upstreams.api.deadline.tell: `content-length` has a meaning already",
             ),
             ("deadline: {}", "2: upstreams.api.deadline: expected `read`, `tell` or both"),
+            (
+                "protocol: auto, proxy_protocol: v1",
+                "2: upstreams.api.proxy_protocol: clients share the connections of HTTP/2",
+            ),
+            ("protocol: http3", "2: upstreams.api.protocol: "),
+            (
+                "health: { grpc: \"a b\" }",
+                "2: upstreams.api.health.grpc: expected the name of a gRPC service",
+            ),
+            (
+                "health: { grpc: a, path: /b }",
+                "2: upstreams.api.health.grpc: a check asks for a path or for a gRPC service",
+            ),
             ("dns: { srv: \"_http._tcp.a b\" }", "2: upstreams.api.dns.srv: expected a host name"),
             ("dns: { host: a, min_ttl: 0s }", "2: upstreams.api.dns.min_ttl: must be longer than zero"),
             ("proxy_protocol: v3", "2: upstreams.api.proxy_protocol: "),

@@ -3,6 +3,8 @@
 //! One task per endpoint, on the control thread. What it finds is a flag of the endpoint, which workers
 //! read without asking anybody. An endpoint counts as healthy until checks have said otherwise.
 
+mod http2;
+
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,29 +132,37 @@ impl Check {
         timeout(limit, self.ask()).await.unwrap_or_else(|_| Err(format!("no answer in {limit:?}")))
     }
 
-    /// A connection, and an answer with a good status if there is a path to get.
+    /// A connection, and over it the answer to what is to be asked.
     async fn ask(&self) -> Result<(), String> {
-        let failed = |error: std::io::Error| error.to_string();
-        let connected = self.upstream.connect(&self.endpoint, None).await;
-        let mut stream = connected.map_err(|error| error.to_string())?;
-        let Some(path) = &self.health.path else {
-            self.endpoint.works();
-            return Ok(());
-        };
+        let stream = self.upstream.connect(&self.endpoint, None).await.map_err(|error| error.to_string())?;
         let host = match &self.upstream.host {
             HostHeader::Name(name) => name,
             HostHeader::Preserve | HostHeader::Endpoint => &self.endpoint.host,
         };
         let host = host.to_str().unwrap_or_default();
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portcullis-health\r\nconnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).await.map_err(failed)?;
-        stream.flush().await.map_err(failed)?;
-        let line = status_line(&mut stream).await.map_err(failed)?;
-        let status = status(&line).ok_or("the answer is not HTTP/1")?;
-        self.endpoint.works();
-        if self.is_good(status) { Ok(()) } else { Err(format!("status {status}")) }
+        let is_http2 = stream.is_http2(self.upstream.protocol);
+        match (&self.health.path, &self.health.grpc) {
+            (_, Some(service)) => {
+                http2::serves(stream, host, service).await?;
+                self.endpoint.works();
+                Ok(())
+            }
+            (None, None) => {
+                self.endpoint.works();
+                Ok(())
+            }
+            (Some(path), None) => {
+                let path = path.as_str();
+                let asked = if is_http2 {
+                    http2::get(stream, host, path).await
+                } else {
+                    get(stream, host, path).await
+                };
+                let status = asked?;
+                self.endpoint.works();
+                if self.is_good(status) { Ok(()) } else { Err(format!("status {status}")) }
+            }
+        }
     }
 
     fn is_good(&self, status: u16) -> bool {
@@ -161,6 +171,18 @@ impl Check {
             good => good.iter().any(|good| good.code() == status),
         }
     }
+}
+
+/// The status of the answer to a `GET` over HTTP/1.
+async fn get(mut stream: Transport, host: &str, path: &str) -> Result<u16, String> {
+    let failed = |error: std::io::Error| error.to_string();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portcullis-health\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.map_err(failed)?;
+    stream.flush().await.map_err(failed)?;
+    let line = status_line(&mut stream).await.map_err(failed)?;
+    status(&line).ok_or_else(|| "the answer is not HTTP/1".to_owned())
 }
 
 async fn status_line(stream: &mut Transport) -> std::io::Result<Vec<u8>> {

@@ -102,6 +102,8 @@ pub struct UpstreamStatus {
     /// How many requests may be under way now, if that is limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitStatus>,
+    /// What they speak: `http1`, `http2`, or `auto`: what they choose.
+    pub protocol: &'static str,
     /// Its endpoints, in the order of the configuration.
     pub endpoints: Endpoints,
     /// Where they come from, if that is DNS.
@@ -213,6 +215,7 @@ impl Status {
             name: built.upstream.name.clone(),
             circuit: built.upstream.breaker.map(|_| CircuitStatus(built.upstream.clone())),
             limit: built.upstream.limit().map(|_| LimitStatus(built.upstream.clone())),
+            protocol: built.upstream.protocol.as_str(),
             endpoints: Endpoints(built.upstream.clone()),
             dns: built.discovered.clone().map(DnsStatus),
         });

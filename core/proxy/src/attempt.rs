@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::{Told, is_trusted};
+use crate::grpc;
 use crate::http1::split_authority;
 use crate::live::Live;
 use crate::mirror::Mirrored;
@@ -75,7 +76,9 @@ async fn try_all(
     mut body: RequestBody,
     mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
-    let asked = asked(live, upstream);
+    let patience = grpc::time_limit(live.request());
+    live.end_after(patience);
+    let asked = asked(live, upstream).into_iter().chain(patience).min();
     let mut tries = Tries::begin(upstream, upstream.wish(live.exchange()), asked);
     loop {
         let repeated = body.copy();
@@ -331,6 +334,7 @@ fn told(
     told.extend(host.map(|host| (HOST, host.clone())));
     let tell = upstream.deadline.as_ref().and_then(|deadline| deadline.tell.as_ref());
     told.extend(tell.zip(left).map(|(name, left)| (name.clone(), deadline::tell(name, left))));
+    told.extend(live.deadline.as_ref().and(left).map(grpc::told));
     told
 }
 

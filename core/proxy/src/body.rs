@@ -26,13 +26,13 @@ use crate::tunnel::Tunnel;
 use crate::upstream::UpstreamBody;
 
 /// Reads a whole body of at most `limit` bytes; `too_large` is the fault of a longer one.
-/// Trailers are dropped: a whole body is sent with its length.
+/// What follows it is the second value.
 pub(crate) async fn whole<B>(
     body: &mut B,
     limit: u64,
     held: &mut Held,
     too_large: Fault,
-) -> Result<Bytes, Fault>
+) -> Result<(Bytes, Option<Box<HeaderMap>>), Fault>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Fault>,
@@ -42,9 +42,15 @@ where
     }
     let mut first = Bytes::new();
     let mut buffer = BytesMut::new();
-    let mut length = 0_u64;
+    let (mut length, mut trailers) = (0_u64, None);
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-        let Ok(chunk) = frame.map_err(Into::into)?.into_data() else { continue };
+        let chunk = match frame.map_err(Into::into)?.into_data() {
+            Ok(chunk) => chunk,
+            Err(frame) => {
+                trailers = frame.into_trailers().ok().map(Box::new);
+                continue;
+            }
+        };
         length += chunk.len() as u64;
         if length > limit {
             return Err(too_large);
@@ -60,7 +66,7 @@ where
             buffer.extend_from_slice(&chunk);
         }
     }
-    Ok(if buffer.is_empty() { first } else { buffer.freeze() })
+    Ok((if buffer.is_empty() { first } else { buffer.freeze() }, trailers))
 }
 
 /// Bytes of a whole body that are handed to the client's connection at once: what it has taken
@@ -478,10 +484,12 @@ pub struct ResponseBody {
 }
 
 impl ResponseBody {
-    pub(crate) fn new(source: Source, filters: Vec<Filter>, live: Box<Live>) -> Self {
+    pub(crate) fn new(source: Source, filters: Vec<Filter>, mut live: Box<Live>) -> Self {
         let filters = Filters(filters);
         let piece = if live.client().streams.is_some() { SLICE } else { usize::MAX };
-        let (tail, rest) = (VecDeque::new(), Bytes::new());
+        let trailers = live.trailers.take().filter(|_| matches!(source, Source::Whole(_)));
+        let tail = trailers.map(|trailers| Frame::trailers(*trailers)).into_iter().collect();
+        let rest = Bytes::new();
         let mut body = ResponseBody { source, filters, tail, rest, piece, source_ended: false, live };
         // One that is empty from the start is dropped without being asked.
         if body.is_end_stream() {
@@ -524,7 +532,14 @@ impl ResponseBody {
                 Source::Empty | Source::Switched(_) => None,
                 Source::Whole(bytes) if bytes.is_empty() => None,
                 Source::Whole(bytes) => Some(Ok(Frame::data(bytes.split_to(bytes.len().min(SLICE))))),
-                Source::Upstream(body) => ready!(body.poll_frame(cx)),
+                Source::Upstream(body) => match body.poll_frame(cx) {
+                    Poll::Ready(frame) => frame,
+                    Poll::Pending => {
+                        let Some(deadline) = &mut self.live.deadline else { return Poll::Pending };
+                        ready!(deadline.poll_expired(cx));
+                        return self.fail(End::UpstreamFailed, "the client's time is over");
+                    }
+                },
             };
             let chunk = match frame {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -608,7 +623,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            _ if !self.filters.0.is_empty() => SizeHint::default(),
+            _ if !self.filters.0.is_empty() || !self.tail.is_empty() => SizeHint::default(),
             Source::Empty | Source::Switched(_) => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Upstream(body) => body.size_hint(),

@@ -15,6 +15,7 @@ use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{client_address, remove_claims};
 use crate::generation::{Action, Rewrite, Route};
+use crate::grpc;
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::http1::{HOST_MISSING, Refusal};
@@ -218,7 +219,7 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     let read = whole(&mut body, limit, &mut held, Fault::BodyTooLarge).await;
     live.held.push(held);
     live.request_bytes = body.received();
-    let read = read?;
+    let (read, _) = read?;
     live.parts().request_body = Some(read);
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {
         return Err(answer);
@@ -404,6 +405,7 @@ async fn outward(live: &mut Live, hook: HookName, below: &mut u16) -> Flow {
 
 /// Takes the upstream's response over.
 fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
+    live.is_reply = false;
     let (head, body) = response.into_parts();
     live.respond(portcullis_plugin::Response::new(head.status, head.headers));
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -419,6 +421,7 @@ fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
 
 /// Puts a reply in place of the upstream's response.
 fn put(live: &mut Live, reply: Reply) -> Source {
+    (live.is_reply, live.trailers) = (true, None);
     let (status, headers, body) = render(reply, live.exchange().id());
     live.respond(portcullis_plugin::Response::new(status, headers));
     Source::Whole(body)
@@ -440,7 +443,9 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
             let mut held = live.scope().generation.budget.hold();
             let read = whole(&mut body, limit as u64, &mut held, Fault::ResponseTooLarge).await;
             live.held.push(held);
-            read?
+            let (read, trailers) = read?;
+            live.trailers = trailers;
+            read
         }
     };
     live.parts().response_body = Some(body);
@@ -483,8 +488,27 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
         source = Source::Empty;
     }
     live.status = Some(status);
+    let (status, headers, source) = as_told(&mut live, status, headers, source);
     let mut response = Response::new(ResponseBody::new(source, filters, live));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+/// The response as the client understands it: clients of gRPC look for a refusal in headers of their own. What was
+/// decided is what is logged.
+fn as_told(
+    live: &mut Live,
+    status: StatusCode,
+    headers: HeaderMap,
+    source: Source,
+) -> (StatusCode, HeaderMap, Source) {
+    if !live.is_reply {
+        return (status, headers, source);
+    }
+    let exchange = live.exchange();
+    match grpc::refusal(exchange.request(), status, &headers, exchange.id()) {
+        Some(headers) => (StatusCode::OK, headers, Source::Empty),
+        None => (status, headers, source),
+    }
 }

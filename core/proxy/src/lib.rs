@@ -13,6 +13,7 @@ mod client;
 mod exchange;
 mod forwarded;
 pub mod generation;
+mod grpc;
 mod head;
 mod hops;
 mod http1;

@@ -3,9 +3,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use portcullis_plugin::{Decider, End, Exchange, HookName, Outcome, Parts, Reason, Request, Response};
 use smallvec::SmallVec;
 
@@ -16,6 +16,7 @@ use crate::generation::{Listener, Route};
 use crate::logs::Ended;
 use crate::metrics::{GivenUp, RouteMetrics};
 use crate::reply::Fault;
+use crate::timer::LazyTimer;
 use crate::tunnel::Upgrade;
 use crate::worker::WorkerGeneration;
 
@@ -69,6 +70,12 @@ pub(crate) struct Live {
     pub(crate) status: Option<StatusCode>,
     /// Exchanges that were under way at this worker when it began.
     others: u64,
+    /// Whether the response is the gateway's own.
+    pub(crate) is_reply: bool,
+    /// What followed a response that was read whole.
+    pub(crate) trailers: Option<Box<HeaderMap>>,
+    /// Rings when the client waits no longer.
+    pub(crate) deadline: Option<Box<LazyTimer>>,
     start: Instant,
     end: Option<End>,
     response_bytes: u64,
@@ -96,6 +103,9 @@ impl Live {
             upstream_duration: None,
             status: None,
             others,
+            is_reply: false,
+            trailers: None,
+            deadline: None,
             start: Instant::now(),
             end: None,
             response_bytes: 0,
@@ -174,6 +184,15 @@ impl Live {
     /// Body bytes went to the client's connection.
     pub(crate) fn sent(&mut self, bytes: u64) {
         self.response_bytes += bytes;
+    }
+
+    /// The exchange has so long until the end of its response.
+    pub(crate) fn end_after(&mut self, patience: Option<Duration>) {
+        self.deadline = patience.map(|patience| {
+            let mut timer = LazyTimer::new();
+            timer.start(patience);
+            Box::new(timer)
+        });
     }
 
     /// Tells how it ended; the first word counts.

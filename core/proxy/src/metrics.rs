@@ -185,6 +185,8 @@ pub struct UpstreamMetrics {
     pub(crate) repeats: Counter,
     /// Connections opened.
     pub connects: Counter,
+    /// Those of them that speak HTTP/2.
+    pub http2_connects: Counter,
     /// Connections that could not be opened.
     pub connect_failures: Counter,
     /// Answers of DNS about its endpoints.
@@ -409,6 +411,7 @@ impl Metrics {
             firsts: Counter::new(rows),
             repeats: Counter::new(rows),
             connects: Counter::new(rows),
+            http2_connects: Counter::new(rows),
             connect_failures: Counter::new(rows),
             lookups: Counter::new(rows),
             lookup_failures: Counter::new(rows),

@@ -12,7 +12,7 @@ use portcullis_proxy::proxy_protocol::Version;
 use portcullis_proxy::tls::Certificate;
 use portcullis_proxy::upstream::{
     Adaptive, Address, Balance, Balancer, Breaker, ClientTls, Deadline, Ejection, Endpoint, HashBy, Hedge,
-    HostHeader, Pending, Place, Retries, Sticky, Timeouts, Tls, Upstream, Way, client_config,
+    HostHeader, Pending, Place, Protocol, Retries, Sticky, Timeouts, Tls, Upstream, Way, client_config,
 };
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -117,6 +117,7 @@ impl Builder<'_> {
             certificate: certificate.clone().flatten(),
             min_version: tls_version(tls.map_or_else(Default::default, |tls| tls.min_version)),
             verify: tls.is_none_or(|tls| tls.verify),
+            protocol: protocol(config.protocol),
         };
         if all_or_nothing(ca).is_none() || all_or_nothing(certificate).is_none() {
             self.judge_parts_of(&path, &settings);
@@ -151,7 +152,7 @@ impl Built {
 }
 
 fn hash(settings: &ClientTls) -> Digest {
-    let shape = format!("{:?} {}", settings.min_version, settings.verify);
+    let shape = format!("{:?} {} {:?}", settings.min_version, settings.verify, settings.protocol);
     let certificate = settings.certificate.iter();
     let files = certificate.flat_map(|certificate| [&certificate.cert_pem[..], &certificate.key_pem[..]]);
     let ca = settings.ca_pem.iter().map(|ca| &ca[..]);
@@ -239,6 +240,7 @@ impl Recipe {
         let rule = rule(config, &endpoints).map_err(at("balance"))?;
         let deadline = config.deadline.as_ref().map(deadline).transpose().map_err(at("deadline"))?;
         Ok(Upstream {
+            protocol: protocol(config.protocol),
             balancer: Balancer::new(rule, &endpoints, places, config.min_healthy.0),
             slow_start: config.slow_start.map_or(Duration::ZERO, |length| length.0),
             ejection: ejection(&config.eject),
@@ -322,6 +324,14 @@ fn random_key() -> Result<&'static hmac::Key, String> {
     static KEY: LazyLock<Option<hmac::Key>> =
         LazyLock::new(|| hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new()).ok());
     KEY.as_ref().ok_or_else(|| "the system has no random numbers".to_owned())
+}
+
+fn protocol(config: config::HttpVersion) -> Protocol {
+    match config {
+        config::HttpVersion::Http1 => Protocol::Http1,
+        config::HttpVersion::Http2 => Protocol::Http2,
+        config::HttpVersion::Auto => Protocol::Auto,
+    }
 }
 
 fn ejection(config: &config::Eject) -> Ejection {

@@ -223,6 +223,11 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
         }
     };
     counters("upstream_connects_total", "connections opened to an upstream", |upstream| &upstream.connects);
+    counters(
+        "upstream_shared_connects_total",
+        "connections to an upstream that requests share, which is HTTP/2",
+        |upstream| &upstream.http2_connects,
+    );
     counters("upstream_connect_failures_total", "connections that could not be opened", |upstream| {
         &upstream.connect_failures
     });
@@ -518,6 +523,7 @@ mod tests {
                     name: "api".into(),
                     circuit: None,
                     limit: None,
+                    protocol: "http2",
                     endpoints: Endpoints(Arc::new(Upstream::new(
                         "api",
                         vec![Endpoint::new("10.0.0.1:80", &metrics).unwrap().into()],

@@ -135,10 +135,15 @@ fn summary(status: &Value, now: u64) -> String {
             "" | "closed" => String::new(),
             state => format!("; its circuit is {}", state.replace('_', " ")),
         };
+        let http2 = match text(upstream, "protocol").as_str() {
+            "http2" => " (HTTP/2)",
+            "auto" => " (HTTP/2 or HTTP/1)",
+            _ => "",
+        };
         let trouble = upstream.pointer("/dns/last_error").and_then(Value::as_str);
         let trouble = trouble.map(|why| format!(" (DNS: {why})")).unwrap_or_default();
         let (name, endpoints) = (text(upstream, "name"), endpoints.join(", "));
-        page.line("upstream", &format!("{name}: {endpoints}{trouble}{circuit}"));
+        page.line("upstream", &format!("{name}{http2}: {endpoints}{trouble}{circuit}"));
     }
     for plugin in list(status, "plugins") {
         let file =
@@ -232,7 +237,7 @@ mod tests {
             "generation": 3, "version": "ab12", "applied": 1000, "started": 900, "gateway_version": "0.1.0",
             "config": "gateway.yaml", "routes": 2,
             "listeners": [{ "name": "web", "tls": true, "addresses": [{ "configured": "[::]:0", "actual": "[::]:443" }] }],
-            "upstreams": [{ "name": "api", "circuit": "half_open", "dns": { "last_error": "no answer" }, "endpoints": [
+            "upstreams": [{ "name": "api", "protocol": "http2", "circuit": "half_open", "dns": { "last_error": "no answer" }, "endpoints": [
                 { "address": "a:1", "state": "healthy" }, { "address": "b:2", "state": "ejected" },
             ] }],
             "plugins": [
@@ -249,7 +254,7 @@ generation  3 (version ab12), applied 90 s ago
 gateway     version 0.1.0, started 3 min ago
 config      gateway.yaml
 listener    web: [::]:443, TLS
-upstream    api: a:1, b:2 (ejected) (DNS: no answer); its circuit is half open
+upstream    api (HTTP/2): a:1, b:2 (ejected) (DNS: no answer); its circuit is half open
 plugin      cors: cors of gateway
             users/x: rhai of route users, x.rhai
 routes      2

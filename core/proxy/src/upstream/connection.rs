@@ -2,6 +2,7 @@
 //! pool; and the attempts that are made over it.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use super::http1::{Broken, Http1, RequestHead};
@@ -18,7 +19,7 @@ use super::judge::Running;
 use super::retry::TryLimit;
 use super::slots::Slot;
 use super::transport::{ConnectError, Transport, is_of_tls};
-use super::{Endpoint, Upstream, pool};
+use super::{Endpoint, Upstream, http2, pool};
 use crate::body::{RequestBody, UploadState};
 use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
@@ -26,7 +27,7 @@ use crate::timer::LazyTimer;
 
 /// A connection, in use by one exchange or idle in the pool.
 pub(crate) struct Conn {
-    http: Http1<Transport>,
+    http: Http,
     timer: LazyTimer,
     upstream: Arc<Upstream>,
     endpoint: Arc<Endpoint>,
@@ -36,6 +37,13 @@ pub(crate) struct Conn {
     reused: bool,
     /// Whether it has a request under way that is counted.
     counted: bool,
+}
+
+/// What the connection speaks.
+enum Http {
+    One(Http1<Transport>),
+    /// One of its streams.
+    Two(http2::Stream),
 }
 
 /// Why an attempt gave no response.
@@ -106,6 +114,13 @@ async fn send_counted(
     body: &mut Option<RequestBody>,
     running: Running<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
+    // A tunnel takes a connection of its own.
+    if head.upgrade.is_none() && upstream.may_speak_http2(endpoint) {
+        // Boxed, so that what waits for HTTP/1 stays small.
+        if let Some(result) = Box::pin(send_http2(upstream, endpoint, head, body)).await {
+            return result.map(|response| response.map(|body| body.counted(running)));
+        }
+    }
     // Others need not know, and share their connections.
     let client = head.client.filter(|_| endpoint.is_told_clients());
     while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, client, cx))).await {
@@ -119,8 +134,14 @@ async fn send_counted(
             result => return result.map(|response| response.map(|body| body.counted(running))),
         }
     }
-    match Conn::open(upstream, endpoint, client).await {
-        Ok(conn) => {
+    match Box::pin(dial(upstream, endpoint, client)).await {
+        Ok(transport) if transport.is_http2(upstream.protocol) => {
+            // It has changed its mind since it was asked last.
+            endpoint.choose_http1(false);
+            Err(AttemptError { kind: AttemptFailure::Failed, unsent: body.take(), reused: true })
+        }
+        Ok(transport) => {
+            let conn = Conn::new(Http::One(Http1::new(transport)), upstream, endpoint, client);
             let result = conn.exchange(head, body.take().unwrap_or(RequestBody::Empty)).await;
             result.map(|response| response.map(|body| body.counted(running)))
         }
@@ -128,41 +149,64 @@ async fn send_counted(
     }
 }
 
-impl Conn {
-    async fn open(
-        upstream: &Arc<Upstream>,
-        endpoint: &Arc<Endpoint>,
-        client: Option<&Addresses>,
-    ) -> Result<Box<Self>, AttemptFailure> {
-        let failure = match upstream.connect(endpoint, client).await {
-            Ok(transport) => {
-                upstream.metrics.connects.increment();
-                return Ok(Self::new(transport, upstream, endpoint, client));
-            }
-            Err(ConnectError::Unreachable(_)) => AttemptFailure::Unreachable,
-            Err(ConnectError::Timeout) => AttemptFailure::ConnectTimeout,
-            Err(ConnectError::Tls(_)) => AttemptFailure::Tls,
-        };
-        upstream.metrics.connect_failures.increment();
-        Err(failure)
+/// The same over HTTP/2; none if the endpoint chooses HTTP/1.
+async fn send_http2(
+    upstream: &Arc<Upstream>,
+    endpoint: &Arc<Endpoint>,
+    head: RequestHead<'_>,
+    body: &mut Option<RequestBody>,
+) -> Option<Result<Response<UpstreamBody>, AttemptError>> {
+    match http2::place(upstream, endpoint).await {
+        Ok(place) => {
+            let conn = Conn::new(Http::Two(http2::Stream::new(place?)), upstream, endpoint, None);
+            Some(conn.exchange(head, body.take().unwrap_or(RequestBody::Empty)).await)
+        }
+        Err(kind) => Some(Err(AttemptError { kind, unsent: body.take(), reused: false })),
     }
+}
 
+/// Opens a connection to an endpoint, for the requests of this client alone if the endpoint is told.
+pub(super) async fn dial(
+    upstream: &Upstream,
+    endpoint: &Endpoint,
+    client: Option<&Addresses>,
+) -> Result<Transport, AttemptFailure> {
+    let failure = match upstream.connect(endpoint, client).await {
+        Ok(transport) => {
+            upstream.metrics.connects.increment();
+            return Ok(transport);
+        }
+        Err(ConnectError::Unreachable(_)) => AttemptFailure::Unreachable,
+        Err(ConnectError::Timeout) => AttemptFailure::ConnectTimeout,
+        Err(ConnectError::Tls(_)) => AttemptFailure::Tls,
+    };
+    upstream.metrics.connect_failures.increment();
+    Err(failure)
+}
+
+impl Conn {
     fn new(
-        transport: Transport,
+        http: Http,
         upstream: &Arc<Upstream>,
         endpoint: &Arc<Endpoint>,
         client: Option<&Addresses>,
     ) -> Box<Self> {
+        let reused = matches!(&http, Http::Two(stream) if stream.is_reused());
         Box::new(Conn {
-            http: Http1::new(transport),
+            http,
             timer: LazyTimer::new(),
             upstream: upstream.clone(),
             endpoint: endpoint.clone(),
             client: client.copied(),
             idle_since: Instant::now(),
-            reused: false,
+            reused,
             counted: false,
         })
+    }
+
+    /// A new connection for whoever needs one next.
+    pub(super) fn keep(transport: Transport, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) {
+        pool::check_in(Self::new(Http::One(Http1::new(transport)), upstream, endpoint, None));
     }
 
     /// Sends the request and waits for the response's head.
@@ -205,11 +249,14 @@ impl Conn {
                         kind = AttemptFailure::Tls;
                         self.upstream.note(&self.endpoint, &ConnectError::Tls(error));
                     }
-                    _ => unsent = self.http.take_unsent(),
+                    error => unsent = self.http.take_unsent(&error),
                 }
                 Err(AttemptError { kind, unsent, reused })
             }
-            None => Err(AttemptError { kind: AttemptFailure::ResponseTimeout, unsent: None, reused: false }),
+            None => {
+                self.http.doubt();
+                Err(AttemptError { kind: AttemptFailure::ResponseTimeout, unsent: None, reused: false })
+            }
         }
     }
 
@@ -239,9 +286,7 @@ impl Conn {
     /// Puts the connection into the pool if it is fit for another request.
     fn recycle(mut self: Box<Self>) {
         self.end_request();
-        // Whether it is still open is seen when it is taken out again.
-        if self.http.is_idle() {
-            self.http.rest();
+        if self.http.rest() {
             self.idle_since = Instant::now();
             self.reused = true;
             pool::check_in(self);
@@ -258,6 +303,109 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         self.end_request();
+    }
+}
+
+impl Http {
+    fn start(&mut self, head: &RequestHead<'_>, body: RequestBody) {
+        match self {
+            Http::One(http) => http.start(head, body),
+            Http::Two(stream) => stream.start(head, body),
+        }
+    }
+
+    fn take_unsent(&mut self, broken: &Broken) -> Option<RequestBody> {
+        match self {
+            Http::One(http) => http.take_unsent(),
+            Http::Two(stream) => stream.take_unsent(broken),
+        }
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<()>, Broken>> {
+        match self {
+            Http::One(http) => http.poll_head(cx),
+            Http::Two(stream) => stream.poll_head(cx),
+        }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self {
+            Http::One(http) => http.poll_body(cx),
+            Http::Two(stream) => stream.poll_body(cx),
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        match self {
+            Http::One(http) => http.is_end(),
+            Http::Two(stream) => stream.is_end(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Http::One(http) => http.size_hint(),
+            Http::Two(stream) => stream.size_hint(),
+        }
+    }
+
+    /// No answer came in time.
+    fn doubt(&self) {
+        if let Http::Two(stream) = self {
+            stream.doubt();
+        }
+    }
+
+    /// Makes ready for another request, if the connection is fit for one and belongs to this one alone.
+    fn rest(&mut self) -> bool {
+        match self {
+            // Whether it is still open is seen when it is taken out again.
+            Http::One(http) if http.is_idle() => {
+                http.rest();
+                true
+            }
+            Http::One(_) | Http::Two(_) => false,
+        }
+    }
+
+    fn poll_is_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        match self {
+            Http::One(http) => http.poll_is_idle(cx),
+            Http::Two(_) => false,
+        }
+    }
+}
+
+/// The connection after a 101, which is never one of HTTP/2.
+impl AsyncRead for Http {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Http::One(http) => Pin::new(http).poll_read(cx, buf),
+            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Http {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Http::One(http) => Pin::new(http).poll_write(cx, buf),
+            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Http::One(http) => Pin::new(http).poll_flush(cx),
+            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Http::One(http) => Pin::new(http).poll_shutdown(cx),
+            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
     }
 }
 
@@ -322,7 +470,7 @@ impl UpstreamBody {
 
     /// The connection behind a 101.
     pub(crate) fn into_switched(self) -> Option<Switched> {
-        self.conn.map(Switched)
+        self.conn.filter(|conn| matches!(conn.http, Http::One(_))).map(Switched)
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
@@ -348,6 +496,7 @@ impl UpstreamBody {
                     conn.timer.start(conn.upstream.timeouts.body);
                     std::task::ready!(conn.timer.poll_expired(cx));
                 }
+                conn.http.doubt();
                 Broken::Closed
             }
         };

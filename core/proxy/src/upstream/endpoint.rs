@@ -1,7 +1,7 @@
 //! An endpoint and how it is. What is known of it belongs to its identity: it outlives generations,
 //! as its connections do, and is read by every worker without a lock.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,8 @@ pub struct Endpoint {
     /// When it came back.
     since: AtomicU64,
     ejections: AtomicU64,
+    /// Whether it chose HTTP/1 when it could choose.
+    chose_http1: AtomicBool,
     /// Why the last connection to it was of no use.
     trouble: Mutex<Option<Arc<str>>>,
     /// Requests under way.
@@ -143,6 +145,7 @@ impl Endpoint {
             until: AtomicU64::new(0),
             since: AtomicU64::new(0),
             ejections: AtomicU64::new(0),
+            chose_http1: AtomicBool::new(false),
             trouble: Mutex::default(),
             in_flight: metrics.counter(),
             window: Window::default(),
@@ -158,6 +161,19 @@ impl Endpoint {
     /// Whether it is told whose connections it gets, which then are shared by no others.
     pub(crate) fn is_told_clients(&self) -> bool {
         self.way.proxy_protocol.is_some()
+    }
+
+    /// Whether it is reached over TLS.
+    pub(super) fn is_secure(&self) -> bool {
+        self.way.tls.is_some()
+    }
+
+    pub(super) fn chose_http1(&self) -> bool {
+        self.chose_http1.load(Relaxed)
+    }
+
+    pub(super) fn choose_http1(&self, chosen: bool) {
+        self.chose_http1.store(chosen, Relaxed);
     }
 
     /// Why the last connection to it was of no use; none if it was.

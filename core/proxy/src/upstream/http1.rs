@@ -24,12 +24,13 @@ use tokio::task::unconstrained;
 
 pub(crate) use self::request::RequestHead;
 use self::request::write_head;
+pub(super) use self::response::MAX_HEADERS;
 use self::response::{Decoder, Progress, head_end, read_head};
 use crate::body::RequestBody;
 use crate::http1::{Framing, MIN_READ, poll_fill, poll_read_some};
 
 /// Bytes of a response's head at most.
-const MAX_HEAD: usize = 256 * 1024;
+pub(super) const MAX_HEAD: usize = 256 * 1024;
 /// A buffer for request heads that is kept between requests.
 const KEPT_TEXT: usize = 4 * 1024;
 /// Pieces of a body up to this length leave together, so that a client can't make a packet of each of its bytes.
@@ -45,8 +46,12 @@ pub(crate) enum Broken {
     /// The other side ended the connection where it must not.
     Closed,
     Io(io::Error),
-    /// What came is not HTTP/1, or not unambiguous.
+    /// What came is not HTTP, or not unambiguous.
     Malformed(&'static str),
+    /// The other side, or the library, ended an HTTP/2 stream or connection.
+    Http2(h2::Error),
+    /// The request names no host that could be sent.
+    Host,
 }
 
 impl fmt::Display for Broken {
@@ -56,6 +61,8 @@ impl fmt::Display for Broken {
             Broken::Closed => f.write_str("connection closed before the end of the response"),
             Broken::Io(error) => error.fmt(f),
             Broken::Malformed(what) => write!(f, "malformed response: {what}"),
+            Broken::Http2(error) => error.fmt(f),
+            Broken::Host => f.write_str("the request's host can't be sent"),
         }
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod deadline;
 mod endpoint;
 mod hedge;
 mod http1;
+mod http2;
 mod judge;
 mod outbound;
 mod pool;
@@ -54,6 +55,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Its endpoints. None only while those that are looked for were not found yet; then it gets no requests.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// What they speak.
+    pub protocol: Protocol,
     /// Which of them a request goes to.
     pub balancer: Balancer,
     /// How long one that comes back gets less than its share.
@@ -110,6 +113,29 @@ impl Deref for Current<'_> {
     }
 }
 
+/// What endpoints speak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2; without TLS without asking first (RFC 9113, 3.3).
+    Http2,
+    /// What each chooses in its TLS handshake; without TLS HTTP/1.1.
+    Auto,
+}
+
+impl Protocol {
+    /// Its name in the configuration, status and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Http1 => "http1",
+            Protocol::Http2 => "http2",
+            Protocol::Auto => "auto",
+        }
+    }
+}
+
 /// How long things may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
@@ -149,6 +175,15 @@ impl Default for Timeouts {
 }
 
 impl Upstream {
+    /// Whether an endpoint speaks HTTP/2, or is to be asked.
+    fn may_speak_http2(&self, endpoint: &Endpoint) -> bool {
+        match self.protocol {
+            Protocol::Http1 => false,
+            Protocol::Http2 => true,
+            Protocol::Auto => endpoint.is_secure() && !endpoint.chose_http1(),
+        }
+    }
+
     /// An upstream of these endpoints that take turns, with the defaults for everything else.
     pub fn new(name: &str, endpoints: Vec<Arc<Endpoint>>, metrics: Arc<UpstreamMetrics>) -> Self {
         let places = endpoints.iter().map(|_| Place { weight: 1, priority: 0 }).collect();
@@ -156,6 +191,7 @@ impl Upstream {
             name: name.into(),
             balancer: Balancer::new(Balance::RoundRobin, &endpoints, places, 50),
             endpoints,
+            protocol: Protocol::Http1,
             slow_start: Duration::ZERO,
             ejection: Ejection::default(),
             breaker: None,

@@ -54,7 +54,7 @@ impl UpstreamClient {
             Fault::ResponseTooLarge => OutboundError::TooLarge,
             _ => OutboundError::Failed,
         })?;
-        Ok(Response::from_parts(head, body))
+        Ok(Response::from_parts(head, body.0))
     }
 }
 

@@ -13,6 +13,7 @@ use rustls::{
     version,
 };
 
+use super::Protocol;
 use crate::tls::{Certificate, TlsError, TlsVersion, certified, chain, fault};
 
 /// How the gateway speaks TLS to endpoints.
@@ -24,6 +25,8 @@ pub struct ClientTls {
     pub certificate: Option<Certificate>,
     /// The lowest version.
     pub min_version: TlsVersion,
+    /// What is offered to them (RFC 7301).
+    pub protocol: Protocol,
     /// Whether a server must show a certificate of such an authority, for its name.
     pub verify: bool,
 }
@@ -52,7 +55,12 @@ pub fn client_config(settings: &ClientTls) -> Result<Arc<ClientConfig>, TlsError
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
         }
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let offered: &[&[u8]] = match settings.protocol {
+        Protocol::Http1 => &[b"http/1.1"],
+        Protocol::Http2 => &[b"h2"],
+        Protocol::Auto => &[b"h2", b"http/1.1"],
+    };
+    config.alpn_protocols = offered.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(config))
 }
 

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Endpoint, Upstream};
+use super::{Endpoint, Protocol, Upstream};
 use crate::proxy_protocol::{self, Addresses, Version};
 
 /// How long the addresses of a name are used: connections must not each wait for the system's resolver,
@@ -220,6 +220,16 @@ pub enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
     /// A Unix socket.
     Unix(UnixStream),
+}
+
+impl Transport {
+    /// Whether HTTP/2 is spoken over it: TLS has settled that, plain text goes by what was configured.
+    pub fn is_http2(&self, protocol: Protocol) -> bool {
+        match self {
+            Transport::Tls(io) => io.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Transport::Tcp(_) | Transport::Unix(_) => protocol == Protocol::Http2,
+        }
+    }
 }
 
 impl AsyncRead for Transport {

@@ -27,20 +27,25 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) client: Option<&'a Addresses>,
 }
 
-/// Writes a request's head: what concerns only the client's connection, or contradicts the framing,
-/// stays behind, whoever set it.
+impl<'a> RequestHead<'a> {
+    /// The headers to send: what concerns only the client's connection, or contradicts the framing, stays
+    /// behind, whoever set it.
+    pub(in crate::upstream) fn fields(self) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
+        let is_told = move |name| self.told.iter().any(|(told, _)| told == name);
+        let passed =
+            self.headers.iter().filter(move |(name, value)| !is_kept_back(name, value) && !is_told(*name));
+        passed.chain(self.told.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+/// Writes a request's head.
 pub(super) fn write_head(head: &RequestHead<'_>, framing: Framing, text: &mut Vec<u8>) {
     text.reserve(LINES + head.target.as_str().len() + HEADER * (head.headers.len() + head.told.len()));
     text.extend_from_slice(head.method.as_str().as_bytes());
     text.push(b' ');
     text.extend_from_slice(head.target.as_str().as_bytes());
     text.extend_from_slice(b" HTTP/1.1\r\n");
-    for (name, value) in head.headers {
-        if !is_kept_back(name, value) && !head.told.iter().any(|(told, _)| told == name) {
-            write_field(name, value, text);
-        }
-    }
-    for (name, value) in head.told {
+    for (name, value) in head.fields() {
         write_field(name, value, text);
     }
     if let Some(protocol) = head.upgrade {

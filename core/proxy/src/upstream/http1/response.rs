@@ -17,7 +17,7 @@ use crate::hops::is_hop_by_hop;
 use crate::http1::is_forbidden_trailer;
 
 /// Headers of a response at most.
-const MAX_HEADERS: usize = 256;
+pub(in crate::upstream) const MAX_HEADERS: usize = 256;
 /// A chunk's size with its extensions at most.
 const MAX_CHUNK_LINE: usize = 1024;
 /// Bytes of a trailer section at most, and fields.

@@ -1,0 +1,411 @@
+//! Endpoints that speak HTTP/2: many requests on a connection, and what becomes of them when a stream or the
+//! connection ends.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+
+use portcullis_tests::{Gateway, Http, Http2, Origin, Setup, request, until};
+use serde_json::json;
+
+const CONNECTS: &str = "portcullis_upstream_shared_connects_total";
+
+/// A gateway whose upstream speaks HTTP/2 and has these settings.
+fn before(origin: SocketAddr, settings: &str) -> Gateway {
+    let config = format!(
+        "plugins: [{{ access_log: {{ target: access.log }} }}]\nupstreams: {{ origin: {{ endpoints: [\"http://{origin}\"], protocol: http2, {settings} }} }}\n"
+    );
+    Setup::new(&config).start()
+}
+
+/// A server by hand, and a gateway before it.
+fn by_hand(settings: &str) -> (TcpListener, Gateway) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = before(listener.local_addr().unwrap(), settings);
+    (listener, gateway)
+}
+
+/// A request whose answer is read later.
+fn begin(gateway: &Gateway, head: &str) -> Http {
+    let mut client = gateway.connect();
+    client.write(head.as_bytes()).unwrap();
+    client
+}
+
+#[test]
+fn requests_share_a_connection() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "");
+    let mut clients: Vec<_> =
+        (0..30).map(|_| begin(&gateway, "GET /hold HTTP/1.1\r\nhost: g\r\n\r\n")).collect();
+    until("the requests to be held", || origin.held() == 30);
+    assert_eq!(origin.connections(), 1);
+    origin.release();
+    for client in &mut clients {
+        let seen = client.answer("GET").unwrap().json();
+        assert_eq!((&seen["version"], &seen["path"]), (&json!("HTTP/2.0"), &json!("/hold")));
+    }
+    assert_eq!(gateway.metric(CONNECTS, &[]), 1.0);
+    assert_eq!(gateway.status()["upstreams"][0]["protocol"], "http2");
+}
+
+#[test]
+fn requests_beyond_a_connection_open_another() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "");
+    let _clients: Vec<_> =
+        (0..101).map(|_| begin(&gateway, "GET /hold HTTP/1.1\r\nhost: g\r\n\r\n")).collect();
+    until("the requests to be held", || origin.held() == 101);
+    assert_eq!(origin.connections(), 2);
+    origin.release();
+
+    // An endpoint may take fewer.
+    const MAX_CONCURRENT_STREAMS: u16 = 3;
+    let (listener, gateway) = by_hand("");
+    let mut first = begin(&gateway, "GET /first HTTP/1.1\r\nhost: g\r\n\r\n");
+    let mut one = Http2::accept(&listener, &[(MAX_CONCURRENT_STREAMS, 1)]);
+    let stream = one.request();
+    // The answer to a ping shows that the settings have arrived.
+    one.write(Http2::PING, 0, 0, &[0; 8]).unwrap();
+    one.read_until(Http2::PING);
+    let mut second = begin(&gateway, "GET /second HTTP/1.1\r\nhost: g\r\n\r\n");
+    let mut two = Http2::accept(&listener, &[]);
+    let other = two.request();
+    one.respond(stream, &[("x-on", "one")], true);
+    two.respond(other, &[("x-on", "two")], true);
+    assert_eq!(first.answer("GET").unwrap().header("x-on"), Some("one"));
+    assert_eq!(second.answer("GET").unwrap().header("x-on"), Some("two"));
+}
+
+#[test]
+fn what_the_endpoint_has_not_looked_at_is_repeated() {
+    let (listener, gateway) = by_hand("retries: 0");
+    let post = "POST /once HTTP/1.1\r\nhost: g\r\ncontent-length: 4\r\n\r\nbody";
+    let mut server = {
+        let mut warm = begin(&gateway, "GET / HTTP/1.1\r\nhost: g\r\n\r\n");
+        let mut server = Http2::accept(&listener, &[]);
+        let stream = server.request();
+        server.respond(stream, &[], true);
+        assert_eq!(warm.answer("GET").unwrap().status, 200);
+        server
+    };
+    // A stream that is refused, then one beyond the last that the endpoint serves.
+    let mut client = begin(&gateway, post);
+    let refused = server.request();
+    server.read_until(Http2::DATA);
+    server.write_reset(refused, Http2::REFUSED_STREAM);
+    let beyond = server.request();
+    assert!(beyond > refused);
+    server.go_away(refused);
+    let mut fresh = Http2::accept(&listener, &[]);
+    let stream = fresh.request();
+    let (_, _, body) = fresh.read_until(Http2::DATA);
+    assert_eq!(body, b"body");
+    fresh.respond(stream, &[("x-served", "1")], true);
+    assert_eq!(client.answer("POST").unwrap().header("x-served"), Some("1"));
+    assert_eq!(gateway.logged_path("/once")["status"], 200);
+    // More than is kept can't be sent again.
+    let long = "x".repeat(65_536);
+    let head = format!("POST /long HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{long}", long.len() + 1);
+    let mut client = begin(&gateway, &head);
+    let refused = fresh.request();
+    let mut arrived = 0;
+    fresh.window_update(0, 1 << 20).unwrap();
+    fresh.window_update(refused, 1 << 20).unwrap();
+    while arrived < long.len() {
+        arrived += fresh.read_until(Http2::DATA).2.len();
+    }
+    client.write(b"y").unwrap();
+    fresh.read_until(Http2::DATA);
+    fresh.write_reset(refused, Http2::REFUSED_STREAM);
+    assert_eq!(client.answer("POST").unwrap().status, 502);
+}
+
+#[test]
+fn what_the_endpoint_may_have_done_is_not_repeated() {
+    let (listener, gateway) = by_hand("");
+    let mut client = begin(&gateway, "POST /once HTTP/1.1\r\nhost: g\r\ncontent-length: 4\r\n\r\nbody");
+    let mut server = Http2::accept(&listener, &[]);
+    let stream = server.request();
+    server.read_until(Http2::DATA);
+    const INTERNAL_ERROR: u32 = 2;
+    server.write_reset(stream, INTERNAL_ERROR);
+    assert_eq!(client.answer("POST").unwrap().status, 502);
+    assert_eq!(gateway.logged_path("/once")["reason"], "upstream.failed");
+    // The connection goes on.
+    let mut next = begin(&gateway, "GET /next HTTP/1.1\r\nhost: g\r\n\r\n");
+    let stream = server.request();
+    server.respond(stream, &[], true);
+    assert_eq!(next.answer("GET").unwrap().status, 200);
+}
+
+#[test]
+fn a_client_that_leaves_ends_its_stream_and_no_other() {
+    let (listener, gateway) = by_hand("");
+    let mut stays = begin(&gateway, "GET /stays HTTP/1.1\r\nhost: g\r\n\r\n");
+    let mut server = Http2::accept(&listener, &[]);
+    let first = server.request();
+    let leaves = begin(&gateway, "GET /leaves HTTP/1.1\r\nhost: g\r\n\r\n");
+    let second = server.request();
+    drop(leaves);
+    assert_eq!(server.reset(), (second, Http2::CANCEL));
+    server.respond(first, &[], false);
+    server.data(first, b"still here", true);
+    assert_eq!(stays.answer("GET").unwrap().text(), "still here");
+    assert_eq!(gateway.logged_path("/leaves")["end"], "client_gone");
+}
+
+#[test]
+fn transfers_that_stall_do_not_stall_others() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "");
+    let half =
+        format!("POST /slow HTTP/1.1\r\nhost: g\r\ncontent-length: 100000\r\n\r\n{}", "x".repeat(50_000));
+    let _uploads: Vec<_> = (0..50).map(|_| begin(&gateway, &half)).collect();
+    let large = request("POST", "/echo").body(vec![b'y'; 3 << 20]);
+    assert_eq!(gateway.ask(&large).body.len(), 3 << 20);
+    // Nobody reads these, beyond what fits into the sockets.
+    let unread = "GET /big/8000000 HTTP/1.1\r\nhost: g\r\n\r\n";
+    let _downloads: Vec<_> = (0..40).map(|_| begin(&gateway, unread)).collect();
+    until("the responses to be under way", || gateway.metric("portcullis_upstream_in_flight", &[]) >= 90.0);
+    assert_eq!(gateway.ask(&large).body.len(), 3 << 20);
+    assert_eq!(origin.connections(), 1);
+}
+
+#[test]
+fn a_response_that_nobody_takes_ends_at_its_window() {
+    let (listener, gateway) = by_hand("");
+    let _unread = begin(&gateway, "GET /unread HTTP/1.1\r\nhost: g\r\n\r\n");
+    let mut server = Http2::accept(&listener, &[]);
+    let stream = server.request();
+    server.respond(stream, &[], false);
+    // More than the sockets behind it hold, though less than the connection has room for.
+    for _ in 0..1024 {
+        server.data(stream, &[b'x'; 16 << 10], false);
+    }
+    assert_eq!(server.reset(), (stream, Http2::FLOW_CONTROL_ERROR));
+}
+
+#[test]
+fn uploads_of_a_client_that_nobody_takes_do_not_stall_its_others() {
+    let origin = Origin::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = format!(
+        "
+upstreams:
+  origin: {{ endpoints: [\"http://{}\"], protocol: http2 }}
+  silent: {{ endpoints: [\"http://{}\"], protocol: http2 }}
+routes:
+  - {{ match: {{ path: /silent }}, upstream: silent }}
+  - {{ upstream: origin }}
+",
+        origin.address(),
+        listener.local_addr().unwrap()
+    );
+    let gateway = Setup::new(&config).start();
+    let mut client = Http2::open(gateway.address());
+    // As much as the gateway has room for on each stream.
+    const WINDOW: usize = 256 << 10;
+    let piece = [b'x'; 16 << 10];
+    let streams = (0..50).map(|at| 2 * at + 1);
+    streams.clone().for_each(|stream| client.post(stream, "/silent"));
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let _silent = Http2::accept(&listener, &[(INITIAL_WINDOW_SIZE, 0)]);
+    for stream in streams {
+        (0..WINDOW / piece.len()).for_each(|_| client.data(stream, &piece, false));
+    }
+    client.post(101, "/echo");
+    client.data(101, &piece, true);
+    assert_eq!(client.read_until(Http2::HEADERS).1, 101);
+    assert_eq!(client.read_until(Http2::DATA).1, 101);
+}
+
+#[test]
+fn trailers_pass_both_ways_whatever_both_sides_speak() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "");
+    let answer = gateway.ask(&request("GET", "/trailers").header("te", "trailers"));
+    assert_eq!(
+        (answer.text().as_str(), &*answer.trailers),
+        ("body", &[("x-checksum".into(), "abc".into())][..])
+    );
+    let mut client = begin(
+        &gateway,
+        "POST /up HTTP/1.1\r\nhost: g\r\ntransfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nx-sum: 7\r\n\r\n",
+    );
+    let seen = client.answer("POST").unwrap().json();
+    assert_eq!((&seen["body"], &seen["trailers"]), (&json!("body"), &json!({ "x-sum": "7" })));
+}
+
+#[test]
+fn a_request_is_the_same_as_over_http1() {
+    let origin = Origin::start();
+    let two = before(origin.address(), "");
+    let one = Setup::new("").before(&origin).start();
+    let asked = request("POST", "/a?b=c")
+        .header("x-own", "1")
+        .header("connection", "x-hop")
+        .header("x-hop", "2")
+        .header("te", "trailers")
+        .header("cookie", "a=1; b=2")
+        .body("hello");
+    let (mut over_one, mut over_two) = (one.ask(&asked).json(), two.ask(&asked).json());
+    assert_eq!(over_two["headers"]["te"], "trailers");
+    // Where the host stands is a matter of the version.
+    assert_eq!(over_one["headers"]["host"], "gateway.test");
+    over_one["headers"]["host"].take();
+    over_two["headers"]["host"].take();
+    over_one["version"] = json!("HTTP/2.0");
+    assert_eq!(over_one, over_two);
+}
+
+#[test]
+fn responses_are_judged_as_strictly_as_over_http1() {
+    let many: Vec<_> = (0..300).map(|at| (format!("x-{at}"), "1".to_owned())).collect();
+    let long = vec![("x-long".to_owned(), "v".repeat(300_000))];
+    let one = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+    for headers in [
+        one("connection", "close"),
+        one("transfer-encoding", "chunked"),
+        one("content-length", "-1"),
+        [one("content-length", "1"), one("content-length", "2")].concat(),
+        one("X-Upper", "1"),
+        many,
+        long,
+    ] {
+        let (listener, gateway) = by_hand("retries: 0");
+        let mut client = begin(&gateway, "GET /judged HTTP/1.1\r\nhost: g\r\n\r\n");
+        let mut server = Http2::accept(&listener, &[]);
+        let stream = server.request();
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        server.respond_long(stream, &headers);
+        let answer = client.answer("GET").unwrap();
+        assert_eq!(answer.status, 502, "{:?}", headers.first());
+        assert_eq!(gateway.logged_path("/judged")["reason"], "upstream.failed");
+    }
+}
+
+#[test]
+fn a_body_of_another_length_than_it_said_breaks_off() {
+    for (length, body) in [("5", "1234"), ("3", "1234")] {
+        let (listener, gateway) = by_hand("retries: 0");
+        let mut client = begin(&gateway, "GET /short HTTP/1.1\r\nhost: g\r\n\r\n");
+        let mut server = Http2::accept(&listener, &[]);
+        let stream = server.request();
+        server.respond(stream, &[("content-length", length)], false);
+        server.data(stream, body.as_bytes(), true);
+        assert!(client.answer("GET").map_or(true, |answer| answer.status == 502));
+        assert_eq!(gateway.logged_path("/short")["end"], "upstream_failed");
+    }
+}
+
+#[test]
+fn interim_responses_are_bounded() {
+    let (listener, gateway) = by_hand("retries: 0");
+    let mut client = begin(&gateway, "GET /interim HTTP/1.1\r\nhost: g\r\n\r\n");
+    let mut server = Http2::accept(&listener, &[]);
+    let stream = server.request();
+    // `:status: 103`, and a header of 1 KiB.
+    let value = "v".repeat(1024);
+    let sent = (0..1000).take_while(|_| server.interim(stream, &[("x-long", &value)]).is_ok()).count();
+    assert!(sent > 200, "{sent}");
+    assert_eq!(client.answer("GET").unwrap().status, 502);
+}
+
+#[test]
+fn an_endpoint_that_is_silent_is_a_504_and_asked_whether_it_is_there() {
+    let (listener, gateway) = by_hand("timeouts: { response: 100ms }, retries: 0, eject: off");
+    let mut client = begin(&gateway, "GET /silent HTTP/1.1\r\nhost: g\r\n\r\n");
+    let mut server = Http2::accept(&listener, &[]);
+    let stream = server.request();
+    assert_eq!(client.answer("GET").unwrap().status, 504);
+    let (mut reset, mut ping) = (false, None);
+    while !reset || ping.is_none() {
+        match server.read().unwrap() {
+            (Http2::RST_STREAM, of, _) => reset = of == stream,
+            (Http2::PING, _, payload) => ping = Some(payload),
+            _ => {}
+        }
+    }
+    // Until it has answered, requests go over another connection.
+    let mut client = begin(&gateway, "GET /other HTTP/1.1\r\nhost: g\r\n\r\n");
+    let mut other = Http2::accept(&listener, &[]);
+    let stream = other.request();
+    other.respond(stream, &[], true);
+    assert_eq!(client.answer("GET").unwrap().status, 200);
+    // One that never does is given up.
+    assert!(loop {
+        if let Err(error) = server.read() {
+            break error.kind() == std::io::ErrorKind::UnexpectedEof;
+        }
+    });
+}
+
+#[test]
+fn timeouts_hold_as_over_http1() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "timeouts: { body: 150ms, idle: 100ms }");
+    assert!(gateway.connect().ask(&request("GET", "/stall")).is_err());
+    assert_eq!(gateway.logged_path("/stall")["end"], "upstream_failed");
+    until("the unused connection to be closed", || origin.connections() == 0);
+    origin.release();
+    assert_eq!(gateway.get("/stall").text(), "halfhalf");
+    assert_eq!(gateway.metric(CONNECTS, &[]), 2.0);
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = before(nobody, "retries: 0");
+    assert_eq!(gateway.get("/nobody").status, 502);
+    assert_eq!(gateway.logged_path("/nobody")["reason"], "upstream.unreachable");
+}
+
+#[test]
+fn requests_are_counted_as_over_http1() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "max_requests: 1");
+    let _held = begin(&gateway, "GET /hold HTTP/1.1\r\nhost: g\r\n\r\n");
+    until("the request to be held", || origin.held() == 1);
+    assert_eq!(gateway.metric("portcullis_upstream_in_flight", &[]), 1.0);
+    assert_eq!(gateway.get("/refused").status, 503);
+    origin.release();
+    until("the request to end", || gateway.metric("portcullis_upstream_in_flight", &[]) == 0.0);
+    assert_eq!(gateway.get("/").status, 200);
+}
+
+#[test]
+fn an_endpoint_that_speaks_http1_alone_is_a_502() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = before(listener.local_addr().unwrap(), "retries: 0");
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+            .unwrap();
+        stream
+    });
+    assert_eq!(gateway.get("/old").status, 502);
+    assert_eq!(gateway.logged_path("/old")["reason"], "upstream.failed");
+    drop(server.join());
+}
+
+#[test]
+fn a_reload_keeps_the_connection() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "");
+    assert_eq!(gateway.get("/").status, 200);
+    gateway.replace("gateway.yaml", "protocol: http2", "protocol: http2, max_requests: 9");
+    gateway.wait_generation(2);
+    assert_eq!(gateway.get("/").status, 200);
+    assert_eq!((origin.connections(), gateway.metric(CONNECTS, &[])), (1, 1.0));
+}
+
+#[test]
+fn an_http2_endpoint_is_checked_over_http2() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "health: { path: /status/503, interval: 50ms, unhealthy: 1 }");
+    gateway.wait_status("an unhealthy endpoint", |status| {
+        status["upstreams"][0]["endpoints"][0]["state"] == "unhealthy"
+    });
+    gateway.replace("gateway.yaml", "/status/503", "/fine");
+    gateway.wait_status("a healthy endpoint", |status| {
+        status["upstreams"][0]["endpoints"][0]["state"] == "healthy"
+    });
+}
