@@ -208,6 +208,7 @@ mod tests {
             }
         };
         let error = tokio::select! {
+            biased;
             written = server.write_all(&[0; 1000]) => written.unwrap_err(),
             () = reading => unreachable!(),
         };

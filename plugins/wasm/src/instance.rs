@@ -273,7 +273,10 @@ impl Guest {
         let known = live.known.as_ref().and_then(|known| known[hook as usize]);
         let function = match known {
             Some(known) => known,
-            None => self.function(live, index).await?,
+            None => {
+                let instance = self.instantiated(live).await?;
+                function(live, instance, index)?
+            }
         };
         if let Some(known) = &mut live.known {
             known[hook as usize] = Some(function);
@@ -292,23 +295,10 @@ impl Guest {
         P: ComponentNamedList + Lower + Send + Sync + 'static,
         R: ComponentNamedList + Lift + Send + Sync + 'static,
     {
-        let function = self.function(live, index).await?;
+        let instance = self.instantiated(live).await?;
+        let function = function(live, instance, index)?;
         live.store.set_epoch_deadline(1);
         function.call_async(&mut live.store, parameters).await
-    }
-
-    async fn function<P, R>(
-        &self,
-        live: &mut Live,
-        index: Option<ComponentExportIndex>,
-    ) -> wasmtime::Result<TypedFunc<P, R>>
-    where
-        P: ComponentNamedList + Lower,
-        R: ComponentNamedList + Lift,
-    {
-        let instance = self.instantiated(live).await?;
-        let index = index.ok_or_else(|| wasmtime::Error::msg("no such export"))?;
-        instance.get_typed_func(&mut live.store, index)
     }
 
     /// What an error of the engine says about the guest.
@@ -338,6 +328,19 @@ impl Guest {
             }
         }
     }
+}
+
+fn function<P, R>(
+    live: &mut Live,
+    instance: Instance,
+    index: Option<ComponentExportIndex>,
+) -> wasmtime::Result<TypedFunc<P, R>>
+where
+    P: ComponentNamedList + Lower,
+    R: ComponentNamedList + Lift,
+{
+    let index = index.ok_or_else(|| wasmtime::Error::msg("no such export"))?;
+    instance.get_typed_func(&mut live.store, index)
 }
 
 /// An exchange lent to an instance. However this ends, the exchange is back home afterwards: after
