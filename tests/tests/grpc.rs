@@ -161,7 +161,7 @@ upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"], protocol: http2 } }
     let told = call("/hold");
     assert!(told.contains(":status: 200") && told.contains("grpc-status: 4"), "{told}");
     let line = gateway.logged_path("/hold");
-    assert_eq!((&line["status"], &line["reason"]), (&json!(504), &json!("upstream.response_timeout")));
+    assert_eq!((&line["status"], &line["reason"]), (&json!(504), &json!("upstream.deadline")));
     // A response that has begun is broken off.
     let told = call("/stall");
     assert!(told.contains("RST_STREAM"), "{told}");
