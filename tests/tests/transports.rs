@@ -106,7 +106,7 @@ fn refused_by_tls(gateway: &Gateway) -> String {
     assert_eq!(gateway.logged_path(path)["reason"], "upstream.tls");
     let endpoint = &gateway.status()["upstreams"][0]["endpoints"][0];
     let why = endpoint["last_error"].as_str().unwrap().to_owned();
-    assert!(gateway.log().contains("TLS to an endpoint failed"), "{}", gateway.log());
+    until("it to be told", || gateway.log().contains("TLS to an endpoint failed"));
     why
 }
 
