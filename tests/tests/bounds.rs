@@ -333,6 +333,10 @@ const BUILT_IN: &[(&str, Known)] = &[
         "upstream/http2/connection.rs CONNECTION_WINDOW",
         Bites(HTTP2, "transfers_that_stall_do_not_stall_others"),
     ),
+    (
+        "upstream/http2/connection.rs MAX_OPENED",
+        Not("met only if settings without room arrive before the first request leaves"),
+    ),
     ("upstream/http2/connection.rs MAX_STREAMS", Bites(HTTP2, "requests_beyond_a_connection_open_another")),
     (
         "upstream/http2/connection.rs PING_PATIENCE",

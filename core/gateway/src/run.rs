@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use portcullis_config::{Admin as AdminConfig, AdminOptions, Config, Diagnostic, Diagnostics, Loaded};
@@ -297,16 +298,22 @@ async fn until_ending(
     let mut status = control.subscribe();
     let mut reloads = JoinSet::new();
     let mut upgrades = JoinSet::new();
+    // A successor of a process that is to end is not to begin.
+    let ending = Arc::new(AtomicBool::new(false));
     loop {
         tokio::select! {
-            () = signals.stop.told() => return Ending::Stopped,
+            () = signals.stop.told() => {
+                ending.store(true, Ordering::SeqCst);
+                return Ending::Stopped;
+            }
             _ = signals.upgrade.recv() => match handed() {
                 _ if !upgrades.is_empty() => {
                     tracing::warn!(target: "portcullis::run", "an upgrade is under way already");
                 }
                 Ok((sockets, admin)) => {
                     tracing::info!(target: "portcullis::run", "upgrading");
-                    upgrades.spawn_blocking(move || Successor::start(sockets, admin)?.take_over());
+                    let ending = ending.clone();
+                    upgrades.spawn_blocking(move || Successor::start(sockets, admin)?.take_over(&ending));
                 }
                 Err(error) => tracing::error!(target: "portcullis::run", %error, "upgrade failed"),
             },

@@ -10,6 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use portcullis_proxy::Sockets;
@@ -134,8 +135,13 @@ impl Successor {
     }
 
     /// Lets it take this process's place; returns its process id.
-    pub(crate) fn take_over(mut self) -> Result<u32, String> {
+    pub(crate) fn take_over(mut self, ending: &AtomicBool) -> Result<u32, String> {
         let pid = self.child.id();
+        if ending.load(Ordering::SeqCst) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            return Err("it was told to end meanwhile".into());
+        }
         // The service manager hears nobody else than the main process.
         notify::tell(&Message::MainPid(pid));
         let told = self.channel.set_read_timeout(Some(TURN)).and_then(|()| self.channel.write_all(GO));

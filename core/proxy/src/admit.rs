@@ -104,6 +104,7 @@ impl Place {
         listener: &Listener,
         trusted: &[IpNet],
     ) -> Result<(), Refused> {
+        let client = client.to_canonical();
         let ClientLimits { connections, handshakes } = listener.client_limits;
         let handshakes = handshakes.filter(|_| listener.tls.is_some());
         // Both are asked for it if a reload comes in between.

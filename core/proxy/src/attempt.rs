@@ -253,7 +253,9 @@ async fn hedged(
             hedging.await
         }
         (Err(error), true) => {
-            upstream.failed(second, error.kind, began.elapsed());
+            if !error.reused {
+                upstream.failed(second, error.kind, began.elapsed());
+            }
             sending.await
         }
         (answered, true) => {
@@ -264,6 +266,7 @@ async fn hedged(
         }
         (answered, false) => answered,
     };
+    note(live, upstream, tries.number, tries.chosen.endpoint);
     Ok(sent(result))
 }
 

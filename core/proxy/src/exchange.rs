@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
 use http::{Method, Response, StatusCode};
 use http_body::Body;
 use portcullis_plugin::{Content, End, HookName, Reply};
@@ -198,7 +198,7 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     let (exchange, scope) = live.split();
     let wish = scope.chain().whole_request(exchange);
     // A stream of messages may pause; what is held in memory meanwhile may not.
-    let may_pause = wish.is_none() && !body.is_end_stream() && is_grpc(exchange.request().headers());
+    let may_pause = wish.is_none() && !body.is_end_stream() && grpc::is_call(exchange.request());
     let pace = Pace::new(limits.body_timeout, limits.min_rate.filter(|_| !may_pause));
     let mut body = ClientBody::new(body, pace);
     if limit.is_some_and(|limit| body.size_hint().lower() > limit) {
@@ -231,10 +231,6 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
         live.refused_by(&refusal);
         Answer::Reply(refusal.reply)
     })
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Does what the route says.
@@ -503,7 +499,8 @@ fn as_told(
     headers: HeaderMap,
     source: Source,
 ) -> (StatusCode, HeaderMap, Source) {
-    if !live.is_reply {
+    // To an extended CONNECT, 200 would say that the tunnel is open.
+    if !live.is_reply || live.upgrade.is_some() {
         return (status, headers, source);
     }
     let exchange = live.exchange();

@@ -24,7 +24,7 @@ const CLAIMS_BEGIN: &str = "x-forwarded-";
 
 /// Whether a header of this name tells of a request's origin. Underscores count as dashes: to
 /// whatever turns headers into variables (RFC 3875, 4.1.18) they are the same.
-fn is_claim(name: &str) -> bool {
+pub(crate) fn is_claim(name: &str) -> bool {
     let is = |claim: &str, name: &[u8]| {
         let pairs = claim.bytes().zip(name);
         claim.len() == name.len()

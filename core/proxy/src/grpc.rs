@@ -23,8 +23,14 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The media type of a request that is gRPC's.
 fn media_type(request: &Request) -> Option<&HeaderValue> {
     let value = request.headers().get(CONTENT_TYPE)?;
-    let begin = value.as_bytes().get(..MEDIA_TYPE.len())?;
-    begin.eq_ignore_ascii_case(MEDIA_TYPE).then_some(value)
+    let (begin, rest) = value.as_bytes().split_at_checked(MEDIA_TYPE.len())?;
+    let is_grpc = begin.eq_ignore_ascii_case(MEDIA_TYPE) && matches!(rest, [] | [b'+' | b';' | b' ', ..]);
+    is_grpc.then_some(value)
+}
+
+/// Whether a request is a call, in which messages may come as they please.
+pub(crate) fn is_call(request: &Request) -> bool {
+    request.version() == Version::HTTP_2 && media_type(request).is_some()
 }
 
 /// What a client of gRPC gets for a refusal with this status: a response of a head alone, which says all of it.
@@ -36,7 +42,7 @@ pub(crate) fn refusal(
     id: &RequestId,
 ) -> Option<HeaderMap> {
     let media_type = media_type(request)?;
-    if status.is_success() || headers.contains_key(GRPC_STATUS) {
+    if !is_call(request) || status.is_success() || headers.contains_key(GRPC_STATUS) {
         return None;
     }
     let mut headers = headers.clone();
@@ -94,7 +100,7 @@ pub(crate) fn time_limit(request: &Request) -> Option<Duration> {
         return None;
     }
     let limit = deadline::read(&GRPC_TIMEOUT, request.headers().get(GRPC_TIMEOUT)?)?;
-    media_type(request).map(|_| limit).filter(|limit| *limit < DAY)
+    (is_call(request) && limit < DAY).then_some(limit)
 }
 
 /// What the endpoint is told of the time that is left.
@@ -127,7 +133,7 @@ mod tests {
         assert_eq!(headers["grpc-status"], "7");
         assert_eq!(headers["content-type"], "application/grpc+proto");
         assert_eq!(headers["grpc-message"], "Forbidden, request 7%25%C3%A9");
-        assert!(refused("application/json").is_none());
+        assert!(refused("application/json").is_none() && refused("application/grpcs").is_none());
         let mut own = HeaderMap::new();
         own.insert("grpc-status", HeaderValue::from_static("9"));
         let grpc = request(&[("content-type", "application/grpc")]);

@@ -19,7 +19,7 @@ use crate::body::{BodyError, Held, RequestBody};
 use crate::live::Live;
 use crate::metrics::MirrorMetrics;
 use crate::proxy_protocol::Addresses;
-use crate::upstream::{HostHeader, RequestHead, Tries, Upstream, Wish, portion, send};
+use crate::upstream::{HostHeader, RequestHead, Tries, Upstream, Verdict, Wish, portion, send};
 
 /// Bytes of an answer that are read so that its connection can be used again; with more, it is closed.
 const MAX_ANSWER: u64 = 1024 * 1024;
@@ -143,7 +143,7 @@ impl Mirrored {
         };
         let upstream = &upstream;
         // A copy waits for nothing, and an upstream that needs a rest gets none.
-        let (Ok(_passage), Some(slot)) = (upstream.pass(), upstream.slot_now()) else {
+        let (Ok(passage), Some(slot)) = (upstream.pass(), upstream.slot_now()) else {
             mirror.metrics.busy.increment();
             return;
         };
@@ -163,7 +163,15 @@ impl Mirrored {
         let client = endpoint.is_told_clients().then_some(&client);
         let (method, target, headers) = (head.method(), head.target(), head.headers());
         let sending = RequestHead { method, target, headers, told: &[], client, upgrade: None };
-        match send(upstream, endpoint, sending, RequestBody::Whole(bytes), tries.limit(), slot).await {
+        let result = send(upstream, endpoint, sending, RequestBody::Whole(bytes), tries.limit(), slot).await;
+        if let Some(passage) = passage {
+            passage.judge(match &result {
+                Ok(response) if response.status().is_server_error() => Verdict::ServerError,
+                Ok(_) => Verdict::Good,
+                Err(_) => Verdict::Failed,
+            });
+        }
+        match result {
             Ok(response) => {
                 tries.answered(response.status());
                 let mut left = MAX_ANSWER;

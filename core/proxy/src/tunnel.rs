@@ -161,7 +161,9 @@ impl Tunnel {
             self.clock.start(self.upstream.patience());
         }
         let is_unread = !self.down.held.is_empty();
-        if is_unread != std::mem::replace(&mut self.is_unread, is_unread) {
+        let was_unread = std::mem::replace(&mut self.is_unread, is_unread);
+        // A client that takes what comes, but not as fast, is not one that takes nothing.
+        if is_unread != was_unread || is_unread && before.1 != self.down.passed {
             self.live.waits_for_client(is_unread);
         }
     }

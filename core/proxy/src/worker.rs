@@ -564,21 +564,20 @@ impl Stop {
         }
     }
 
-    /// The next connection; none once told to end and nothing is queued any more. Closing a socket
-    /// resets what its queue holds, so the queue is emptied first.
+    /// The next connection; none once told to end.
     fn poll_accept(
         &self,
         socket: &TcpListener,
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<(TcpStream, SocketAddr)>>> {
-        match socket.poll_accept(cx) {
-            Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
-            Poll::Pending if self.told.get() => Poll::Ready(None),
-            Poll::Pending => {
-                self.waker.set(Some(cx.waker().clone()));
-                Poll::Pending
-            }
+        if self.told.get() {
+            return Poll::Ready(None);
         }
+        let accepted = socket.poll_accept(cx).map(Some);
+        if accepted.is_pending() {
+            self.waker.set(Some(cx.waker().clone()));
+        }
+        accepted
     }
 }
 
@@ -603,22 +602,33 @@ async fn accept_at(
                 continue;
             }
         };
-        let generation = worker.generation();
-        let Some(listener) = generation.listeners.iter().find(|listener| listener.bind.contains(&address))
-        else {
-            return;
-        };
-        let admitted = gate.admit(listener.limits.connections).and_then(|mut place| {
-            // Where proxies say whose connections they are, they have yet to say it.
-            if listener.proxies.is_none() {
-                place.take_for(peer.ip(), listener, &generation.trusted_proxies)?;
-            }
-            Ok(place)
-        });
-        match admitted {
-            Ok(place) => worker.spawn_connection(stream, peer, address, place),
-            Err(why) => worker.refuse(&stream, &gate, peer.ip(), listener, why),
+        take_in(&worker, &gate, address, stream, peer);
+    }
+    // Closing a socket resets what its queue holds, so the queue is emptied first. Another process may
+    // have the same socket, so that is not waited for without end.
+    let Ok(socket) = socket.into_std() else { return };
+    for _ in 0..BACKLOG {
+        let Ok((stream, peer)) = socket.accept() else { return };
+        if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            take_in(&worker, &gate, address, stream, peer);
         }
+    }
+}
+
+/// Serves a connection unless that is too much, or its listener is gone.
+fn take_in(worker: &Rc<Worker>, gate: &Arc<Gate>, address: SocketAddr, stream: TcpStream, peer: SocketAddr) {
+    let generation = worker.generation();
+    let Some(listener) = listener_at(&generation, &address) else { return };
+    let admitted = gate.admit(listener.limits.connections).and_then(|mut place| {
+        // Where proxies say whose connections they are, they have yet to say it.
+        if listener.proxies.is_none() {
+            place.take_for(peer.ip(), listener, &generation.trusted_proxies)?;
+        }
+        Ok(place)
+    });
+    match admitted {
+        Ok(place) => worker.spawn_connection(stream, peer, address, place),
+        Err(why) => worker.refuse(&stream, gate, peer.ip(), listener, why),
     }
 }
 

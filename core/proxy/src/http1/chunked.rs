@@ -3,9 +3,10 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::head::field_line;
+use super::head::{field_line, is_like_framing};
 use super::refusal::*;
 use super::{Limits, Refusal};
+use crate::forwarded::is_claim;
 
 /// One chunk's extensions. Nobody uses them; what is longer is an attack on parsers.
 const MAX_EXTENSION: usize = 256;
@@ -167,9 +168,11 @@ pub(super) fn take(inbox: &mut BytesMut, left: &mut u64) -> Bytes {
 
 /// Whether a field of this name must not stand in a trailer section.
 pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
-    const FORWARDED: &[u8] = b"x-forwarded-";
-    FORBIDDEN_TRAILERS.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden.as_bytes()))
-        || name.get(..FORWARDED.len()).is_some_and(|start| start.eq_ignore_ascii_case(FORWARDED))
+    let name = name.to_ascii_lowercase();
+    let is_claim = str::from_utf8(&name).is_ok_and(is_claim);
+    is_claim
+        || is_like_framing(&name)
+        || FORBIDDEN_TRAILERS.iter().any(|forbidden| name == forbidden.as_bytes())
 }
 
 impl State {
@@ -200,7 +203,6 @@ const FORBIDDEN_TRAILERS: &[&str] = &[
     "content-type",
     "cookie",
     "expect",
-    "forwarded",
     "host",
     "keep-alive",
     "max-forwards",
@@ -213,5 +215,4 @@ const FORBIDDEN_TRAILERS: &[&str] = &[
     "trailer",
     "transfer-encoding",
     "upgrade",
-    "x-real-ip",
 ];

@@ -52,7 +52,7 @@ struct Upload {
     /// The whole body, if it can be had twice.
     copy: Option<RequestBody>,
     /// What was sent of another; none if that was too much.
-    sent: Option<Vec<Bytes>>,
+    sent: Option<Vec<u8>>,
     trailers: Option<HeaderMap>,
 }
 
@@ -88,7 +88,7 @@ impl Stream {
         let sent = request(self.place.scheme(), head, &body)
             .and_then(|request| self.place.sender.send_request(request, ends).map_err(Broken::Http2));
         self.upload.copy = body.copy();
-        self.upload.sent = Some(Vec::new());
+        self.upload.sent = self.upload.copy.is_none().then(Vec::new);
         self.upload.body = body;
         self.download = match sent {
             Ok((response, out)) => {
@@ -242,19 +242,19 @@ impl Upload {
             return self.copy.take();
         }
         let mut sent = self.sent.take()?;
-        sent.push(std::mem::take(&mut self.chunk));
+        sent.extend_from_slice(&std::mem::take(&mut self.chunk));
         let body = std::mem::replace(&mut self.body, RequestBody::Empty);
-        Some(body.put_back(sent.concat().into(), self.trailers.take()))
+        Some(body.put_back(sent.into(), self.trailers.take()))
     }
 }
 
 /// Keeps what is sent, unless it is too much.
-fn keep(sent: &mut Option<Vec<Bytes>>, slice: &Bytes) {
+fn keep(sent: &mut Option<Vec<u8>>, slice: &[u8]) {
     let Some(kept) = sent else { return };
-    if kept.iter().map(Bytes::len).sum::<usize>() + slice.len() > KEPT {
+    if kept.len() + slice.len() > KEPT {
         *sent = None;
     } else {
-        kept.push(slice.clone());
+        kept.extend_from_slice(slice);
     }
 }
 

@@ -58,8 +58,11 @@ impl Default for Ejection {
 impl Upstream {
     /// Learns from a response, whose head came after so long.
     pub(crate) fn answered(&self, by: Chosen<'_>, status: StatusCode, took: Duration) {
-        self.learn(took);
-        self.learn_p95(took);
+        // An error comes sooner than what was asked for.
+        if !status.is_server_error() {
+            self.learn(took);
+            self.learn_p95(took);
+        }
         if status.is_server_error() && self.ejection.server_errors {
             return self.has_failed(by, "server_error");
         }
@@ -97,6 +100,7 @@ impl Upstream {
     /// Learns from an attempt that somebody stopped waiting for: it takes at least so long.
     pub(crate) fn given_up(&self, at: Chosen<'_>, took: Duration) {
         self.learn(took);
+        self.learn_p95(took);
         self.watch(at, false, took);
     }
 

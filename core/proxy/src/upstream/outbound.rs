@@ -7,6 +7,7 @@ use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{Request, Response};
 use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
+use tokio::time::timeout;
 
 use super::{
     AttemptError, AttemptFailure, HostHeader, RequestHead, Tries, Upstream, UpstreamBody, Verdict, send,
@@ -38,7 +39,9 @@ impl UpstreamClient {
             return Err(OutboundError::Unreachable);
         }
         let Ok(passage) = upstream.pass() else { return Err(OutboundError::Unreachable) };
-        let answered = try_all(upstream, request).await;
+        // Whoever lets a call wait for too long has failed, although the caller is the one to give up.
+        let answered = timeout(limits.timeout, try_all(upstream, request)).await;
+        let answered = answered.unwrap_or(Err(AttemptFailure::Deadline));
         if let Some(passage) = passage {
             passage.judge(match &answered {
                 Ok(response) if response.status().is_server_error() => Verdict::ServerError,
@@ -120,7 +123,7 @@ fn error_of(failure: AttemptFailure) -> OutboundError {
 impl Outbound for UpstreamClient {
     fn send(&self, request: Request<Bytes>, limits: OutboundLimits) -> OutboundFuture<'_> {
         Box::pin(async move {
-            let call = tokio::time::timeout(limits.timeout, self.call(request, limits));
+            let call = timeout(limits.timeout, self.call(request, limits));
             call.await.unwrap_or(Err(OutboundError::Timeout))
         })
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use smallvec::SmallVec;
 
-use super::balance::{Chosen, Wish};
+use super::balance::{Chosen, Role, Wish};
 use super::slots::Slot;
 use super::{AttemptFailure, Upstream};
 use crate::metrics::UpstreamMetrics;
@@ -175,10 +175,15 @@ impl<'u> Tries<'u> {
         if upstream.endpoints.len() < 2 {
             return None;
         }
+        let other = upstream.choose_again(self.wish, &[self.chosen.endpoint.id]);
+        // What is known to fail would be quick to say so, and its word would count.
+        if other.role != Role::Ordinary {
+            return None;
+        }
         let slot = upstream.slot_now()?;
         let counted = upstream.retry()?;
         upstream.metrics.hedges.increment();
-        Some((upstream.choose_again(self.wish, &[self.chosen.endpoint.id]), slot, counted))
+        Some((other, slot, counted))
     }
 
     /// The attempt under way failed, or was given up: then it took at least so long.

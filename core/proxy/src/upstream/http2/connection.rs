@@ -67,6 +67,9 @@ thread_local! {
     static CONNECTIONS: RefCell<BTreeMap<u32, Vec<watch::Receiver<Opening>>>> = RefCell::default();
 }
 
+/// Connections that are opened for one request, of which others may take the places.
+const MAX_OPENED: u32 = 3;
+
 /// A request's place on a connection, until it is dropped.
 pub(in crate::upstream) struct Place {
     pub(super) sender: SendRequest<Bytes>,
@@ -82,6 +85,7 @@ pub(in crate::upstream) async fn place(
     upstream: &Arc<Upstream>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Option<Place>, AttemptFailure> {
+    let mut opened = 0;
     loop {
         let mut opening = match look(endpoint.id) {
             Look::Place(place) => {
@@ -89,7 +93,12 @@ pub(in crate::upstream) async fn place(
                 return Ok(Some(place));
             }
             Look::Opening(opening) => opening,
-            Look::Nothing => open(upstream, endpoint),
+            // They come without room for a request.
+            Look::Nothing if opened == MAX_OPENED => return Err(AttemptFailure::Failed),
+            Look::Nothing => {
+                opened += 1;
+                open(upstream, endpoint)
+            }
         };
         match opening.wait_for(|opening| !matches!(opening, Opening::Waits)).await.as_deref() {
             Ok(Opening::Failed(failure)) => return Err(*failure),
