@@ -335,6 +335,13 @@ fn tls_comes_and_goes_with_a_reload() {
     gateway.wait_generation(3);
     assert_eq!(gateway.get("/").status, 204);
     assert_eq!(status(), "000");
+
+    let mut direct = gateway.connect();
+    assert_eq!(direct.ask(&request("GET", "/")).unwrap().status, 204);
+    let behind = "name: main, bind: 127.0.0.1:0, proxy_protocol: { from: [127.0.0.9/32] } }";
+    gateway.replace("gateway.yaml", plain, behind);
+    gateway.wait_generation(4);
+    assert!(direct.is_closed(), "what came past the proxies ends");
 }
 
 #[test]

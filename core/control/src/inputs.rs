@@ -24,7 +24,7 @@ const LARGEST: u64 = 64 << 20;
 const WORLD_WRITABLE: u32 = 0o002;
 
 /// A SHA-256 hash.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Hash, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Digest([u8; SHA256_OUTPUT_LEN]);
 
 impl Digest {

@@ -59,6 +59,8 @@ pub struct Listener {
     pub proxies: Option<Arc<[IpNet]>>,
     /// How it terminates TLS; none for plain text.
     pub tls: Option<Arc<ServerConfig>>,
+    /// A hash of what a connection has to be to be served: those that began on other terms end.
+    pub terms: u64,
     /// Answers everything with a redirect to HTTPS.
     pub redirect_https: Option<RedirectHttps>,
     /// Bounds per connection.

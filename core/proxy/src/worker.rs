@@ -485,12 +485,9 @@ async fn obey(
                 let old = worker.generation.replace(Some(Rc::new(own)));
                 let is_kept = |address: &SocketAddr| listener_at(&generation, address).is_some();
                 // What was agreed on at a connection's beginning must not outlive the listener's word.
-                let has_tls = |of: &Generation, at: &SocketAddr| {
-                    listener_at(of, at).is_some_and(|found| found.tls.is_some())
-                };
-                let is_same = |at: &SocketAddr| {
-                    old.as_ref().is_none_or(|old| has_tls(old, at) == has_tls(&generation, at))
-                };
+                let terms = |of: &Generation, at: &SocketAddr| listener_at(of, at).map(|found| found.terms);
+                let is_same =
+                    |at: &SocketAddr| old.as_ref().is_none_or(|old| terms(old, at) == terms(&generation, at));
                 worker.drain_connections(|bound| !is_kept(bound) || !is_same(bound));
                 drop(old);
                 accepting.retain(|(address, stop, _)| {

@@ -1,5 +1,6 @@
 //! Listeners: addresses, TLS, limits, and the chains of what arrives there.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use crate::inputs::{Digest, absolute};
 pub(crate) struct BuiltTls {
     listener: String,
     made_of: Digest,
+    /// A hash of what it asks of clients, whichever certificate it shows them.
+    terms: Digest,
     server: Arc<ServerConfig>,
 }
 
@@ -69,7 +72,8 @@ impl Builder<'_> {
                 }
             },
         };
-        Some(BuiltTls { listener: listener.to_owned(), made_of, server })
+        let terms = terms(tls, &settings);
+        Some(BuiltTls { listener: listener.to_owned(), made_of, terms, server })
     }
 
     /// The files of each certificate; none where they cannot be read.
@@ -139,6 +143,12 @@ impl Builder<'_> {
                 bind: listener.bind.iter().map(|address| address.0).collect(),
                 proxies: listener.proxy_protocol.as_ref().map(proxies),
                 tls: tls.map(|tls| tls.server.clone()),
+                terms: {
+                    let mut hasher = DefaultHasher::new();
+                    let proxies = listener.proxy_protocol.as_ref().map(proxies);
+                    (tls.map(|tls| tls.terms), proxies).hash(&mut hasher);
+                    hasher.finish()
+                },
                 redirect_https: listener.redirect_https.map(redirect_https),
                 limits: limits(listener),
                 client_limits: client_limits(&listener.limits),
@@ -184,6 +194,12 @@ fn hash(tls: &config::Tls, settings: &TlsSettings) -> Digest {
     let files = certificates.flat_map(|certificate| [&certificate.cert_pem[..], &certificate.key_pem[..]]);
     let ca = settings.client_auth.iter().map(|auth| &auth.ca_pem[..]);
     Digest::of_parts([shape.as_bytes()].into_iter().chain(files).chain(ca))
+}
+
+fn terms(tls: &config::Tls, settings: &TlsSettings) -> Digest {
+    let shape = format!("{:?} {:?} {:?}", tls.min_version, tls.policy, tls.client_auth);
+    let ca = settings.client_auth.iter().map(|auth| &auth.ca_pem[..]);
+    Digest::of_parts([shape.as_bytes()].into_iter().chain(ca))
 }
 
 fn proxies(config: &config::Proxies) -> Arc<[IpNet]> {

@@ -133,6 +133,7 @@ impl Setup {
             limits: self.limits,
             client_limits: ClientLimits::default(),
             chain: chain.clone(),
+            terms: 0,
             route_chains: vec![chain],
         };
         Arc::new(Generation {
