@@ -4,18 +4,16 @@
 //! that its constants have values. The second time those values are known: they are put in place of
 //! the names, and a name that nobody defined is an error with its position, before any request.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
 use portcullis_plugin::{BuildContext, BuildError, HookName};
 use rhai::{
-    AST, ASTNode, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Module, ModuleResolver,
-    OptimizationLevel, Position, Scope, Shared, Stmt,
+    AST, ASTNode, Dynamic, Engine, EvalAltResult, Expr, Module, ModuleResolver, OptimizationLevel, Position,
+    Scope, Shared, Stmt,
 };
 use serde_json::{Map, Value};
-use thread_local::ThreadLocal;
 
 use crate::call;
 use crate::callees;
@@ -27,10 +25,6 @@ use crate::value;
 /// Imported files that a script may have, those of its imports included.
 const MAX_IMPORTS: usize = 32;
 
-/// Names with types of arguments that a thread keeps the function of: more than any script has calls,
-/// for those whose names are made from what a client sends.
-const MAX_RESOLVED: usize = 4096;
-
 /// A script that is ready to be called.
 pub(crate) struct Program {
     pub(crate) engine: Engine,
@@ -39,43 +33,6 @@ pub(crate) struct Program {
     pub(crate) hooks: Vec<(HookName, Position)>,
     /// Its file, for messages.
     pub(crate) file: String,
-    /// Which functions its names mean, as the calls of each thread found out: looking that up takes
-    /// longer than running most policies.
-    resolved: ThreadLocal<RefCell<Caches>>,
-}
-
-impl Program {
-    /// Calls a function of the script with one argument.
-    pub(crate) fn call(&self, function: &str, argument: Dynamic) -> Result<Dynamic, Box<EvalAltResult>> {
-        let resolved = self.resolved.get_or_default();
-        // A call does not lead to another of the same script; if it did, it would look up by itself.
-        match resolved.try_borrow_mut() {
-            Ok(mut resolved) => self.call_with(&mut resolved, function, argument),
-            Err(_) => self.call_with(&mut Caches::new(), function, argument),
-        }
-    }
-
-    fn call_with(
-        &self,
-        resolved: &mut Caches,
-        function: &str,
-        argument: Dynamic,
-    ) -> Result<Dynamic, Box<EvalAltResult>> {
-        resolved.rewind_fn_resolution_caches(1);
-        let names = resolved.fn_resolution_cache_mut();
-        if names.dict.len() > MAX_RESOLVED {
-            names.clear();
-        }
-        let mut global = self.engine.new_global_runtime_state();
-        global.lib.push(self.ast.shared_lib().clone());
-        let (mut scope, mut argument) = (Scope::new(), argument);
-        EvalContext::new(&self.engine, &mut global, resolved, &mut scope, None).call_fn_raw(
-            function,
-            false,
-            false,
-            &mut [&mut argument],
-        )
-    }
 }
 
 /// Reads and compiles the script `file`.
@@ -106,7 +63,7 @@ pub(crate) fn load(
     callees::check(&loader.engine, &loader.drafts)?;
     let mut engine = loader.engine;
     engine.register_global_module(constants_module(loader.constants));
-    Ok(Program { engine, ast, hooks, file: file.to_owned(), resolved: ThreadLocal::new() })
+    Ok(Program { engine, ast, hooks, file: file.to_owned() })
 }
 
 /// A file as it was read.
