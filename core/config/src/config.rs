@@ -1,13 +1,14 @@
 //! The configuration file's types. Their field docs become the descriptions of the JSON Schema.
 
 use std::collections::BTreeMap;
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Span;
+use crate::forms::host_and_port;
 use crate::node::Node;
 use crate::rates::{MinRate, Rate};
 use crate::schema;
@@ -263,7 +264,7 @@ pub enum ClientAuthMode {
 #[serde(default, deny_unknown_fields)]
 pub struct RedirectHttps {
     /// Port of the HTTPS listener as clients see it. Default `443`.
-    pub port: u16,
+    pub port: NonZeroU16,
     /// Status code. Default `308`, which keeps the method.
     pub status: RedirectStatus,
 }
@@ -450,6 +451,7 @@ pub struct Rewrite {
     /// Put before the path, after `strip_prefix`. Example: `/v2`.
     pub add_prefix: Option<PathPrefix>,
     /// A new `Host`. Example: `internal.example`.
+    #[serde(deserialize_with = "host_and_port")]
     pub host: Option<String>,
 }
 
@@ -587,7 +589,8 @@ impl Default for Limits {
 
 impl Default for RedirectHttps {
     fn default() -> Self {
-        Self { port: 443, status: RedirectStatus::default() }
+        const HTTPS: NonZeroU16 = NonZeroU16::new(443).unwrap();
+        Self { port: HTTPS, status: RedirectStatus::default() }
     }
 }
 

@@ -9,6 +9,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::config::Predicate;
+use crate::error::nearest;
 use crate::node::shortened;
 use crate::upstreams::{Endpoint, EndpointAddress, HostHeader, Scheme};
 use crate::values::{Pattern, is_host_name};
@@ -53,6 +54,10 @@ impl<'de> Deserialize<'de> for HostHeader {
         match text.as_str() {
             "preserve" => Ok(Self::Preserve),
             "endpoint" => Ok(Self::Endpoint),
+            // A single word may well be a host, but hardly one so much like the others.
+            word if nearest(word, ["preserve", "endpoint"].into_iter()).is_some() => Err(de::Error::custom(
+                "expected `preserve`, `endpoint` or a host name, and this is none of them",
+            )),
             name if split_port(name).is_ok() => Ok(Self::Name(text)),
             _ => Err(de::Error::custom(
                 "expected `preserve`, `endpoint` or a host name such as `internal.example`",
@@ -171,6 +176,13 @@ impl Scheme {
     }
 }
 
+/// What can stand in `Host`.
+pub(crate) fn host_and_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    split_port(&text).map_err(de::Error::custom)?;
+    Ok(Some(text))
+}
+
 /// Host, without the brackets of an IPv6 address, and port.
 fn split_port(authority: &str) -> Result<(String, Option<u16>), String> {
     let bad =
@@ -194,10 +206,11 @@ fn split_port(authority: &str) -> Result<(String, Option<u16>), String> {
         }
     };
     let port = match port {
+        Some(port) if port.starts_with('+') => return Err(bad()),
         Some(port) => Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?),
         None => None,
     };
-    Ok((host.to_owned(), port))
+    Ok((host.to_ascii_lowercase(), port))
 }
 
 #[cfg(test)]
@@ -266,6 +279,11 @@ mod tests {
             "http://u@a",
             "http://",
             "http://a:99999",
+            "http://a:+80",
+            "http://10.0.5",
+            "http://10.0.0.256",
+            "http://0177.1:80",
+            "http://api.0x7f",
         ] {
             assert!(endpoint(bad).is_err(), "{bad}");
         }
@@ -283,6 +301,8 @@ mod tests {
     fn host_headers() {
         assert_eq!(read("endpoint"), Ok(HostHeader::Endpoint));
         assert_eq!(read("internal.example:8080"), Ok(HostHeader::Name("internal.example:8080".to_owned())));
-        assert!(read::<HostHeader>("a b").is_err());
+        for bad in ["a b", "endpont", "a:+80"] {
+            assert!(read::<HostHeader>(bad).is_err(), "{bad}");
+        }
     }
 }

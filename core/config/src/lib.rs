@@ -34,7 +34,7 @@ pub use de::NodeDeserializer;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
 pub use error::{NodeError, Raised, nearest};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
-pub use node::{Key, Node, Scalar, Value};
+pub use node::{Key, Node, Scalar, Value, join};
 pub use rates::{MinRate, Rate};
 pub use reader::Reader;
 pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};

@@ -244,7 +244,7 @@ pub struct Eject {
     /// Default `10s`.
     #[serde(deserialize_with = "positive")]
     pub time: Duration,
-    /// The longest time. Default `5m`.
+    /// The longest time. Default `5m`, or `time` if that is longer.
     #[serde(deserialize_with = "positive")]
     pub max_time: Duration,
     /// Share of an endpoint's requests within the window that must fail, in a row or not. Default: their share does
@@ -258,7 +258,8 @@ pub struct Eject {
     pub window: Duration,
     /// Requests that an endpoint must have had in that time to be judged by them. Default `50`.
     pub min_requests: NonZeroU32,
-    /// Share of the endpoints that may be ejected together. Default `50%`; `0%` ejects none.
+    /// Share of the endpoints that may be ejected together: of two or more one at least, but `0%` ejects none.
+    /// Default `50%`.
     pub max_ejected: Percent,
 }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration as StdDuration;
 
@@ -362,8 +362,17 @@ pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
-/// A name of RFC 1123, section 2.1, with the underscore that container networks use.
+/// A name of RFC 1123, section 2.1, with the underscore that container networks use. What ends in a number is an
+/// address, and would be read as one: `10.0.5` as `10.0.0.5`.
 pub(crate) fn is_host_name(text: &str) -> bool {
+    let last = text.rsplit('.').next().unwrap_or_default();
+    let is_number = match last.strip_prefix("0x").or(last.strip_prefix("0X")) {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => last.bytes().all(|byte| byte.is_ascii_digit()),
+    };
+    if is_number {
+        return text.parse::<Ipv4Addr>().is_ok();
+    }
     let label = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')

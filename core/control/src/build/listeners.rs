@@ -208,7 +208,7 @@ fn proxies(config: &config::Proxies) -> Arc<[IpNet]> {
 
 fn redirect_https(config: config::RedirectHttps) -> RedirectHttps {
     RedirectHttps {
-        port: (config.port != 443).then_some(config.port),
+        port: Some(config.port.get()).filter(|port| *port != 443),
         status: StatusCode::from_u16(config.status.code()).unwrap_or(StatusCode::PERMANENT_REDIRECT),
     }
 }
