@@ -277,7 +277,8 @@ fn its_clients_are_one_client_to_limits() {
 #[test]
 fn what_is_no_place_for_a_socket_is_refused() {
     let refused = |listener: &str| {
-        let ended = Setup::new(&format!("listeners: [{listener}]\nroutes: [{{ respond: {{}} }}]\n")).try_start();
+        let ended =
+            Setup::new(&format!("listeners: [{listener}]\nroutes: [{{ respond: {{}} }}]\n")).try_start();
         ended.err().map(|ended| ended.err).unwrap_or_default()
     };
     let text = refused("{ bind: \"unix:web.sock\" }");
