@@ -11,6 +11,7 @@ use crate::node::{Node, join};
 use crate::resilience::Deadline;
 use crate::traffic::{Arm, Split, SplitBy, Target, When};
 use crate::upstreams::{Balance, Dns, EndpointAddress, Health, HttpVersion, Scheme, Sticky, Upstream};
+use crate::values::ListenAddress;
 
 /// What fits into the map that headers are kept in, with room for those that plugins add.
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
@@ -95,6 +96,10 @@ impl Check<'_> {
     }
 
     fn listener(&mut self, path: &str, listener: &Listener) {
+        let has_socket = listener.bind.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
+        if listener.socket_mode.is_some() && !has_socket {
+            self.error(&format!("{path}.socket_mode"), "it is for Unix sockets, and there is none", None);
+        }
         let limits = &listener.limits;
         for (key, value, range) in [
             ("limits.header_count", u64::from(limits.header_count.get()), HEADER_COUNT),
@@ -140,17 +145,19 @@ impl Check<'_> {
     fn addresses(&mut self, config: &Config) {
         let mut users = HashMap::new();
         if let Admin::On(admin) = config.admin {
-            users.insert(admin.bind, "the admin interface".to_owned());
+            if admin.bind.0.port() != 0 {
+                users.insert(ListenAddress::Tcp(admin.bind.0), "the admin interface".to_owned());
+            }
         }
-        users.retain(|address, _| address.0.port() != 0);
         for (index, listener) in config.listeners.iter().enumerate() {
             for (position, address) in listener.bind.iter().enumerate() {
                 if let Some(user) = users.get(address) {
                     let path = format!("listeners[{index}].bind[{position}]");
-                    let help = (address.0.port() == 0).then_some("two of them need ports that are named");
+                    let is_any = matches!(address, ListenAddress::Tcp(address) if address.port() == 0);
+                    let help = is_any.then_some("two of them need ports that are named");
                     self.error(&path, &format!("{address} is already used by {user}"), help);
                 }
-                users.entry(*address).or_insert_with(|| format!("listener `{}`", listener.name));
+                users.entry(address.clone()).or_insert_with(|| format!("listener `{}`", listener.name));
             }
         }
     }

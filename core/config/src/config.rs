@@ -15,8 +15,8 @@ use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
-    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Protocol, SizeLimit, positive, some_positive,
+    Address, ByteSize, Duration, FileMode, HeaderName, HostPattern, ListenAddress, Method, Network,
+    PathPrefix, PathTemplate, Pattern, Protocol, SizeLimit, positive, some_positive,
 };
 
 /// A whole configuration file.
@@ -40,8 +40,8 @@ pub struct Config {
     pub drain: Duration,
     /// Limits of the whole process.
     pub limits: Limits,
-    /// Networks whose `X-Forwarded-*` headers are believed; `Forwarded` is written, never read. Default: none.
-    /// Example: `[10.0.0.0/8, "::1"]`.
+    /// Networks whose `X-Forwarded-*` headers are believed; `Forwarded` is written, never read. `unix` stands for whoever
+    /// connects to a Unix socket. Default: none. Example: `[10.0.0.0/8, "::1"]`.
     pub trusted_proxies: Vec<Network>,
     /// Where the gateway accepts connections; at least one.
     pub listeners: Vec<Listener>,
@@ -143,9 +143,15 @@ pub struct Listener {
     /// Its name in logs and metrics. Default: its first address.
     #[schemars(default)]
     pub name: String,
-    /// Address to listen on, or a list of them. Example: `0.0.0.0:8080` or `[::]:8080`.
+    /// Address to listen on, or a list of them. Example: `0.0.0.0:8080`, `[::]:8080` or `unix:/run/portcullis.sock`.
+    /// Whoever connects to a Unix socket has no address: unless a proxy says it for him (`proxy_protocol`,
+    /// `trusted_proxies`, with `unix` for its own), he is `0.0.0.0` to plugins and limits, all of them one client, and
+    /// `unknown` to upstreams. Rules that allow addresses do not allow this one unless they name it.
     #[schemars(schema_with = "schema::addresses")]
-    pub bind: Vec<Address>,
+    pub bind: Vec<ListenAddress>,
+    /// Permissions of its Unix sockets: who may write may connect. Default `0600`, for the gateway's own user alone.
+    /// Example: `0660`.
+    pub socket_mode: Option<FileMode>,
     /// Take connections from these proxies only, which say first whose they are (PROXY protocol, version 1 or 2).
     /// Default: from everybody, and nobody says.
     pub proxy_protocol: Option<Proxies>,
@@ -169,7 +175,8 @@ pub struct Listener {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Proxies {
-    /// Their networks. Whoever is in them can appear as any client. Example: `[10.0.0.0/8]`.
+    /// Their networks; `unix` for whoever connects to a Unix socket. Whoever is in them can appear as any client.
+    /// Example: `[10.0.0.0/8]`.
     #[schemars(length(min = 1))]
     pub from: Vec<Network>,
 }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
-use std::path::Path;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
@@ -12,7 +11,7 @@ use crate::config::Predicate;
 use crate::error::nearest;
 use crate::node::shortened;
 use crate::upstreams::{Endpoint, EndpointAddress, HostHeader, Scheme};
-use crate::values::{Pattern, is_host_name};
+use crate::values::{Pattern, is_host_name, unix_path};
 
 impl<'de> Deserialize<'de> for Predicate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -130,7 +129,7 @@ impl<'de> Deserialize<'de> for EndpointUrl {
 
 fn endpoint_url(text: &str) -> Result<EndpointAddress, String> {
     if let Some(path) = text.strip_prefix("unix:") {
-        return unix_socket(path);
+        return unix_path(path).map(EndpointAddress::Unix);
     }
     let (scheme, authority) = if let Some(authority) = text.strip_prefix("http://") {
         (Scheme::Http, authority)
@@ -151,19 +150,6 @@ fn endpoint_url(text: &str) -> Result<EndpointAddress, String> {
     }
     let (host, port) = split_port(authority)?;
     Ok(EndpointAddress::Tcp { scheme, host, port: port.unwrap_or(scheme.port()) })
-}
-
-/// The longest path that the system has room for.
-const LONGEST_SOCKET: usize = 107;
-
-fn unix_socket(path: &str) -> Result<EndpointAddress, String> {
-    if !Path::new(path).is_absolute() {
-        return Err("a Unix socket has an absolute path such as `unix:/run/app.sock`".to_owned());
-    }
-    if path.len() > LONGEST_SOCKET {
-        return Err(format!("the path of a Unix socket has {LONGEST_SOCKET} bytes at most"));
-    }
-    Ok(EndpointAddress::Unix(path.into()))
 }
 
 impl Scheme {
@@ -216,6 +202,7 @@ fn split_port(authority: &str) -> Result<(String, Option<u16>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::values::LONGEST_SOCKET;
     use crate::yaml;
 
     fn read<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {

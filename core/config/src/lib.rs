@@ -45,6 +45,6 @@ pub use upstreams::{
     Retries, RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
-    Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
-    PathTemplate, Pattern, Percent, Protocol, SizeLimit,
+    Address, ByteSize, Duration, FileMode, HeaderName, HostName, HostPattern, ListenAddress, Method, Network,
+    PathPrefix, PathTemplate, Pattern, Percent, Protocol, SizeLimit,
 };

@@ -27,6 +27,7 @@ mod pace;
 pub mod proxy_protocol;
 mod reply;
 pub mod routes;
+mod socket;
 pub mod split;
 mod timer;
 pub mod tls;
@@ -34,6 +35,8 @@ mod tunnel;
 pub mod upstream;
 mod worker;
 
+pub use admit::Gate;
 #[cfg(any(test, fuzzing))]
 pub use http1::fuzz;
+pub use socket::{Address, Listening};
 pub use worker::{BindError, Bound, DataPlane, Sockets};
