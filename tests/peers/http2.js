@@ -58,11 +58,18 @@ server.on("stream", (stream, headers) => {
   for (const name of Object.keys(headers)) {
     if (!name.startsWith(":")) own[name] = headers[name];
   }
-  handshake(path, own, (_, socket) => {
-    stream.respond({ ":status": 200 });
+  handshake(path, own, (head, socket) => {
+    const answer = { ":status": 200 };
+    for (const [, name, value] of head.toString().matchAll(/^(sec-websocket-(?!accept).*?): (.*)\r$/gim)) {
+      answer[name.toLowerCase()] = value;
+    }
+    stream.respond(answer);
     join(stream, socket);
   });
 });
+
+// Without this Node answers it itself.
+server.on("connect", () => {});
 
 server.on("request", (request, response) => {
   if (request.httpVersion !== "2.0") response.end(`HTTP/${request.httpVersion}`);
