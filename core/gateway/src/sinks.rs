@@ -18,7 +18,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 /// Bytes that wait for a slow target at most: a second or two of a busy gateway.
 const BYTES: usize = 8 << 20;
-/// Lines are written together that come within this time of the first, so that a busy log wakes its thread rarely.
+/// After this time a thread writes again, what has come meanwhile together: a busy log wakes it rarely.
 const GATHERING: Duration = Duration::from_millis(10);
 /// What a buffer may keep for the next lines.
 const KEPT: usize = 256 << 10;
@@ -193,7 +193,7 @@ impl State {
     /// Writes what comes until nothing more can.
     fn write_to(&self, mut output: Output) {
         let mut lines = Vec::new();
-        while let Some(count) = self.take(&mut lines) {
+        while let Some(count) = self.next(&mut lines) {
             if self.reopen.swap(false, Ordering::AcqRel) {
                 output.reopen();
             }
@@ -202,25 +202,30 @@ impl State {
             }
             lines.clear();
             lines.shrink_to(KEPT);
-            self.lock().taken = 0;
-            self.written.notify_all();
+            self.rest();
         }
     }
 
-    /// Takes the lines of a while, and says how many they are; none when there will be no more.
-    fn take(&self, lines: &mut Vec<u8>) -> Option<u64> {
+    /// Takes the lines that wait, and says how many they are; none when there will be no more.
+    fn next(&self, lines: &mut Vec<u8>) -> Option<u64> {
         let is_idle = |waiting: &mut Waiting| waiting.lines.is_empty() && !waiting.is_closed;
         let waiting = self.filled.wait_while(self.lock(), is_idle);
-        let gathers = |waiting: &mut Waiting| !waiting.is_urgent;
-        let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
-        let waited = self.filled.wait_timeout_while(waiting, GATHERING, gathers);
-        let mut waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
         if waiting.lines.is_empty() {
             return None;
         }
         std::mem::swap(&mut waiting.lines, lines);
         (waiting.taken, waiting.is_urgent) = (lines.len(), waiting.is_closed);
         Some(std::mem::take(&mut waiting.count))
+    }
+
+    /// What was taken is written: lets others gather, unless somebody waits for them.
+    fn rest(&self) {
+        let mut waiting = self.lock();
+        waiting.taken = 0;
+        self.written.notify_all();
+        let may_rest = |waiting: &mut Waiting| !waiting.is_urgent;
+        drop(self.filled.wait_timeout_while(waiting, GATHERING, may_rest));
     }
 }
 
