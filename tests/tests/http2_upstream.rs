@@ -456,6 +456,38 @@ fn a_connection_that_is_silent_gets_no_more_requests_however_short_their_time() 
     }
 }
 
+#[test]
+fn a_silent_connection_is_found_out_by_calls_whose_time_is_short_too() {
+    let stopped = server("stopped", nobody());
+    let gateway = before(stopped.address(), "retries: 0, eject: off");
+    assert_eq!(gateway.get("/").status, 200);
+    stopped.signal("STOP");
+    let mut client = Http2::open(gateway.address());
+    let mut streams = (1..).step_by(2);
+    until("another connection", || {
+        let call = [("content-type", "application/grpc"), ("grpc-timeout", "150m")];
+        client.get(streams.next().unwrap(), "/a.B/C", &call);
+        client.read_until(Http2::HEADERS);
+        gateway.metric(CONNECTS, &[]) >= 2.0
+    });
+    stopped.signal("CONT");
+    until("an answer", || gateway.get("/").status == 200);
+}
+
+#[test]
+fn an_endpoint_that_takes_nothing_of_an_upload_is_a_504_though_the_client_pauses() {
+    let (listener, gateway) = by_hand("timeouts: { response: 300ms }, retries: 0");
+    let mut client = Http2::open(gateway.address());
+    client.post(1, "/paused");
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let mut server = Http2::accept(&listener, &[(INITIAL_WINDOW_SIZE, 0)]);
+    server.request();
+    is_understood(&mut server);
+    client.data(1, b"x", false);
+    client.read_until(Http2::HEADERS);
+    assert_eq!(gateway.logged_path("/paused")["reason"], "upstream.response_timeout");
+}
+
 /// A gateway that waits for answers just as long as an endpoint may be silent; a server by hand that has begun an
 /// answer, and the client that reads it.
 fn impatient() -> (TcpListener, Gateway, Http2, u32, Http) {
