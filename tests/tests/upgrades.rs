@@ -601,6 +601,8 @@ fn refused_without_blame(gateway: &Gateway) {
     for _ in 0..3 {
         assert!(asked(gateway, "/never", "websocket").head().starts_with("HTTP/1.1 502 "));
     }
+    // An answer brings an endpoint back that had been ejected.
+    assert_eq!(gateway.metric("portcullis_endpoint_ejections_total", &[]), 0.0);
     assert_eq!(gateway.get("/").text(), "HTTP/2.0");
     let endpoint = &gateway.status()["upstreams"][0]["endpoints"][0];
     assert_eq!(
