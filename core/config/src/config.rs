@@ -285,7 +285,8 @@ pub struct RedirectStatus(u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http2 {
-    /// Requests that one connection may have open at a time, at most 8000. Default `100`.
+    /// Requests that one connection may have open at a time, at most 8000. Of their bodies, what nobody takes is held up
+    /// to 64 KiB each and 8 MiB together. Default `100`.
     pub max_streams: NonZeroU32,
 }
 

@@ -24,7 +24,8 @@ pub struct Upstream {
     #[schemars(length(min = 1), default)]
     pub endpoints: Vec<Endpoint>,
     /// What the endpoints speak: `http1`, `http2` (without TLS without asking first), or `auto`: what each
-    /// chooses in its TLS handshake. Default `http1`.
+    /// chooses in its TLS handshake. Over HTTP/2 a WebSocket needs an endpoint that takes an extended `CONNECT`, or, with
+    /// TLS, speaks HTTP/1.1 as well. Default `http1`.
     #[schemars(default)]
     pub protocol: HttpVersion,
     /// Where it is served, as DNS has it, asked for again and again; instead of `endpoints`.

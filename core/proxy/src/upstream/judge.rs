@@ -85,6 +85,7 @@ impl Upstream {
             AttemptFailure::Status(_)
             | AttemptFailure::OutOfTime
             | AttemptFailure::Deadline
+            | AttemptFailure::NoUpgrade
             | AttemptFailure::Overloaded
             | AttemptFailure::PendingTimeout => return,
         };
