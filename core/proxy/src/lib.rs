@@ -34,6 +34,11 @@ mod tunnel;
 pub mod upstream;
 mod worker;
 
+/// What has to hold for whatever bytes come: see `tests/fuzz`.
 #[cfg(any(test, fuzzing))]
-pub use http1::fuzz;
+pub mod fuzz {
+    pub use crate::forwarded::fuzz::forwarded;
+    pub use crate::http1::fuzz::{chunked, request, response};
+    pub use crate::http2::fuzz::{downgrade, frames};
+}
 pub use worker::{BindError, Bound, DataPlane, Sockets};

@@ -2,6 +2,8 @@
 //! they are understood ([`frames`]), and every stream is known ([`streams`]), so that one that is not read is ended.
 
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod streams;
 
 use std::error::Error;
