@@ -401,7 +401,8 @@ fn what_an_origin_claims_in_trailers_goes_no_further() {
     let sum = [("x-sum".to_owned(), "7".to_owned())];
     let asking = || "GET / HTTP/1.1\r\nhost: g\r\nte: trailers\r\n\r\n";
     let before = |address: SocketAddr, protocol: &str| {
-        let config = "upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"], protocol: \"${PROTOCOL}\" } }\n";
+        let config =
+            "upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"], protocol: \"${PROTOCOL}\" } }\n";
         Setup::new(config).variable("ORIGIN", address).variable("PROTOCOL", protocol).start()
     };
     let lines: String = CLAIMS.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
