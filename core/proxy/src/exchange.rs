@@ -424,9 +424,7 @@ fn put(live: &mut Live, reply: Reply) -> Source {
 }
 
 fn put_fault(live: &mut Live, fault: &Fault) -> Source {
-    let (_, _, reason) = fault.describe();
-    live.count_fault(fault);
-    live.decided_by_core(fault.decider(), Some(reason));
+    live.fail(fault);
     put(live, fault.reply())
 }
 
