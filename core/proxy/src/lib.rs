@@ -36,7 +36,13 @@ pub mod upstream;
 mod worker;
 
 pub use admit::Gate;
-#[cfg(any(test, fuzzing))]
-pub use http1::fuzz;
 pub use socket::{Address, Listening};
 pub use worker::{BindError, Bound, DataPlane, Sockets};
+
+/// What has to hold for whatever bytes come: see `tests/fuzz`.
+#[cfg(any(test, fuzzing))]
+pub mod fuzz {
+    pub use crate::forwarded::fuzz::forwarded;
+    pub use crate::http1::fuzz::{chunked, request, response};
+    pub use crate::http2::fuzz::{downgrade, frames};
+}
