@@ -46,7 +46,7 @@ fn reference() -> Reference {
 }
 
 fn shown(tables: &[Table]) -> String {
-    tables.iter().map(|table| table.shown(3)).collect()
+    tables.iter().map(Table::shown).collect()
 }
 
 #[test]
