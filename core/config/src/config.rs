@@ -1,21 +1,22 @@
 //! The configuration file's types. Their field docs become the descriptions of the JSON Schema.
 
 use std::collections::BTreeMap;
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Span;
+use crate::forms::host_and_port;
 use crate::node::Node;
 use crate::rates::{MinRate, Rate};
 use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
-    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Protocol, SizeLimit, positive, some_positive,
+    Address, ByteSize, Duration, FileMode, HeaderName, HostPattern, ListenAddress, Method, Network,
+    PathPrefix, PathTemplate, Pattern, Protocol, SizeLimit, positive, some_positive,
 };
 
 /// A whole configuration file.
@@ -39,8 +40,8 @@ pub struct Config {
     pub drain: Duration,
     /// Limits of the whole process.
     pub limits: Limits,
-    /// Networks whose `X-Forwarded-*` headers are believed; `Forwarded` is written, never read. Default: none.
-    /// Example: `[10.0.0.0/8, "::1"]`.
+    /// Networks whose `X-Forwarded-*` headers are believed; `Forwarded` is written, never read. `unix` stands for whoever
+    /// connects to a Unix socket. Default: none. Example: `[10.0.0.0/8, "::1"]`.
     pub trusted_proxies: Vec<Network>,
     /// Where the gateway accepts connections; at least one.
     #[schemars(length(min = 1))]
@@ -144,9 +145,15 @@ pub struct Listener {
     /// Its name in logs and metrics. Default: its first address.
     #[schemars(default)]
     pub name: String,
-    /// Address to listen on, or a list of them. Example: `0.0.0.0:8080` or `[::]:8080`.
+    /// Address to listen on, or a list of them. Example: `0.0.0.0:8080`, `[::]:8080` or `unix:/run/portcullis.sock`.
+    /// Whoever connects to a Unix socket has no address: unless a proxy says it for him (`proxy_protocol`,
+    /// `trusted_proxies`, with `unix` for its own), he is `0.0.0.0` to plugins and limits, all of them one client, and
+    /// `unknown` to upstreams. Rules that allow addresses do not allow this one unless they name it.
     #[schemars(schema_with = "schema::addresses")]
-    pub bind: Vec<Address>,
+    pub bind: Vec<ListenAddress>,
+    /// Permissions of its Unix sockets: who may write may connect. Default `0600`, for the gateway's own user alone.
+    /// Example: `0660`.
+    pub socket_mode: Option<FileMode>,
     /// Take connections from these proxies only, which say first whose they are (PROXY protocol, version 1 or 2).
     /// Default: from everybody, and nobody says.
     pub proxy_protocol: Option<Proxies>,
@@ -170,7 +177,8 @@ pub struct Listener {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Proxies {
-    /// Their networks. Whoever is in them can appear as any client. Example: `[10.0.0.0/8]`.
+    /// Their networks; `unix` for whoever connects to a Unix socket. Whoever is in them can appear as any client.
+    /// Example: `[10.0.0.0/8]`.
     #[schemars(length(min = 1))]
     pub from: Vec<Network>,
 }
@@ -265,7 +273,7 @@ pub enum ClientAuthMode {
 #[serde(default, deny_unknown_fields)]
 pub struct RedirectHttps {
     /// Port of the HTTPS listener as clients see it. Default `443`.
-    pub port: u16,
+    pub port: NonZeroU16,
     /// Status code. Default `308`, which keeps the method.
     pub status: RedirectStatus,
 }
@@ -279,7 +287,8 @@ pub struct RedirectStatus(u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http2 {
-    /// Requests that one connection may have open at a time, at most 8000. Default `100`.
+    /// Requests that one connection may have open at a time, at most 8000. Of their bodies, what nobody takes is held up
+    /// to 64 KiB each and 8 MiB together. Default `100`.
     pub max_streams: NonZeroU32,
 }
 
@@ -454,6 +463,7 @@ pub struct Rewrite {
     /// Put before the path, after `strip_prefix`. Default: nothing. Example: `/v2`.
     pub add_prefix: Option<PathPrefix>,
     /// A new `Host`. Default: what the upstream's `host` says. Example: `internal.example`.
+    #[serde(deserialize_with = "host_and_port")]
     pub host: Option<String>,
 }
 
@@ -592,7 +602,8 @@ impl Default for Limits {
 
 impl Default for RedirectHttps {
     fn default() -> Self {
-        Self { port: 443, status: RedirectStatus::default() }
+        const HTTPS: NonZeroU16 = NonZeroU16::new(443).unwrap();
+        Self { port: HTTPS, status: RedirectStatus::default() }
     }
 }
 

@@ -24,7 +24,8 @@ pub struct Upstream {
     #[schemars(length(min = 1), default)]
     pub endpoints: Vec<Endpoint>,
     /// What the endpoints speak: `http1`, `http2` (without TLS without asking first), or `auto`: what each
-    /// chooses in its TLS handshake. Default `http1`.
+    /// chooses in its TLS handshake. Over HTTP/2 a WebSocket needs an endpoint that takes an extended `CONNECT`, or, with
+    /// TLS, speaks HTTP/1.1 as well. Default `http1`.
     #[schemars(default)]
     pub protocol: HttpVersion,
     /// Where it is served, as DNS has it, asked for again and again. Default: where `endpoints` say.
@@ -244,7 +245,7 @@ pub struct Eject {
     /// Default `10s`.
     #[serde(deserialize_with = "positive")]
     pub time: Duration,
-    /// The longest time for which it gets none. Default `5m`.
+    /// The longest time for which it gets none. Default `5m`, or `time` if that is longer.
     #[serde(deserialize_with = "positive")]
     pub max_time: Duration,
     /// Share of an endpoint's requests within the window that must fail, in a row or not. Default: not judged. Example:
@@ -258,7 +259,8 @@ pub struct Eject {
     pub window: Duration,
     /// Requests that an endpoint must have had in that time to be judged by them. Default `50`.
     pub min_requests: NonZeroU32,
-    /// Share of the endpoints that may be ejected together. Default `50%`; `0%` ejects none.
+    /// Share of the endpoints that may be ejected together: of two or more one at least, but `0%` ejects none.
+    /// Default `50%`.
     pub max_ejected: Percent,
 }
 
