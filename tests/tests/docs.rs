@@ -274,15 +274,17 @@ fn counting(origin: &Origin, module: &[u8]) -> Gateway {
     let config = "
 upstreams:
   origin: { endpoints: [\"http://${ORIGIN}\"], breaker: {}, adaptive: {} }
+  shadow: { endpoints: [\"http://${ORIGIN}\"] }
 routes:
   - name: api
     match: { prefix: /api }
     plugins:
       - ext_authz: { upstream: origin }
       - json_schema: { schema: {} }
+      - rate_limit: { limits: [{ key: client, token_bucket: { rate: 10/s, burst: 20 } }] }
       - wasm: { file: m.wasm, config: { prefixes: [/internal] } }
     upstream: origin
-    mirror: { upstream: origin }
+    mirror: { upstream: shadow }
 ";
     let setup = Setup::new(config).file("m.wasm", module);
     let gateway = setup.before(origin).start();
