@@ -195,6 +195,8 @@ pub struct UpstreamMetrics {
     pub lookup_failures: Counter,
     /// Attempts that failed after a connection was there, timeouts included.
     pub failures: Counter,
+    /// Attempts that met a connection which was closed already, and were made once more over another.
+    pub stale: Counter,
     /// Attempts after the first.
     pub retries: Counter,
     /// Attempts that were not made because too many retries were under way.
@@ -416,6 +418,7 @@ impl Metrics {
             lookups: Counter::new(rows),
             lookup_failures: Counter::new(rows),
             failures: Counter::new(rows),
+            stale: Counter::new(rows),
             retries: Counter::new(rows),
             retries_refused: Counter::new(rows),
             hedges: Counter::new(rows),

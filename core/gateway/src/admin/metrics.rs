@@ -244,6 +244,11 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
         "attempts that failed on an open connection, timeouts included",
         |upstream| &upstream.failures,
     );
+    counters(
+        "upstream_stale_total",
+        "attempts that met a connection which was closed already, and were made once more over a new one",
+        |upstream| &upstream.stale,
+    );
     counters("upstream_retries_total", "attempts after the first", |upstream| &upstream.retries);
     counters(
         "upstream_retry_budget_exhausted_total",

@@ -85,6 +85,7 @@ impl Upstream {
             AttemptFailure::Status(_)
             | AttemptFailure::OutOfTime
             | AttemptFailure::Deadline
+            | AttemptFailure::SlowUpload
             | AttemptFailure::Overloaded
             | AttemptFailure::PendingTimeout => return,
         };
@@ -188,14 +189,16 @@ impl<'u> Running<'u> {
         Running { upstream, endpoint }
     }
 
-    /// Leaves it to somebody else to say when the request has ended.
+    /// The response has begun: whoever has it says when the request has ended.
     pub(super) fn hand_over(self) {
+        self.upstream.begin_response();
         std::mem::forget(self);
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
+        self.upstream.begin_response();
         self.upstream.end(self.endpoint);
     }
 }
