@@ -111,6 +111,11 @@ impl Record {
             let refused = self.refused.iter().all(|(id, ..)| log.contains_key(id));
             (refused && self.seen.iter().all(|(seen, _)| log.contains_key(&id_of(seen)))).then_some(log)
         });
+        for (_, _, reason, title) in &self.refused {
+            let alike = self.refused.iter().filter(|(_, _, other, _)| other == reason).count();
+            let counted = gateway.metric("portcullis_refusals_total", &[&format!("reason=\"{reason}\"")]);
+            assert_eq!(counted, alike as f64, "{title}");
+        }
         for (id, status, reason, title) in &self.refused {
             let line = &log[id];
             assert_eq!(
@@ -175,6 +180,7 @@ fn http2_is_refused_or_forwarded_as_the_corpus_says() {
     let origin = Recorder::start();
     let gateway = gateway(origin.address());
     let mut record = Record::default();
+    let mut malformed = 0;
     each(&over(true), |case| {
         origin.take();
         let Sent::Frames { head, data, trailers } = &case.sent else { return };
@@ -203,11 +209,15 @@ fn http2_is_refused_or_forwarded_as_the_corpus_says() {
                     _ => false,
                 };
                 assert!(is_expected, "{}: {outcome:?}", case.title);
+                malformed += 1;
             }
         }
         record.seen(case, &origin);
     });
     record.compare(&gateway);
+    // What is no request is in no log, but it is counted.
+    let counted = || gateway.metric("portcullis_clients_given_up_total", &["reason=\"http2_error\""]);
+    until("what was malformed to be counted", || counted() >= f64::from(malformed));
 }
 
 /// Sends every case by way of a gateway to this origin, each followed by a request that has to be answered as itself

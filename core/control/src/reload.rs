@@ -493,6 +493,7 @@ async fn apply(plane: &DataPlane, services: &Services, built: &Built) -> Result<
     let bound = plane.bind(&addresses).map_err(|error| Diagnostics::from(bind_error(built, &error)))?;
     services.budget.resize(config.limits.whole_bodies.0);
     plane.swap(built.generation.clone(), bound).await;
+    services.metrics.forget_unused();
     Ok(())
 }
 

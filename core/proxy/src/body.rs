@@ -540,7 +540,7 @@ impl ResponseBody {
                 Source::Upstream(body) => {
                     let over = self.live.deadline.as_mut().map(|deadline| deadline.poll_over(cx));
                     if let Some(Poll::Ready(fault)) = over {
-                        self.live.refused_for(&fault);
+                        self.live.fail(&fault);
                         return self.fail(End::UpstreamFailed, "the time for the response is over");
                     }
                     ready!(body.poll_frame(cx))

@@ -425,8 +425,7 @@ fn put(live: &mut Live, reply: Reply) -> Source {
 }
 
 fn put_fault(live: &mut Live, fault: &Fault) -> Source {
-    live.count_fault(fault);
-    live.refused_for(fault);
+    live.fail(fault);
     put(live, fault.reply())
 }
 

@@ -185,12 +185,6 @@ impl Live {
         self.parts().decider = Some(Box::new(decider));
     }
 
-    /// The core refuses, or breaks off.
-    pub(crate) fn refused_for(&mut self, fault: &Fault) {
-        let (_, _, reason) = fault.describe();
-        self.decided_by_core(fault.decider(), Some(reason));
-    }
-
     pub(crate) fn refused_by(&mut self, refusal: &FilterRefusal) {
         let decider = Decider {
             by: refusal.instance.name.clone(),
@@ -219,11 +213,15 @@ impl Live {
         self.end.get_or_insert(end);
     }
 
-    /// Counts a fault that has a counter beside that of its response.
-    pub(crate) fn count_fault(&self, fault: &Fault) {
+    /// The core ends the exchange, or what is left of it.
+    pub(crate) fn fail(&mut self, fault: &Fault) {
+        let (_, _, reason) = fault.describe();
+        let worker = &self.serving.client.worker;
+        worker.count_refusal(reason);
         if *fault == Fault::BodyTimeout {
-            self.serving.client.worker.metrics.give_up(GivenUp::Body);
+            worker.metrics.give_up(GivenUp::Body);
         }
+        self.decided_by_core(fault.decider(), Some(reason));
     }
 
     /// What failed in the upload after the response had begun is known only here.
@@ -232,10 +230,7 @@ impl Live {
         match failure {
             UploadFailure::Refused(refusal) => self.refused_by(&refusal),
             UploadFailure::Fault(Fault::ClientBody) => {}
-            UploadFailure::Fault(fault) => {
-                self.count_fault(&fault);
-                self.refused_for(&fault);
-            }
+            UploadFailure::Fault(fault) => self.fail(&fault),
         }
     }
 

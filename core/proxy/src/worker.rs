@@ -24,7 +24,7 @@ use crate::client::{Control, accept};
 use crate::generation::{Generation, Listener};
 use crate::linger::Stream;
 use crate::logs::LogQueue;
-use crate::metrics::{Metrics, Refused, count_as_worker};
+use crate::metrics::{Counter, Metrics, Refused, count_as_worker};
 use crate::upstream::{ReapGuard, reap_idle};
 
 /// Connections that wait in a socket's queue, per worker; the kernel may allow fewer.
@@ -319,6 +319,8 @@ pub(crate) struct Worker {
     generation: RefCell<Option<Rc<WorkerGeneration>>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) logs: LogQueue,
+    /// Counters of what was refused here so far, by reason.
+    refusals: RefCell<Vec<(&'static str, Arc<Counter>)>>,
     random: Cell<u64>,
     /// Open connections: how to end them gently, and how to cut them off.
     running: RefCell<HashMap<u64, Running>>,
@@ -339,6 +341,16 @@ impl Worker {
     #[expect(clippy::expect_used, reason = "sockets arrive with the first generation")]
     pub(crate) fn generation(&self) -> Rc<WorkerGeneration> {
         self.generation.borrow().clone().expect("a generation precedes the first connection")
+    }
+
+    /// Counts what the gateway itself answers.
+    pub(crate) fn count_refusal(&self, reason: &'static str) {
+        let mut refusals = self.refusals.borrow_mut();
+        let at = refusals.iter().position(|(known, _)| *known == reason).unwrap_or_else(|| {
+            refusals.push((reason, self.metrics.refusal(reason)));
+            refusals.len() - 1
+        });
+        refusals[at].1.increment();
     }
 
     /// A fresh request id.
@@ -437,6 +449,7 @@ fn run(
         generation: RefCell::new(None),
         metrics,
         logs: LogQueue::default(),
+        refusals: RefCell::default(),
         random: Cell::new(seed()),
         running: RefCell::default(),
         accepted: Cell::new(0),

@@ -113,6 +113,13 @@ fn connections(page: &mut Page, metrics: &Metrics) {
     page.gauge("exchanges_open", "exchanges under way").value(&metrics.exchanges_open);
     page.counter("exchanges_refused_total", "requests refused because of `limits.exchanges`")
         .value(&metrics.exchanges_refused);
+    let mut refusals = page.counter(
+        "refusals_total",
+        "answers that the gateway itself gave in place of an upstream, by reason; those of plugins count as theirs",
+    );
+    for (reason, count) in metrics.refusals() {
+        refusals.sample(&[("reason", reason)], count.value());
+    }
     page.gauge("tunnels_open", "exchanges that have become tunnels: WebSockets and other upgrades")
         .value(&metrics.tunnels_open);
     page.gauge("whole_bodies_bytes", "bytes of bodies held in memory; `limits.whole_bodies` bounds them")

@@ -77,13 +77,14 @@ pub(crate) async fn serve_connection(
             let upgraded = is_connect.then(|| hyper::upgrade::on(&mut request));
             let (head, body) = request.into_parts();
             let served = serve(&client, Ok(head.into()), Incoming::Http2(body));
-            async move {
+            // The library moves what serves a stream several times, so that is to be small.
+            Box::pin(async move {
                 let response = served.await?;
                 Ok::<_, Dropped>(match upgraded {
                     Some(upgraded) => switch(response, upgraded),
                     None => response.map(Either::Left),
                 })
-            }
+            })
         })
     };
     let io = Linger::new(opened.stream, Pace::new(limits.write_timeout, limits.min_rate));
@@ -163,12 +164,10 @@ fn connection_window(streams: u32) -> u32 {
 #[derive(Clone)]
 struct StreamExecutor(Rc<Client>);
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for StreamExecutor {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamExecutor {
     /// Called as soon as the service has begun the request.
     fn execute(&self, future: F) {
-        let task = tokio::task::spawn_local(async move {
-            future.await;
-        });
+        let task = tokio::task::spawn_local(future);
         if let Some(streams) = &self.0.streams {
             streams.serve_by(task.abort_handle());
         }
