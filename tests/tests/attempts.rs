@@ -222,7 +222,18 @@ fn a_response_that_ends_before_its_body_never_looks_complete() {
         assert_eq!(client.reset().0, 1);
     }
     assert!(peer.is_alone());
-    assert_eq!(counted(&gateway, "retries_total"), 0.0);
+    assert_eq!((counted(&gateway, "retries_total"), counted(&gateway, "failures_total")), (0.0, 6.0));
+}
+
+#[test]
+fn an_endpoint_whose_responses_break_off_is_ejected() {
+    let (one, other) = (Origin::start(), Origin::start());
+    let eject = "eject: { error_rate: 40%, min_requests: 8, failures: 100 }, retries: 0";
+    let gateway = before(&[one.address(), other.address()], eject);
+    for _ in 0..8 {
+        assert!(gateway.connect().ask(&request("GET", "/break")).is_err());
+    }
+    assert_eq!(ejections(&gateway), 1.0);
 }
 
 #[test]

@@ -338,7 +338,10 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     (
         "upstream/http2/connection.rs MAX_OPENED",
-        Not("met only if settings without room arrive before the first request leaves"),
+        Bites(
+            "core/proxy/src/upstream/http2/tests.rs",
+            "no_more_than_a_few_connections_without_room_are_opened_for_a_request",
+        ),
     ),
     ("upstream/http2/connection.rs MAX_STREAMS", Bites(HTTP2, "requests_beyond_a_connection_open_another")),
     (

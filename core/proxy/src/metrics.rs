@@ -193,7 +193,7 @@ pub struct UpstreamMetrics {
     pub lookups: Counter,
     /// Questions about them that DNS did not answer, or with nothing.
     pub lookup_failures: Counter,
-    /// Attempts that failed after a connection was there, timeouts included.
+    /// Attempts that failed after a connection was there, timeouts and responses that broke off included.
     pub failures: Counter,
     /// Attempts that met a connection which was closed already, and were made once more over another.
     pub stale: Counter,

@@ -248,7 +248,7 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     );
     counters(
         "upstream_failures_total",
-        "attempts that failed on an open connection, timeouts included",
+        "attempts that failed on an open connection, timeouts and responses that broke off included",
         |upstream| &upstream.failures,
     );
     counters(

@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn errors_teach_nothing_of_what_requests_take() {
         use crate::upstream::balance::Role;
-        use crate::upstream::{Endpoint, Hedge};
+        use crate::upstream::{AttemptFailure, Endpoint, Hedge};
         use http::StatusCode;
         let metrics = crate::metrics::Metrics::new(1);
         let endpoint = std::sync::Arc::new(Endpoint::new("a:1", &metrics).unwrap());
@@ -240,6 +240,10 @@ mod tests {
         assert_eq!(learned(), (0, None));
         answered(StatusCode::NOT_FOUND);
         assert_eq!(learned(), (2, Some(STEP)), "the look counts as well");
+        upstream.failed(upstream.chosen(0, Role::Ordinary), AttemptFailure::Unreachable, STEP);
+        assert_eq!(learned().0, 3, "who is not there says nothing");
+        upstream.failed(upstream.chosen(0, Role::Ordinary), AttemptFailure::ResponseTimeout, STEP);
+        assert_eq!(learned().0, 5, "who is silent has taken as long at least");
     }
 
     /// One that has just begun to learn anew.

@@ -510,6 +510,9 @@ impl UpstreamBody {
             }
         };
         tracing::debug!(upstream = &*conn.upstream.name, error = %failed, "response broke off");
+        if !matches!(failed, Broken::Upload) {
+            conn.upstream.broke_off(&conn.endpoint);
+        }
         self.conn = None;
         Poll::Ready(Some(Err(UpstreamBodyError)))
     }

@@ -1,6 +1,6 @@
 //! What attempts tell of endpoints: ejection, return, and how many requests are under way.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -96,6 +96,12 @@ impl Upstream {
             self.learn(took);
         }
         self.has_failed(at, why);
+    }
+
+    /// Learns from a response that broke off behind its head.
+    pub(super) fn broke_off(&self, endpoint: &Arc<Endpoint>) {
+        self.metrics.failures.increment();
+        self.has_failed(Chosen { endpoint, index: 0, role: Role::Ordinary }, "broke_off");
     }
 
     /// Learns from an attempt that somebody stopped waiting for: it takes at least so long.

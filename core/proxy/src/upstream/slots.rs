@@ -332,6 +332,7 @@ mod tests {
         let first = narrow.queue_up().unwrap();
         let others = [wider.queue_up().unwrap(), wider.queue_up().unwrap(), wider.queue_up().unwrap()];
         assert_eq!(wider.metrics.slots.pending(), 4, "nobody passes the first");
+        assert!(wider.slot_now().is_none());
         drop(first);
         assert_eq!(wider.metrics.slots.pending(), 1);
         drop(others);
