@@ -63,7 +63,8 @@ fn a_request_has_its_time_to_the_end_of_its_response() {
     assert_eq!(gateway.get("/whole/stall").status, 504);
     assert_eq!(told(&gateway, "/whole/stall"), (json!(504), json!("upstream.timeout"), json!("complete")));
     assert!(begin.elapsed() < Duration::from_secs(25), "no other timeout is as short");
-    assert_eq!(gateway.get("/").status, 200);
+    let seen = gateway.get("/").json();
+    assert!(seen["headers"]["grpc-timeout"].is_null(), "only calls of gRPC tell it: {seen}");
 }
 
 #[test]
@@ -144,6 +145,22 @@ upstreams:
     let seen = second.answer("GET").unwrap().json();
     let left: u64 = seen["headers"]["x-left-ms"].as_str().unwrap().parse().unwrap();
     assert!(left <= 60_000 - waited, "{left} ms, after {waited}");
+}
+
+#[test]
+fn a_call_of_grpc_is_told_what_is_left_of_both_times() {
+    let origin = Origin::start();
+    let gateway = before(&[origin.address()], "timeouts: { total: 10m }");
+    let mut client = Http2::open(gateway.address());
+    let mut told = |stream, asked: &[(&str, &str)]| {
+        client.get(stream, "/", &[&[("content-type", "application/grpc"), ("te", "trailers")], asked].concat());
+        let seen: Value = serde_json::from_slice(&client.read_until(Http2::DATA).2).unwrap();
+        let told = seen["headers"]["grpc-timeout"].as_str().unwrap().strip_suffix('m').map(str::to_owned);
+        told.unwrap().parse::<u64>().unwrap()
+    };
+    assert!((1..=50_000).contains(&told(1, &[("grpc-timeout", "50S")])));
+    assert!((50_001..=600_000).contains(&told(3, &[])));
+    assert!((50_001..=600_000).contains(&told(5, &[("grpc-timeout", "1H")])));
 }
 
 /// Two connections of the gateway that wait for their next request.

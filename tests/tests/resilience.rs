@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use portcullis_tests::{Answer, Gateway, Origin, Setup, nobody, request, server, until};
+use portcullis_tests::{Answer, Gateway, Origin, Peer, Setup, nobody, request, server, until};
 use serde_json::{Value, json};
 
 /// A gateway before these endpoints.
@@ -321,6 +321,39 @@ fn a_request_that_takes_long_is_sent_elsewhere_too() {
     slow.release();
     assert_eq!(posted.answer("POST").unwrap().status, 200);
     until("nothing to be under way", || counted(&gateway, "in_flight") == 0.0);
+    assert_eq!((counted(&gateway, "hedges_total"), one.served() + other.served()), (1.0, 3));
+}
+
+#[test]
+fn an_error_of_a_second_attempt_does_not_win() {
+    let peers = [Peer::default(), Peer::default()];
+    let gateway = before(&[peers[0].address(), peers[1].address()], "hedge: { after: 20ms }, retries: 0");
+    let mut client = gateway.connect();
+    client.write(b"GET / HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    let (arrive, arrived) = std::sync::mpsc::channel();
+    for peer in peers {
+        let arrive = arrive.clone();
+        std::thread::spawn(move || arrive.send(peer.accept().0).unwrap());
+    }
+    let (mut first, mut second) = (arrived.recv().unwrap(), arrived.recv().unwrap());
+    second.write("HTTP/1.1 500 Error\r\ncontent-length: 0\r\n\r\n");
+    until("the error to be taken", || counted(&gateway, "in_flight") == 1.0);
+    first.write("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfirst");
+    assert_eq!(client.answer("GET").unwrap().text(), "first");
+    assert_eq!((counted(&gateway, "hedges_total"), counted(&gateway, "hedges_won_total")), (1.0, 0.0));
+}
+
+#[test]
+fn an_endpoint_that_always_loses_is_ejected_for_being_slow() {
+    let (slow, quick) = (Origin::start(), Origin::start());
+    quick.release();
+    let settings = "hedge: { after: 50ms }, eject: { latency_factor: 2, min_requests: 3, window: 10ms }";
+    let gateway = before(&[slow.address(), quick.address()], settings);
+    until("the slow one to be ejected", || {
+        assert_eq!(gateway.get("/hold").status, 200);
+        metric(&gateway, "ejections_total", slow.address()) > 0.0
+    });
+    until("the log to say why", || gateway.log().contains("\"why\":\"slow\""));
 }
 
 #[test]

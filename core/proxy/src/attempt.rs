@@ -323,6 +323,7 @@ fn fault_of(kind: AttemptFailure) -> Fault {
         AttemptFailure::Failed | AttemptFailure::Status(_) => Fault::UpstreamFailed,
         AttemptFailure::Deadline => Fault::Deadline,
         AttemptFailure::SlowUpload => Fault::BodyTimeout,
+        AttemptFailure::NoUpgrade => Fault::NoUpgrade,
         AttemptFailure::Overloaded => Fault::Overloaded,
         AttemptFailure::PendingTimeout => Fault::PendingTimeout,
     }

@@ -107,6 +107,7 @@ impl Retries {
             AttemptFailure::OutOfTime
             | AttemptFailure::Deadline
             | AttemptFailure::SlowUpload
+            | AttemptFailure::NoUpgrade
             | AttemptFailure::Overloaded
             | AttemptFailure::PendingTimeout => false,
         }
