@@ -153,7 +153,11 @@ fn a_call_of_grpc_is_told_what_is_left_of_both_times() {
     let gateway = before(&[origin.address()], "timeouts: { total: 10m }");
     let mut client = Http2::open(gateway.address());
     let mut told = |stream, asked: &[(&str, &str)]| {
-        client.get(stream, "/", &[&[("content-type", "application/grpc"), ("te", "trailers")], asked].concat());
+        let head = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "g")];
+        let call = [("content-type", "application/grpc"), ("te", "trailers")];
+        let fields = [&head, &call[..], asked].concat();
+        let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        client.fields(stream, true, &fields);
         let seen: Value = serde_json::from_slice(&client.read_until(Http2::DATA).2).unwrap();
         let told = seen["headers"]["grpc-timeout"].as_str().unwrap().strip_suffix('m').map(str::to_owned);
         told.unwrap().parse::<u64>().unwrap()

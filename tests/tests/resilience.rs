@@ -347,7 +347,7 @@ fn an_error_of_a_second_attempt_does_not_win() {
 fn an_endpoint_that_always_loses_is_ejected_for_being_slow() {
     let (slow, quick) = (Origin::start(), Origin::start());
     quick.release();
-    let settings = "hedge: { after: 50ms }, eject: { latency_factor: 2, min_requests: 3, window: 10ms }";
+    let settings = "hedge: { after: 50ms }, eject: { latency_factor: 2, min_requests: 3, window: 1s }";
     let gateway = before(&[slow.address(), quick.address()], settings);
     until("the slow one to be ejected", || {
         assert_eq!(gateway.get("/hold").status, 200);
@@ -580,7 +580,7 @@ fn a_cookie_keeps_a_client_where_it_is() {
     assert!((0..10).all(|_| stays()), "a reload changes nothing for it");
     let forged = gateway.ask(&request("GET", "/").header("cookie", "route=0"));
     assert!(forged.header("set-cookie").is_some());
-    let keyed = "balance: { sticky: { cookie: route, key: s3cret } }";
+    let keyed = "balance: { sticky: { cookie: route, key: s3cret-s3cret-s3cret } }";
     let cookies =
         [(); 2].map(|()| before(&addresses, keyed).get("/").header("set-cookie").unwrap().to_owned());
     assert_eq!(cookies[0], cookies[1], "the same from every gateway with this key");
