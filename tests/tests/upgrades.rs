@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::io::Write;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,8 +11,8 @@ use http::Method;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use portcullis_tests::tools::{Authority, PYTHON, has, has_module, tool};
-use portcullis_tests::{Gateway, Http2, Origin, PATIENCE, Peer, Raw, Setup, repository, request, until};
+use portcullis_tests::tools::{Authority, has, has_module};
+use portcullis_tests::{Echo, Gateway, Origin, PATIENCE, Peer, Raw, Setup, request, until};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -370,7 +368,7 @@ fn a_tunnel_over_http2_ends_with_the_drain_too() {
         return;
     }
     let server = Echo::start();
-    let gateway = gateway(server.address, "", "drain: 300ms");
+    let gateway = gateway(server.address(), "", "drain: 300ms");
     let at = gateway.address();
     run(async {
         let Got::Tunnel(_, mut stream) = connect(at, "/two", Some("websocket")).await else {
@@ -386,51 +384,9 @@ fn a_tunnel_over_http2_ends_with_the_drain_too() {
     assert!(gateway.wait().status.success());
 }
 
-/// A WebSocket server of Python's.
-struct Echo {
-    process: Child,
-    address: SocketAddr,
-}
-
-impl Echo {
-    fn start() -> Self {
-        Echo::serving(&[])
-    }
-
-    /// With a certificate and its key.
-    fn serving(certificate: &[&str]) -> Self {
-        let mut python = Command::new(PYTHON);
-        python.arg(script()).arg("serve").args(certificate);
-        Echo::of(python)
-    }
-
-    /// Behind Node's HTTP/2 server, which takes handshakes in this way.
-    fn behind_http2(&self, way: &str, certificate: &[&str]) -> Self {
-        let mut node = Command::new("node");
-        let port = self.address.port().to_string();
-        node.arg(repository().join("tests/peers/http2.js")).args([&port, way]).args(certificate);
-        Echo::of(node)
-    }
-
-    /// A server that tells its port first.
-    fn of(mut server: Command) -> Self {
-        let mut process = server.stdout(Stdio::piped()).spawn().unwrap();
-        let mut port = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut port).unwrap();
-        Echo { process, address: format!("127.0.0.1:{}", port.trim()).parse().unwrap() }
-    }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        // It may have been ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn script() -> PathBuf {
-    repository().join("tests/peers/websocket.py")
+/// What a client of Python's saw through a gateway.
+fn talk(gateway: &Gateway) -> Value {
+    Echo::talk(&format!("ws://{}/chat", gateway.address()), "")
 }
 
 #[test]
@@ -439,11 +395,8 @@ fn websockets_of_a_real_client_reach_a_real_server() {
         return;
     }
     let server = Echo::start();
-    let gateway = gateway(server.address, "", "");
-    let url = format!("ws://{}/chat", gateway.address());
-    let seen: Value =
-        serde_json::from_str(&tool(PYTHON, &[script().to_str().unwrap(), "talk", &url])).unwrap();
-    assert_eq!(seen, conversation());
+    let gateway = gateway(server.address(), "", "");
+    assert_eq!(talk(&gateway), Echo::conversation());
     until_closed(&gateway);
 }
 
@@ -467,25 +420,10 @@ routes: [{ upgrades: [websocket], upstream: origin }]
     let authority = Authority::new(&setup.dir().join("tls"));
     ["one.test", "two.test"].iter().for_each(|name| authority.issue(name));
     let server = Echo::serving(&[&authority.file("two.test.pem"), &authority.file("two.test.key")]);
-    let gateway = setup.variable("PORT", server.address.port()).start();
+    let gateway = setup.variable("PORT", server.address().port()).start();
     let url = format!("wss://one.test:{}/chat", gateway.address().port());
-    let ca = format!("SSL_CERT_FILE={}", authority.ca());
-    let seen = tool("env", &[&ca, PYTHON, script().to_str().unwrap(), "talk", &url]);
-    assert_eq!(serde_json::from_str::<Value>(&seen).unwrap(), conversation());
+    assert_eq!(Echo::talk(&url, &authority.ca()), Echo::conversation());
     until_closed(&gateway);
-}
-
-/// What a conversation comes to that goes well.
-fn conversation() -> Value {
-    json!({
-        "echo": "hello", "large": true, "many": true, "pong": true, "closed": 1000, "closed_by_server": [4001, "bye"],
-    })
-}
-
-/// What a WebSocket client of Python's saw through a gateway.
-fn talk(gateway: &Gateway) -> Value {
-    let url = format!("ws://{}/chat", gateway.address());
-    serde_json::from_str(&tool(PYTHON, &[script().to_str().unwrap(), "talk", &url])).unwrap()
 }
 
 #[test]
@@ -495,8 +433,8 @@ fn websockets_share_an_http2_connection_with_requests_where_the_server_takes_the
     }
     let echo = Echo::start();
     let server = echo.behind_http2("connect", &[]);
-    let gateway = gateway(server.address, "protocol: http2", "");
-    assert_eq!(talk(&gateway), conversation());
+    let gateway = gateway(server.address(), "protocol: http2", "");
+    assert_eq!(talk(&gateway), Echo::conversation());
     assert_eq!(gateway.get("/").text(), "HTTP/2.0");
     let at = gateway.address();
     run(async {
@@ -525,43 +463,6 @@ fn websockets_share_an_http2_connection_with_requests_where_the_server_takes_the
 }
 
 #[test]
-fn a_tunnel_over_an_http2_connection_takes_no_more_than_its_window() {
-    const ENABLE_CONNECT_PROTOCOL: u16 = 8;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gateway = gateway(listener.local_addr().unwrap(), "protocol: http2", "");
-    let mut client = asked(&gateway, "/", "websocket");
-    let mut server = Http2::accept(&listener, &[(ENABLE_CONNECT_PROTOCOL, 1)]);
-    let tunnel = server.request();
-    server.respond(tunnel, &[], false);
-    let head = client.head();
-    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains(ACCEPT), "{head}");
-    let before = gateway.memory();
-    let mut stream = client.stream();
-    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    let (piece, mut written, mut read) = (vec![7; 1 << 20], 0, 0);
-    while let Ok(length) = stream.write(&piece) {
-        written += length;
-        assert!(written < 64 << 20, "written without end");
-    }
-    assert!(gateway.memory() < before + 1024, "{} KiB, before {before}", gateway.memory());
-    client.finish();
-    for room in [0, tunnel] {
-        server.window_update(room, 1 << 30).unwrap();
-    }
-    // The end of one way is not that of the other.
-    loop {
-        match server.read_until(Http2::DATA).2.len() {
-            0 => break,
-            length => read += length,
-        }
-    }
-    assert_eq!(read, written);
-    server.data(tunnel, b"bye", true);
-    assert_eq!(client.rest(), b"bye");
-    until_closed(&gateway);
-}
-
-#[test]
 fn websockets_take_http1_where_an_http2_server_offers_that_beside() {
     if !has_module("websockets") || !has(&["node", "openssl"]) {
         return;
@@ -585,13 +486,13 @@ routes: [{{ upgrades: [websocket], upstream: origin }}]
         let certificate = [authority.file("one.test.pem"), authority.file("one.test.key")];
         let certificate = certificate.each_ref().map(String::as_str);
         let server = echo.behind_http2("http1", &certificate);
-        let gateway = setup.variable("PORT", server.address.port()).start();
-        assert_eq!(talk(&gateway), conversation());
+        let gateway = setup.variable("PORT", server.address().port()).start();
+        assert_eq!(talk(&gateway), Echo::conversation());
         assert_eq!(gateway.get("/").text(), "HTTP/2.0");
         until_closed(&gateway);
 
         let alone = echo.behind_http2("http2", &certificate);
-        let gateway = gateway.stop().variable("PORT", alone.address.port()).start();
+        let gateway = gateway.stop().variable("PORT", alone.address().port()).start();
         refused_without_blame(&gateway);
     }
 }
@@ -619,11 +520,9 @@ fn a_server_of_http2_alone_that_takes_no_websockets_is_not_blamed() {
     if !has(&["node"]) {
         return;
     }
-    let nowhere =
-        Echo { process: Command::new("true").spawn().unwrap(), address: ([127, 0, 0, 1], 1).into() };
-    let server = nowhere.behind_http2("none", &[]);
+    let server = Echo::none_behind_http2();
     let settings = "protocol: http2, eject: { failures: 1, max_ejected: 100% }, breaker: { min_requests: 1 }";
-    let gateway = gateway(server.address, settings, "");
+    let gateway = gateway(server.address(), settings, "");
     refused_without_blame(&gateway);
     assert_eq!(gateway.logged_path("/never")["reason"], "upstream.no_upgrade");
     assert_eq!(gateway.metric("portcullis_upstream_circuit_opens_total", &[]), 0.0);
@@ -634,12 +533,12 @@ fn a_server_that_is_killed_ends_its_tunnels() {
     if !has_module("websockets") {
         return;
     }
-    let mut server = Echo::start();
-    let gateway = gateway(server.address, "", "");
+    let server = Echo::start();
+    let gateway = gateway(server.address(), "", "");
     let mut clients: Vec<_> = (0..20).map(|_| asked(&gateway, "/", "websocket")).collect();
     assert!(clients.iter_mut().all(|client| client.head().starts_with("HTTP/1.1 101 ")));
     assert_eq!(open(&gateway), (20.0, 20.0));
-    server.process.kill().unwrap();
+    drop(server);
     assert!(clients.iter_mut().all(|client| client.rest().is_empty()));
     drop(clients);
     until_closed(&gateway);
@@ -694,7 +593,7 @@ fn a_websocket_over_http2_is_one_over_http1_for_the_upstream() {
         return;
     }
     let server = Echo::start();
-    let gateway = gateway(server.address, "", "");
+    let gateway = gateway(server.address(), "", "");
     let at = gateway.address();
     run(async {
         let Got::Tunnel(headers, mut stream) = connect(at, "/two", Some("websocket")).await else {
