@@ -23,12 +23,14 @@ enum Known {
 use Known::{Bites, Not};
 
 const ABUSE: &str = "tests/tests/abuse.rs";
+const DEPLOY: &str = "tests/tests/deploy.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
 const HTTP2: &str = "tests/tests/http2_upstream.rs";
 const DISCOVERY: &str = "tests/tests/discovery.rs";
 const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
 const TRANSPORTS: &str = "tests/tests/transports.rs";
+const RATES: &str = "tests/tests/rate_limit.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const OVERLOAD: &str = "tests/tests/overload.rs";
 const ADAPTIVE: &str = "core/proxy/src/upstream/adaptive.rs";
@@ -168,6 +170,16 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("json_schema.max_depth", Bites(BUDGETS, "a_document_is_bounded_in_length_and_depth")),
     ("mask.limit", Bites(BUDGETS, "a_body_that_is_masked_whole_has_a_limit")),
     ("mask.max_match", Bites(BUDGETS, "a_match_is_found_whole_up_to_its_configured_length")),
+    (
+        "rate_limit.ipv6_prefix",
+        Bites(RATES, "behind_a_trusted_proxy_a_client_is_whom_it_names_and_else_nobody_can_choose"),
+    ),
+    (
+        "rate_limit.limits.token_bucket.burst",
+        Bites(RATES, "beyond_the_burst_clients_are_told_when_to_come_back"),
+    ),
+    ("rate_limit.limits.token_bucket.rate", Bites(RATES, "tokens_come_back_at_their_rate")),
+    ("rate_limit.max_keys", Bites(RATES, "a_flood_of_keys_forgets_nobody_and_is_limited_as_a_whole")),
     ("rhai.body_limit", Bites(BUDGETS, "a_script_gets_bodies_up_to_its_limit")),
     ("rhai.limits.array", Bites(BUDGETS, "every_limit_of_a_script_bites")),
     ("rhai.limits.depth", Bites(BUDGETS, "every_limit_of_a_script_bites")),
@@ -376,9 +388,9 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     (
         "worker.rs ACCEPT_PAUSE",
-        Not("a pause without descriptors, which a test would take from its neighbours"),
+        Bites(DEPLOY, "without_descriptors_nobody_new_is_served_and_everybody_once_there_are_some"),
     ),
-    ("worker.rs BACKLOG", Not("the kernel's")),
+    ("socket.rs BACKLOG", Not("the kernel's")),
     ("worker.rs LAST_LOGS", Not("five seconds at the end, for which a test would have to wait")),
 ];
 

@@ -230,6 +230,23 @@ fn whole_bodies_share_a_budget() {
 }
 
 #[test]
+fn whole_bodies_in_small_chunks_share_the_budget_by_what_they_hold() {
+    let (_origin, gateway) = limited("", &format!("limits: {{ whole_bodies: 4KiB }}\n{WHOLE}"));
+    let held = || gateway.metric("portcullis_whole_bodies_bytes", &[]);
+    let chunks = |count| "1\r\nx\r\n".repeat(count);
+    let mut holder = gateway.connect();
+    holder.write(b"POST /held HTTP/1.1\r\nhost: g\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    holder.write(chunks(4000).as_bytes()).unwrap();
+    until("the bytes to be held", || held() == 4000.0);
+    let refused = gateway.ask(&request("POST", "/refused").body(vec![b'b'; 100]));
+    assert_eq!(refused.status, 503);
+    holder.write(chunks(97).as_bytes()).unwrap();
+    assert_eq!(holder.answer("POST").unwrap().status, 503);
+    assert_eq!(told(&gateway, "/held"), (json!(503), json!("body.budget")));
+    until("the share to be given back", || held() == 0.0);
+}
+
+#[test]
 fn whole_responses_share_the_budget_too() {
     let plugins = "plugins: [{ access_log: { target: access.log } }, { mask: { patterns: [email] } }]\n";
     let (_origin, gateway) = limited("", &format!("limits: {{ whole_bodies: 64KiB }}\n{plugins}"));

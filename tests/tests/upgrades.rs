@@ -626,6 +626,44 @@ fn a_websocket_over_http2_is_one_over_http1_for_the_upstream() {
 }
 
 #[test]
+fn a_tunnel_over_http2_goes_on_while_its_client_reads_however_slowly() {
+    const PATIENT: Duration = Duration::from_millis(400);
+    if !has_module("websockets") {
+        return;
+    }
+    let server = Echo::start();
+    let listener =
+        "listeners: [{ name: main, bind: 127.0.0.1:0, limits: { write_timeout: 400ms, min_rate: off } }]";
+    let gateway = gateway(server.address, "", listener);
+    // There is room for little at a time, so that the gateway always holds more than the client takes.
+    let mut client = Http2::open_with(gateway.address(), &[(4, 8 << 10)]);
+    let head = [
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        (":scheme", "http"),
+        (":authority", "g"),
+        (":path", "/"),
+        ("sec-websocket-version", "13"),
+    ];
+    client.fields(1, false, &head.map(|(name, value)| (name.into(), value.into())));
+    client.read_until(Http2::HEADERS);
+    // A binary message of 200 KiB, which comes back (RFC 6455, 5.2).
+    client.write(Http2::DATA, 0, 1, &[0x82, 0xff, 0, 0, 0, 0, 0, 3, 0x20, 0, 0, 0, 0, 0]).unwrap();
+    (0..25).for_each(|_| client.write(Http2::DATA, 0, 1, &[7; 8 << 10]).unwrap());
+    let begin = Instant::now();
+    while begin.elapsed() < 3 * PATIENT {
+        let (_, _, data) = client.read_until(Http2::DATA);
+        let next = Instant::now() + PATIENT / 4;
+        until("a moment to pass", || Instant::now() > next);
+        [0, 1].map(|stream| client.window_update(stream, data.len() as u32).unwrap());
+    }
+    // One that reads no more is given up.
+    client.read_until(Http2::DATA);
+    assert_eq!(client.reset(), (1, Http2::CANCEL));
+    assert_eq!(gateway.metric("portcullis_clients_given_up_total", &["reason=\"write_timeout\""]), 1.0);
+}
+
+#[test]
 fn over_http2_only_an_agreement_opens_a_tunnel() {
     let peer = Peer::default();
     let gateway = gateway(peer.address(), "retries: 0", "");

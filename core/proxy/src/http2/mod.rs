@@ -2,6 +2,8 @@
 //! they are understood ([`frames`]), and every stream is known ([`streams`]), so that one that is not read is ended.
 
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod streams;
 
 use std::error::Error;
@@ -18,6 +20,7 @@ use http_body_util::{Either, Empty};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use portcullis_plugin::End;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::frames::Counted;
@@ -146,10 +149,14 @@ fn switch(
         Err(body) => return Response::from_parts(head, Either::Left(body)),
     };
     let (client, stream) = tunnel.stream();
+    let served = client.clone();
     let task = tokio::task::spawn_local(async move {
         let Ok(upgraded) = upgraded.await else { return };
-        let mut stream = TokioIo::new(upgraded);
-        poll_fn(|cx| tunnel.poll(&mut stream, cx)).await;
+        let mut io = TokioIo::new(upgraded);
+        let end = poll_fn(|cx| tunnel.poll(&mut io, cx)).await;
+        if let (End::UpstreamFailed, Some(streams)) = (end, &served.streams) {
+            streams.spoil(stream);
+        }
     });
     if let Some(streams) = &client.streams {
         streams.serve_on_by(stream, task.abort_handle());

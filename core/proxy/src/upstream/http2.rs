@@ -433,3 +433,6 @@ fn size(headers: &HeaderMap) -> usize {
     // What HTTP/2 counts beside name and value (RFC 9113, 6.5.2).
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>() + 32
 }
+
+#[cfg(test)]
+mod tests;
