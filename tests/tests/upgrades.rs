@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portcullis_tests::tools::{Authority, has, has_module};
-use portcullis_tests::{Echo, Gateway, Origin, PATIENCE, Peer, Raw, Setup, request, until};
+use portcullis_tests::{Echo, Gateway, Http2, Origin, PATIENCE, Peer, Raw, Setup, request, until};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -634,9 +634,9 @@ fn a_tunnel_over_http2_goes_on_while_its_client_reads_however_slowly() {
     let server = Echo::start();
     let listener =
         "listeners: [{ name: main, bind: 127.0.0.1:0, limits: { write_timeout: 400ms, min_rate: off } }]";
-    let gateway = gateway(server.address, "", listener);
+    let gateway = gateway(server.address(), "", listener);
     // There is room for little at a time, so that the gateway always holds more than the client takes.
-    let mut client = Http2::open_with(gateway.address(), &[(4, 8 << 10)]);
+    let mut client = Http2::open_with(gateway.address(), &[(4, 2 << 10)]);
     let head = [
         (":method", "CONNECT"),
         (":protocol", "websocket"),
@@ -647,9 +647,9 @@ fn a_tunnel_over_http2_goes_on_while_its_client_reads_however_slowly() {
     ];
     client.fields(1, false, &head.map(|(name, value)| (name.into(), value.into())));
     client.read_until(Http2::HEADERS);
-    // A binary message of 200 KiB, which comes back (RFC 6455, 5.2).
-    client.write(Http2::DATA, 0, 1, &[0x82, 0xff, 0, 0, 0, 0, 0, 3, 0x20, 0, 0, 0, 0, 0]).unwrap();
-    (0..25).for_each(|_| client.write(Http2::DATA, 0, 1, &[7; 8 << 10]).unwrap());
+    // A binary message of 60,000 bytes, which comes back (RFC 6455, 5.2).
+    client.write(Http2::DATA, 0, 1, &[0x82, 0xfe, 0xea, 0x60, 0, 0, 0, 0]).unwrap();
+    (0..6).for_each(|_| client.write(Http2::DATA, 0, 1, &[7; 10_000]).unwrap());
     let begin = Instant::now();
     while begin.elapsed() < 3 * PATIENT {
         let (_, _, data) = client.read_until(Http2::DATA);
