@@ -10,7 +10,6 @@
 mod client;
 pub mod corpus;
 mod dns;
-mod echo;
 mod gateway;
 mod http2;
 mod origin;
@@ -26,7 +25,6 @@ use std::path::{Path, PathBuf};
 
 pub use client::{Answer, Http, Request, request};
 pub use dns::{Dns, Record};
-pub use echo::Echo;
 pub use gateway::{Ended, Gateway, Output, Setup, program, run, run_in};
 pub use http2::{Frame, Http2};
 pub use origin::Origin;

@@ -7,10 +7,9 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use portcullis_tests::tools::{Authority, has};
-use portcullis_tests::{Frame, Gateway, Http, Http2, Origin, Raw, Setup, nobody, request, server, until};
+use portcullis_tests::{Frame, Gateway, Http, Http2, Origin, Setup, nobody, request, server, until};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
@@ -277,52 +276,6 @@ fn connections_without_room_are_opened_so_often_and_no_more() {
     assert_eq!(gateway.get("/full").status, 502);
     assert_eq!(gateway.logged_path("/full")["reason"], "upstream.failed");
     assert_eq!(gateway.metric(CONNECTS, &[]), 3.0);
-}
-
-#[test]
-fn a_tunnel_over_an_http2_connection_takes_no_more_than_its_window() {
-    const ENABLE_CONNECT_PROTOCOL: u16 = 8;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let config = format!(
-        "upstreams: {{ peer: {{ endpoints: [\"http://{}\"], protocol: http2 }} }}\nroutes: [{{ upgrades: [websocket], upstream: peer }}]\n",
-        listener.local_addr().unwrap()
-    );
-    let gateway = Setup::new(&config).start();
-    let mut client = Raw::connect(gateway.address());
-    // The key and the answer to it in RFC 6455, 1.3.
-    let key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
-    client.write(format!(
-        "GET / HTTP/1.1\r\nHost: g\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{key}\r\n\r\n"
-    ));
-    let mut server = Http2::accept(&listener, &[(ENABLE_CONNECT_PROTOCOL, 1)]);
-    let tunnel = server.request();
-    server.respond(tunnel, &[], false);
-    let head = client.head();
-    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
-    let before = gateway.memory();
-    let mut stream = client.stream();
-    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    let (piece, mut written, mut read) = (vec![7; 1 << 20], 0, 0);
-    while let Ok(length) = stream.write(&piece) {
-        written += length;
-        assert!(written < 64 << 20, "written without end");
-    }
-    assert!(gateway.memory() < before + 1024, "{} KiB, before {before}", gateway.memory());
-    client.finish();
-    for room in [0, tunnel] {
-        server.window_update(room, 1 << 30).unwrap();
-    }
-    // The end of one way is not that of the other.
-    loop {
-        match server.read_until(Http2::DATA).2.len() {
-            0 => break,
-            length => read += length,
-        }
-    }
-    assert_eq!(read, written);
-    server.data(tunnel, b"bye", true);
-    assert_eq!(client.rest(), b"bye");
-    until("the tunnel to be closed", || gateway.metric("portcullis_upstream_in_flight", &[]) == 0.0);
 }
 
 #[test]
