@@ -482,7 +482,7 @@ fn a_tunnel_over_http2_goes_on_while_its_client_reads_however_slowly() {
         "listeners: [{ name: main, bind: 127.0.0.1:0, limits: { write_timeout: 400ms, min_rate: off } }]";
     let gateway = gateway(server.address, "", listener);
     // There is room for little at a time, so that the gateway always holds more than the client takes.
-    let mut client = Http2::open_with(gateway.address(), &[(4, 2 << 10)]);
+    let mut client = Http2::open_with(gateway.address(), &[(4, 8 << 10)]);
     let head = [
         (":method", "CONNECT"),
         (":protocol", "websocket"),
@@ -493,9 +493,17 @@ fn a_tunnel_over_http2_goes_on_while_its_client_reads_however_slowly() {
     ];
     client.fields(1, false, &head.map(|(name, value)| (name.into(), value.into())));
     client.read_until(Http2::HEADERS);
-    // A binary message of 60,000 bytes, which comes back (RFC 6455, 5.2).
-    client.write(Http2::DATA, 0, 1, &[0x82, 0xfe, 0xea, 0x60, 0, 0, 0, 0]).unwrap();
-    (0..6).for_each(|_| client.write(Http2::DATA, 0, 1, &[7; 10_000]).unwrap());
+    // A binary message of 200 KiB, which comes back (RFC 6455, 5.2).
+    client.write(Http2::DATA, 0, 1, &[0x82, 0xff, 0, 0, 0, 0, 0, 3, 0x20, 0, 0, 0, 0, 0]).unwrap();
+    let (piece, mut room) = ([7; 8 << 10], 60 << 10);
+    for _ in 0..25 {
+        while room < piece.len() {
+            let (_, stream, more) = client.read_until(Http2::WINDOW_UPDATE);
+            room += if stream == 1 { u32::from_be_bytes(more.try_into().unwrap()) as usize } else { 0 };
+        }
+        client.write(Http2::DATA, 0, 1, &piece).unwrap();
+        room -= piece.len();
+    }
     let begin = Instant::now();
     while begin.elapsed() < 3 * PATIENT {
         let (_, _, data) = client.read_until(Http2::DATA);
