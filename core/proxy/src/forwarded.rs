@@ -96,9 +96,14 @@ impl ForwardedBy {
         let peer = peer.to_canonical();
         let proto = if tls { "https" } else { "http" };
         let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"));
+        // A client of a Unix socket has none (RFC 7239, 6.2).
+        let (address, node) = match peer.is_unspecified() {
+            true => ("unknown".to_owned(), "unknown".to_owned()),
+            false => (peer.to_string(), node_of(peer)),
+        };
         ForwardedBy {
-            address: value(peer.to_string()),
-            element: value(format!("for={};proto={proto}", node_of(peer))),
+            address: value(address),
+            element: value(format!("for={node};proto={proto}")),
             proto: HeaderValue::from_static(proto),
         }
     }
@@ -252,6 +257,9 @@ mod tests {
         assert_eq!(told_of_stranger[X_FORWARDED_FOR], "203.0.113.9");
         assert_eq!(told_of_stranger[FORWARDED], "for=203.0.113.9;proto=https");
         assert_eq!(told_of_stranger[X_FORWARDED_HOST], "a.example");
+        let (_, told_of_nobody) = told("0.0.0.0", false);
+        assert_eq!(told_of_nobody[X_FORWARDED_FOR], "unknown");
+        assert_eq!(told_of_nobody[FORWARDED], "for=unknown;proto=http");
         let (left, told_of_proxy) = told("10.0.0.1", false);
         assert_eq!(told_of_proxy[X_FORWARDED_FOR], "6.6.6.6, 10.0.0.1");
         assert_eq!(told_of_proxy[FORWARDED], "for=6.6.6.6, for=10.0.0.1;proto=http");

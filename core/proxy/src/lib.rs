@@ -27,12 +27,17 @@ mod pace;
 pub mod proxy_protocol;
 mod reply;
 pub mod routes;
+mod socket;
 pub mod split;
 mod timer;
 pub mod tls;
 mod tunnel;
 pub mod upstream;
 mod worker;
+
+pub use admit::Gate;
+pub use socket::{Address, Listening};
+pub use worker::{BindError, Bound, DataPlane, Sockets};
 
 /// What has to hold for whatever bytes come: see `tests/fuzz`.
 #[cfg(any(test, fuzzing))]
@@ -41,4 +46,3 @@ pub mod fuzz {
     pub use crate::http1::fuzz::{chunked, request, response};
     pub use crate::http2::fuzz::{downgrade, frames};
 }
-pub use worker::{BindError, Bound, DataPlane, Sockets};
