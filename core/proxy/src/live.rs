@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use portcullis_plugin::{Decider, End, Exchange, HookName, Outcome, Parts, Reason, Request, Response};
 use smallvec::SmallVec;
 
@@ -68,6 +68,8 @@ pub(crate) struct Live {
     pub(crate) request_bytes: u64,
     pub(crate) upstream_duration: Option<std::time::Duration>,
     pub(crate) status: Option<StatusCode>,
+    /// The client asked for a head alone; a plugin may have changed the method.
+    pub(crate) is_head: bool,
     /// Exchanges that were under way at this worker when it began.
     others: u64,
     /// Whether the response is the gateway's own.
@@ -90,6 +92,7 @@ impl Live {
     ) -> Box<Self> {
         let worker = &serving.client.worker;
         let others = worker.metrics.exchanges_open.increment();
+        let is_head = *request.method() == Method::HEAD;
         let parts = Parts::new(worker.request_id(), serving.client.connection.clone(), request);
         Box::new(Live {
             exchange: Some(Exchange::new(parts)),
@@ -102,6 +105,7 @@ impl Live {
             request_bytes: 0,
             upstream_duration: None,
             status: None,
+            is_head,
             others,
             is_reply: false,
             trailers: None,

@@ -36,12 +36,12 @@ pub const BUCKETS: [f64; 18] = [
 
 /// A counter with a row per worker.
 #[derive(Debug)]
-pub struct Counter(Box<[Padded]>);
+pub struct Counter(Box<[Padded<AtomicU64>]>);
 
 /// Two cache lines, so that neighbours do not share one (prefetching works in pairs).
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Padded(AtomicU64);
+pub(crate) struct Padded<T>(pub(crate) T);
 
 impl Counter {
     fn new(rows: Rows) -> Self {
@@ -191,7 +191,7 @@ pub struct UpstreamMetrics {
     pub connect_failures: Counter,
     /// Answers of DNS about its endpoints.
     pub lookups: Counter,
-    /// Questions about them that DNS did not answer, or with nothing.
+    /// Questions about them that DNS did not answer, or in part, or with nothing.
     pub lookup_failures: Counter,
     /// Attempts that failed after a connection was there, timeouts included.
     pub failures: Counter,

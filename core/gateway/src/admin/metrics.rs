@@ -309,7 +309,7 @@ fn mirrors(page: &mut Page, metrics: &Metrics) {
     }
     let mut skipped = page.counter(
         "mirror_skipped_total",
-        "requests that were not copied: too many copies were under way or the upstream takes none (`busy`), the body was too long or broke off",
+        "requests that were not copied: too many copies were under way or the upstream takes none (`busy`), the body was too long or broke off, or DNS has not told yet where the upstream is (`no_endpoints`)",
     );
     for (route, counted) in &mirrors {
         let reasons = [

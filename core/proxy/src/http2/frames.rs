@@ -101,6 +101,11 @@ impl Walk {
     }
 }
 
+/// Whether a frame is one that a body is made of.
+fn is_part_of_body(frame: Head) -> bool {
+    frame.kind == DATA && (frame.length > 0 || frame.flags & END_STREAM != 0)
+}
+
 /// What a client may still send.
 struct Allowance {
     frames: u64,
@@ -124,7 +129,7 @@ impl Allowance {
                 self.frames += PER_USE;
                 return Ok(());
             }
-            DATA if frame.length > 0 || frame.flags & END_STREAM != 0 => return Ok(()),
+            _ if is_part_of_body(frame) => return Ok(()),
             RST_STREAM => {
                 self.resets += 1;
                 if self.resets > MAX_RESETS && self.resets > self.requests / 2 {
@@ -269,6 +274,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// The property of [`fuzz::frames`](super::fuzz::frames).
+#[cfg(any(test, fuzzing))]
+pub(super) fn check(bytes: &[u8]) {
+    let mut expected = Vec::new();
+    let mut rest = bytes;
+    while let [l0, l1, l2, kind, flags, s0, s1, s2, s3, behind @ ..] = rest {
+        let head = Head::read([*l0, *l1, *l2, *kind, *flags, *s0, *s1, *s2, *s3]);
+        expected.push((head.length, head.kind, head.flags, head.stream));
+        rest = behind.get(head.length as usize..).unwrap_or_default();
+    }
+    for piece in [1, 5, bytes.len().max(1)] {
+        let (mut walk, mut allowance) = (Walk::default(), Allowance::new());
+        let (mut found, mut idle, mut verdict) = (Vec::new(), 0, Ok(()));
+        for piece in bytes.chunks(piece) {
+            walk.pass(piece, |head| {
+                found.push((head.length, head.kind, head.flags, head.stream));
+                let requests = allowance.requests;
+                verdict = verdict.and_then(|()| allowance.receive(head));
+                idle += u64::from(allowance.requests == requests && !is_part_of_body(head));
+                match verdict {
+                    Ok(()) => assert!(idle <= MAX_AHEAD + PER_USE * allowance.requests, "{idle} are borne"),
+                    Err(why) => {
+                        assert!(idle > MAX_AHEAD || allowance.resets > MAX_RESETS, "{why:?} after {idle}")
+                    }
+                }
+            });
+        }
+        assert_eq!(found, expected, "by {piece}");
     }
 }
 
