@@ -1,6 +1,6 @@
 //! A DNS server (RFC 1035) that says what a test wants said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +33,8 @@ struct Zone {
     asked: BTreeMap<String, usize>,
     over_tcp: usize,
     failing: bool,
+    /// Names and types that it fails to answer.
+    concealed: BTreeSet<(String, u16)>,
     mute: bool,
 }
 
@@ -76,6 +78,17 @@ impl Dns {
         self.zone().failing = failing;
     }
 
+    /// Whether it says that it cannot answer (SERVFAIL) where it is asked for addresses of one kind.
+    pub fn conceal(&self, name: &str, family: IpAddr, conceals: bool) {
+        let question = (name.to_owned(), Record::Address(family).kind());
+        let concealed = &mut self.zone().concealed;
+        if conceals {
+            concealed.insert(question)
+        } else {
+            concealed.remove(&question)
+        };
+    }
+
     /// Whether it says nothing at all.
     pub fn mute(&self, mute: bool) {
         self.zone().mute = mute;
@@ -106,10 +119,9 @@ fn serve_udp(socket: &UdpSocket, zone: &Mutex<Zone>) {
     while let Ok((length, from)) = socket.recv_from(&mut bytes) {
         let Some(mut answer) = answer(&bytes[..length], zone) else { continue };
         if answer.len() > DATAGRAM {
-            // Cut, and said to be; no record is left whole.
-            answer.truncate(length.min(answer.len()));
+            // Cut, wherever that is, and said to be.
+            answer.truncate(DATAGRAM);
             answer[2] |= 0x02;
-            answer[6..8].fill(0);
         }
         // Whoever asked may be gone.
         let _ = socket.send_to(&answer, from);
@@ -144,7 +156,7 @@ fn answer(bytes: &[u8], zone: &Mutex<Zone>) -> Option<Vec<u8>> {
     }
     let known = zone.records.get(&question.name);
     let code: u8 = match known {
-        _ if zone.failing => 2,
+        _ if zone.failing || zone.concealed.contains(&(question.name.clone(), question.kind)) => 2,
         None => 3,
         Some(_) => 0,
     };

@@ -443,7 +443,7 @@ impl Gateway {
         });
         let to = |event: &Value| (event["message"] == "handed over").then(|| event["to"].as_u64())?;
         let new = wait_for("the new process's id", || {
-            self.events().iter().filter_map(to).find(|pid| is_running(*pid as u32))
+            self.events().iter().filter_map(to).find(|pid| *pid as u32 != old && is_running(*pid as u32))
         });
         self.pid.store(new as u32, Ordering::SeqCst);
     }

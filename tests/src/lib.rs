@@ -16,6 +16,7 @@ mod origin;
 mod origins;
 mod peer;
 mod recorder;
+pub mod reference;
 mod server;
 pub mod tools;
 mod wait;

@@ -23,12 +23,14 @@ enum Known {
 use Known::{Bites, Not};
 
 const ABUSE: &str = "tests/tests/abuse.rs";
+const DEPLOY: &str = "tests/tests/deploy.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
 const HTTP2: &str = "tests/tests/http2_upstream.rs";
 const DISCOVERY: &str = "tests/tests/discovery.rs";
 const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
 const TRANSPORTS: &str = "tests/tests/transports.rs";
+const RATES: &str = "tests/tests/rate_limit.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const OVERLOAD: &str = "tests/tests/overload.rs";
 const ADAPTIVE: &str = "core/proxy/src/upstream/adaptive.rs";
@@ -168,6 +170,16 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("json_schema.max_depth", Bites(BUDGETS, "a_document_is_bounded_in_length_and_depth")),
     ("mask.limit", Bites(BUDGETS, "a_body_that_is_masked_whole_has_a_limit")),
     ("mask.max_match", Bites(BUDGETS, "a_match_is_found_whole_up_to_its_configured_length")),
+    (
+        "rate_limit.ipv6_prefix",
+        Bites(RATES, "behind_a_trusted_proxy_a_client_is_whom_it_names_and_else_nobody_can_choose"),
+    ),
+    (
+        "rate_limit.limits.token_bucket.burst",
+        Bites(RATES, "beyond_the_burst_clients_are_told_when_to_come_back"),
+    ),
+    ("rate_limit.limits.token_bucket.rate", Bites(RATES, "tokens_come_back_at_their_rate")),
+    ("rate_limit.max_keys", Bites(RATES, "a_flood_of_keys_forgets_nobody_and_is_limited_as_a_whole")),
     ("rhai.body_limit", Bites(BUDGETS, "a_script_gets_bodies_up_to_its_limit")),
     ("rhai.limits.array", Bites(BUDGETS, "every_limit_of_a_script_bites")),
     ("rhai.limits.depth", Bites(BUDGETS, "every_limit_of_a_script_bites")),
@@ -249,6 +261,10 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("http2/mod.rs PENDING_RESETS", Bites(ABUSE, "streams_taken_back_as_they_begin_end_the_connection")),
     ("http2/mod.rs SEND_BUFFER", Bites(ABUSE, "responses_that_wait_for_a_client_hold_little_memory")),
+    (
+        "http2/mod.rs CONNECTION_WINDOW",
+        Bites(LIMITS, "http2_uploads_that_nobody_takes_hold_so_much_of_a_connection_and_no_more"),
+    ),
     ("http2/mod.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
     ("linger.rs GRACE", Bites("core/proxy/src/linger.rs", "shutdown_waits_for_the_client_but_not_forever")),
     ("logs.rs BATCH", Not("how often others get their turn")),
@@ -329,19 +345,33 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("upstream/http2.rs KEPT", Bites(HTTP2, "what_the_endpoint_has_not_looked_at_is_repeated")),
     ("upstream/http2.rs SLICE", Not("how much is asked for at once")),
+    ("upstream/http2.rs SMALL", Not("what is copied rather than pointed at")),
+    (
+        "upstream/http2.rs GATHERED",
+        Not("how much is copied at once; what is not waits in the stream's window"),
+    ),
     (
         "upstream/http2/connection.rs CONNECTION_WINDOW",
         Bites(HTTP2, "transfers_that_stall_do_not_stall_others"),
     ),
     (
         "upstream/http2/connection.rs MAX_OPENED",
-        Not("met only if settings without room arrive before the first request leaves"),
+        Bites(HTTP2, "connections_without_room_are_opened_so_often_and_no_more"),
     ),
     ("upstream/http2/connection.rs MAX_STREAMS", Bites(HTTP2, "requests_beyond_a_connection_open_another")),
     (
         "upstream/http2/connection.rs PING_PATIENCE",
         Bites(HTTP2, "an_endpoint_that_is_silent_is_a_504_and_asked_whether_it_is_there"),
     ),
+    (
+        "upstream/http2/connection.rs SILENCE",
+        Bites(HTTP2, "a_connection_that_is_silent_gets_no_more_requests_however_short_their_time"),
+    ),
+    (
+        "upstream/http2/connection.rs SMALL_PIECES",
+        Bites(HTTP2, "small_pieces_that_nobody_takes_are_bounded_and_do_not_end_the_connection_of_others"),
+    ),
+    ("upstream/http2/connection.rs UNTOLD", Not("a number that stands for none")),
     (
         "upstream/http2/connection.rs STREAM_WINDOW",
         Bites(HTTP2, "a_response_that_nobody_takes_ends_at_its_window"),
@@ -358,9 +388,9 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     (
         "worker.rs ACCEPT_PAUSE",
-        Not("a pause without descriptors, which a test would take from its neighbours"),
+        Bites(DEPLOY, "without_descriptors_nobody_new_is_served_and_everybody_once_there_are_some"),
     ),
-    ("worker.rs BACKLOG", Not("the kernel's")),
+    ("socket.rs BACKLOG", Not("the kernel's")),
     ("worker.rs LAST_LOGS", Not("five seconds at the end, for which a test would have to wait")),
 ];
 

@@ -217,7 +217,7 @@ routes:
         let registry = Registry::new(&[portcullis_plugins::BUILTIN, KINDS]);
         let control = runtime.block_on(Control::start(options, registry, plane.clone(), metrics));
         let control = control.unwrap_or_else(|errors| panic!("{}", errors.render(false)));
-        let address = plane.addresses()[0].1;
+        let address = plane.addresses()[0].1.to_string().parse().unwrap();
         Running {
             address,
             turn: AtomicUsize::new(0),

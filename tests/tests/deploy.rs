@@ -3,15 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Instant;
 
-use portcullis_tests::tools::{Authority, attempt, has};
-use portcullis_tests::{Gateway, Http, Http2, Origin, PATIENCE, Setup, program, request, until};
+use portcullis_tests::tools::{Authority, attempt, has, has_module};
+use portcullis_tests::{
+    Gateway, Http, Http2, Origin, PATIENCE, Setup, program, repository, request, until, wait_for,
+};
 
 const ANSWERING: &str = "routes: [{ respond: { status: 204 } }]\n";
 
@@ -164,6 +168,74 @@ fn a_new_process_that_fails_leaves_the_old_one_serving_and_says_why() {
 }
 
 #[test]
+fn a_handover_that_fails_costs_nothing_that_the_new_process_has_taken_in() {
+    if !has_module("socket") {
+        return;
+    }
+    for swallowed in ["go", "done"] {
+        let origin = Origin::start();
+        let setup = Setup::new("").before(&origin).variable("GATEWAY", program().display());
+        let link = setup.dir().join("gateway");
+        symlink(program(), &link).unwrap();
+        let gateway = setup.program(&link).file("swallow", swallowed).start();
+        fs::remove_file(&link).unwrap();
+        symlink(repository().join("tests/peers/handover.py"), &link).unwrap();
+        gateway.signal("USR2");
+        let new = wait_for("the new process to be ready", || {
+            let log = gateway.log();
+            let said = log.lines().find_map(|line| line.strip_prefix("successor "))?.to_owned();
+            said.split(' ').next()?.parse::<u32>().ok()
+        });
+        // Now only the new one accepts.
+        gateway.signal("STOP");
+        let mut held = gateway.connect();
+        held.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+        until("the request to be held", || origin.held() == 1);
+        gateway.signal("CONT");
+        gateway.edit("begin", "");
+        until("the new process to drain", || gateway.log().contains("\"draining\""));
+        assert_eq!(gateway.get("/").status, 200);
+        origin.release();
+        assert_eq!(held.answer("GET").unwrap().status, 200, "`{swallowed}` is swallowed");
+        until("the new process to end", || !Path::new(&format!("/proc/{new}")).exists());
+        until("the upgrade to fail", || gateway.log().contains("upgrade failed"));
+        assert_eq!(gateway.get("/").status, 200);
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_process_that_is_to_end_is_not_followed_by_another() {
+    let origin = Origin::start();
+    let setup = Setup::new("").before(&origin);
+    let link = setup.dir().join("gateway");
+    symlink(program(), &link).unwrap();
+    let gateway = setup.program(&link).start();
+    fs::remove_file(&link).unwrap();
+    // The new process takes its time.
+    let script =
+        format!("#!/bin/sh\nuntil [ -e begin ]; do sleep 0.01; done\nexec {} \"$@\"\n", program().display());
+    fs::write(&link, script).unwrap();
+    fs::set_permissions(&link, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut held = gateway.connect();
+    held.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    until("the request to be held", || origin.held() == 1);
+    gateway.signal("USR2");
+    until("the upgrade to begin", || gateway.log().contains("\"upgrading\""));
+    gateway.signal("TERM");
+    until("the drain to begin", || gateway.log().contains("\"draining\""));
+    gateway.edit("begin", "");
+    // The new process is turned down, and drains what it has taken in.
+    until("both to drain", || gateway.log().matches("\"draining\"").count() == 2);
+    origin.release();
+    assert_eq!(held.answer("GET").unwrap().status, 200);
+    let address = gateway.address();
+    let ended = gateway.wait();
+    assert!(ended.status.success() && !ended.err.contains("taken over"), "{}", ended.err);
+    until("nobody to listen", || Http::connect(address).is_err());
+}
+
+#[test]
 fn the_service_manager_and_the_pid_file_follow_the_new_process() {
     let setup = Setup::new(&format!("pid_file: gateway.pid\n{ANSWERING}"));
     let path = setup.dir().join("notify");
@@ -267,7 +339,7 @@ fn what_is_no_socket_is_refused() {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert!(
         ended.status.code() == Some(1)
-            && said.contains("descriptor 3, which was handed over, is no TCP socket"),
+            && said.contains("descriptor 3, which was handed over, is no socket to listen at"),
         "{said}"
     );
 }
@@ -294,6 +366,26 @@ fn a_listener_that_is_renamed_or_moved_keeps_what_it_can() {
     origin.release();
     let answer = kept.answer("GET").unwrap();
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+}
+
+#[test]
+fn a_listener_that_is_renamed_keeps_its_count_and_leaves_none_to_its_name() {
+    let limits = "limits: { connections: 1 }";
+    let one = format!("{{ name: one, bind: 127.0.0.1:0, {limits} }}");
+    let gateway = Setup::new(&format!("listeners: [{one}]\n{ANSWERING}")).start();
+    let mut first = gateway.connect();
+    assert_eq!(first.ask(&request("GET", "/")).unwrap().status, 204);
+    let other =
+        format!("{{ name: two, bind: 127.0.0.1:0, {limits} }}, {{ name: one, bind: 127.0.0.2:0, {limits} }}");
+    gateway.replace("gateway.yaml", &one, &other);
+    gateway.wait_generation(2);
+    assert!(gateway.connect().is_closed(), "a second connection at the old address");
+    let mut new = Http::connect(gateway.listener("one")).unwrap();
+    assert_eq!(new.ask(&request("GET", "/")).unwrap().status, 204);
+    drop(first);
+    until("the place to be free", || {
+        gateway.connect().ask(&request("GET", "/")).is_ok_and(|answer| answer.status == 204)
+    });
 }
 
 #[test]
@@ -342,6 +434,133 @@ fn tls_comes_and_goes_with_a_reload() {
     gateway.replace("gateway.yaml", plain, behind);
     gateway.wait_generation(4);
     assert!(direct.is_closed(), "what came past the proxies ends");
+}
+
+#[test]
+fn a_reload_that_asks_more_of_clients_ends_what_began_before_it() {
+    if !has(&["openssl"]) {
+        return;
+    }
+    let listener = |mode: &str| {
+        format!(
+            "limits: {{ idle_timeout: 1h, header_timeout: 1h }}, tls: {{ certificates: [{{ cert: tls/one.test.pem, key: tls/one.test.key }}], client_auth: {{ ca: tls/ca.pem, mode: {mode} }} }}"
+        )
+    };
+    let setup = Setup::new(&format!(
+        "listeners: [{{ name: main, bind: 127.0.0.1:0, {} }}]\n{ANSWERING}",
+        listener("optional")
+    ));
+    Authority::new(&setup.dir().join("tls")).issue("one.test");
+    let gateway = setup.start();
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-quiet", "-connect", &gateway.address().to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(client.stdout.take().unwrap()).lines();
+    client.stdin.as_mut().unwrap().write_all(b"GET / HTTP/1.1\r\nhost: one.test\r\n\r\n").unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "HTTP/1.1 204 No Content");
+    // What asks for nothing more leaves it alone.
+    gateway.replace("gateway.yaml", "idle_timeout: 1h", "idle_timeout: 2h");
+    gateway.wait_generation(2);
+    assert_eq!(gateway.metric("portcullis_connections_open", &[]), 1.0);
+    gateway.replace("gateway.yaml", "mode: optional", "mode: required");
+    gateway.wait_generation(3);
+    until("the connection to be closed", || client.try_wait().unwrap().is_some());
+    assert_eq!(gateway.metric("portcullis_connections_open", &[]), 0.0);
+}
+
+#[test]
+fn whoever_waits_to_be_accepted_is_answered_though_the_process_ends() {
+    const CLIENTS: usize = 1000;
+    let gateway = Setup::new(ANSWERING).start();
+    // More than are accepted before the end is known of.
+    gateway.signal("STOP");
+    let mut waiting: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+    for http in &mut waiting {
+        http.write(b"GET / HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    }
+    gateway.signal("TERM");
+    gateway.signal("CONT");
+    let lost = waiting
+        .iter_mut()
+        .map(|http| http.answer("GET"))
+        .filter(|answer| !answer.as_ref().is_ok_and(|answer| answer.status == 204));
+    assert_eq!(lost.count(), 0);
+    assert!(gateway.wait().status.success());
+}
+
+#[test]
+fn without_descriptors_nobody_new_is_served_and_everybody_once_there_are_some() {
+    let setup = Setup::new(ANSWERING);
+    let start = setup.dir().join("start");
+    let script = format!("#!/bin/sh\nulimit -n 64\nexec {} \"$@\"\n", program().display());
+    fs::write(&start, script).unwrap();
+    fs::set_permissions(&start, fs::Permissions::from_mode(0o755)).unwrap();
+    let gateway = setup.program(&start).start();
+    let failures = || gateway.log().matches("\"accept failed\"").count();
+    let mut served = gateway.connect();
+    assert_eq!(served.ask(&request("GET", "/")).unwrap().status, 204);
+    let begin = Instant::now();
+    let mut open: Vec<_> = (0..64).map(|_| gateway.connect()).collect();
+    until("it to fail several times", || failures() >= 4);
+    // It pauses in between.
+    let most = begin.elapsed().as_millis() / 50 + 1;
+    assert!(failures() as u128 <= most, "{} in {:?}", failures(), begin.elapsed());
+    assert_eq!(served.ask(&request("GET", "/")).unwrap().status, 204);
+    let mut last = open.pop().unwrap();
+    last.write(b"GET / HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+    open.truncate(10);
+    assert_eq!(last.answer("GET").unwrap().status, 204);
+    assert_eq!(gateway.get("/").status, 204);
+    until("the admin interface", || {
+        gateway.ask_admin("GET", "/readyz").is_ok_and(|answer| answer.status == 200)
+    });
+    open.extend((0..64).map(|_| gateway.connect()));
+    let before = failures();
+    until("it to fail again", || failures() > before);
+    gateway.signal("TERM");
+    drop(open);
+    assert!(gateway.wait().status.success());
+}
+
+#[test]
+fn an_ipv4_address_is_the_same_at_a_socket_for_both_families() {
+    let origin = Origin::start();
+    let ask = |settings: &str, more: &str, before: &[u8]| {
+        let socket = TcpListener::bind("[::]:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let config = format!(
+            "plugins: [{{ access_log: {{ target: access.log }} }}]\nlisteners: [{{ name: main, bind: \"[::]:{port}\", {settings} }}]\n{more}upstreams: {{ origin: {{ endpoints: [\"http://{}\"] }} }}\n",
+            origin.address()
+        );
+        let _gateway = activated(&config, &socket);
+        let clients = (0..3).map(|_| Http::connect(([127, 0, 0, 1], port).into()).unwrap());
+        let mut clients: Vec<_> = clients.collect();
+        let asked = request("GET", "/").header("x-forwarded-for", "192.0.2.7");
+        clients.iter_mut().for_each(|http| http.write(before).unwrap());
+        clients
+            .iter_mut()
+            .map(|http| Some(http.ask(&asked).ok()?.json()["headers"]["x-forwarded-for"].clone()))
+            .collect::<Vec<_>>()
+    };
+    // As a trusted proxy, who is believed and may have more connections than others.
+    let one = "limits: { connections_per_client: 1 }";
+    let trusted = ask(one, "trusted_proxies: [127.0.0.0/8]\n", b"");
+    assert_eq!(trusted, vec![Some("192.0.2.7, 127.0.0.1".into()); 3]);
+    let stranger = ask(one, "", b"");
+    assert_eq!(stranger, [Some("127.0.0.1".into()), None, None]);
+    // As one who says whose connections he passes on.
+    let header = b"PROXY TCP4 192.0.2.9 192.0.2.1 1 2\r\n";
+    let proxied = ask("proxy_protocol: { from: [127.0.0.0/8] }", "", header);
+    assert_eq!(proxied, vec![Some("192.0.2.9".into()); 3]);
+    // And as he names them.
+    let header = b"PROXY TCP6 ::ffff:10.0.0.1 ::1 1 2\r\n";
+    let settings = format!("{one}, proxy_protocol: {{ from: [127.0.0.1] }}");
+    let mapped = ask(&settings, "trusted_proxies: [10.0.0.0/8]\n", header);
+    assert_eq!(mapped, vec![Some("192.0.2.7, 10.0.0.1".into()); 3]);
 }
 
 #[test]

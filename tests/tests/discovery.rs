@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 
 use portcullis_tests::{Dns, Gateway, Origin, Record, Setup, request, until};
 use serde_json::{Value, json};
@@ -127,6 +127,58 @@ fn the_last_good_answer_stays_while_there_is_no_other() {
         until("the error to be over", || error().is_empty());
     }
     assert!(gateway.log().contains("endpoints not found in DNS"));
+}
+
+#[test]
+fn a_family_that_cannot_be_asked_for_keeps_its_addresses() {
+    let dns = Dns::start();
+    let (v4, v6) = (IpAddr::from(loopback(2)), IpAddr::from(Ipv6Addr::LOCALHOST));
+    dns.say("api.test", 3600, vec![address(2), Record::Address(v6)]);
+    let gateway = asking(&dns, "host: api.test, port: 81, min_ttl: 20ms, max_ttl: 30ms", "");
+    let error = || dns_of(&gateway)["last_error"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(endpoints(&gateway), ["127.0.0.2:81", "[::1]:81"]);
+    dns.conceal("api.test", v6, true);
+    dns.say("api.test", 3600, vec![address(3)]);
+    until("the other family to change", || endpoints(&gateway)[0] == "127.0.0.3:81");
+    assert_eq!(endpoints(&gateway), ["127.0.0.3:81", "[::1]:81"]);
+    assert!(error().contains("ServerFailure"));
+    dns.conceal("api.test", v6, false);
+    until("the first family to change", || endpoints(&gateway) == ["127.0.0.3:81"]);
+    assert_eq!(error(), "");
+    dns.conceal("api.test", v4, true);
+    dns.say("api.test", 3600, vec![Record::Address(v6)]);
+    until("the first family to be back", || endpoints(&gateway) == ["127.0.0.3:81", "[::1]:81"]);
+}
+
+#[test]
+fn what_is_known_in_part_is_asked_for_again_soon() {
+    let dns = Dns::start();
+    let v6 = IpAddr::from(Ipv6Addr::LOCALHOST);
+    dns.say("api.test", 3600, vec![address(2), Record::Address(v6)]);
+    dns.conceal("api.test", v6, true);
+    let gateway = asking(&dns, "host: api.test, port: 81, min_ttl: 20ms, max_ttl: 1h", "");
+    assert_eq!(endpoints(&gateway), ["127.0.0.2:81"]);
+    dns.conceal("api.test", v6, false);
+    until("the rest", || endpoints(&gateway) == ["127.0.0.2:81", "[::1]:81"]);
+}
+
+#[test]
+fn a_service_whose_host_cannot_be_asked_for_keeps_its_addresses() {
+    let dns = Dns::start();
+    let name = "_http._tcp.api.test";
+    let service = |port, target: &str| Record::Service(10, 10, port, target.to_owned());
+    dns.say(name, 3600, vec![service(81, "a.test"), service(82, "b.test")]);
+    dns.say("a.test", 3600, vec![address(2)]);
+    dns.say("b.test", 3600, vec![address(3)]);
+    let gateway = asking(&dns, &format!("srv: {name}, min_ttl: 20ms, max_ttl: 30ms"), "");
+    assert_eq!(endpoints(&gateway), ["127.0.0.2:81", "127.0.0.3:82"]);
+    dns.conceal("b.test", loopback(3).into(), true);
+    dns.conceal("b.test", Ipv6Addr::LOCALHOST.into(), true);
+    dns.say(name, 3600, vec![service(91, "a.test"), service(92, "b.test")]);
+    until("the ports to change", || endpoints(&gateway) == ["127.0.0.2:91", "127.0.0.3:92"]);
+    assert!(dns_of(&gateway)["last_error"].as_str().unwrap().contains("ServerFailure"));
+    dns.say(name, 3600, vec![service(91, "a.test")]);
+    until("the service to be gone", || endpoints(&gateway) == ["127.0.0.2:91"]);
 }
 
 #[test]

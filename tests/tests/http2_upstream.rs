@@ -3,10 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::thread;
 
-use portcullis_tests::{Gateway, Http, Http2, Origin, Setup, request, until};
+use portcullis_tests::tools::{Authority, has};
+use portcullis_tests::{Frame, Gateway, Http, Http2, Origin, Setup, nobody, request, server, until};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 
 const CONNECTS: &str = "portcullis_upstream_shared_connects_total";
@@ -188,6 +193,92 @@ fn a_response_that_nobody_takes_ends_at_its_window() {
 }
 
 #[test]
+fn small_pieces_that_nobody_takes_are_bounded_and_do_not_end_the_connection_of_others() {
+    let (listener, gateway) = by_hand("");
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let mut client = Http2::open_with(gateway.address(), &[(INITIAL_WINDOW_SIZE, 0)]);
+    (0..3).for_each(|at| client.get(2 * at + 1, "/unread", &[]));
+    let mut server = Http2::accept(&listener, &[]);
+    let streams = [(); 3].map(|()| server.request());
+    streams.iter().for_each(|stream| server.respond(*stream, &[], false));
+    let piece = |at: usize| Frame(Http2::DATA, 0, streams[at % 3], b"x".to_vec());
+    (0..60_000).map(piece).for_each(|Frame(kind, flags, stream, data)| {
+        server.write(kind, flags, stream, &data).unwrap();
+    });
+    let mut other = begin(&gateway, "GET /other HTTP/1.1\r\nhost: g\r\n\r\n");
+    let stream = server.request();
+    server.respond(stream, &[], true);
+    assert_eq!(other.answer("GET").unwrap().status, 200);
+    let (code, thousands) = server.flood(300, |_| (0..1000).map(piece).collect());
+    assert_eq!(code, Http2::ENHANCE_YOUR_CALM);
+    assert!(thousands > 150, "{thousands}");
+}
+
+#[test]
+fn small_pieces_of_an_upload_leave_together() {
+    let (listener, gateway) = by_hand("");
+    let mut client = Http2::open(gateway.address());
+    client.post(1, "/pieces");
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let mut server = Http2::accept(&listener, &[(INITIAL_WINDOW_SIZE, 0)]);
+    let stream = server.request();
+    is_understood(&mut server);
+    (0..1000).for_each(|_| client.data(1, b"x", false));
+    is_understood(&mut client);
+    server.window_update(stream, 1 << 20).unwrap();
+    let (mut frames, mut bytes) = (0, 0);
+    while bytes < 1000 {
+        bytes += server.read_until(Http2::DATA).2.len();
+        frames += 1;
+    }
+    assert!(frames <= 3, "{frames}");
+}
+
+/// A server over TLS that tells its settings with its first words, before the client has said anything.
+fn hasty(listener: TcpListener, config: rustls::ServerConfig) -> thread::JoinHandle<()> {
+    let config = Arc::new(config);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut tls = rustls::ServerConnection::new(config.clone()).unwrap();
+            // SETTINGS: MAX_CONCURRENT_STREAMS is 0.
+            tls.writer().write_all(&[0, 0, 6, Http2::SETTINGS, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0]).unwrap();
+            let mut stream = stream.unwrap();
+            // It lives as long as its client wants it to.
+            thread::spawn(move || while tls.complete_io(&mut stream).is_ok_and(|(read, _)| read > 0) {});
+        }
+    })
+}
+
+#[test]
+fn connections_without_room_are_opened_so_often_and_no_more() {
+    if !has(&["openssl"]) {
+        return;
+    }
+    let certificates = tempfile::tempdir().unwrap();
+    let authority = Authority::new(certificates.path());
+    authority.issue("one.test");
+    let chain = CertificateDer::pem_file_iter(authority.file("one.test.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(authority.file("one.test.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.unwrap().with_no_client_auth();
+    let mut config = config.with_single_cert(chain.map(Result::unwrap).collect(), key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.send_half_rtt_data = true;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    hasty(listener, config);
+    let tls = format!("tls: {{ ca: {}, server_name: one.test }}", authority.ca());
+    let gateway = Setup::new(&format!(
+        "plugins: [{{ access_log: {{ target: access.log }} }}]\nupstreams: {{ origin: {{ endpoints: [\"https://{address}\"], protocol: http2, retries: 0, {tls} }} }}\n"
+    ))
+    .start();
+    assert_eq!(gateway.get("/full").status, 502);
+    assert_eq!(gateway.logged_path("/full")["reason"], "upstream.failed");
+    assert_eq!(gateway.metric(CONNECTS, &[]), 3.0);
+}
+
+#[test]
 fn uploads_of_a_client_that_nobody_takes_do_not_stall_its_others() {
     let origin = Origin::start();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -206,19 +297,19 @@ routes:
     let gateway = Setup::new(&config).start();
     let mut client = Http2::open(gateway.address());
     // As much as the gateway has room for on each stream.
-    const WINDOW: usize = 256 << 10;
+    const WINDOW: usize = 64 << 10;
     let piece = [b'x'; 16 << 10];
-    let streams = (0..50).map(|at| 2 * at + 1);
+    let streams = (0..99).map(|at| 2 * at + 1);
     streams.clone().for_each(|stream| client.post(stream, "/silent"));
     const INITIAL_WINDOW_SIZE: u16 = 4;
     let _silent = Http2::accept(&listener, &[(INITIAL_WINDOW_SIZE, 0)]);
     for stream in streams {
         (0..WINDOW / piece.len()).for_each(|_| client.data(stream, &piece, false));
     }
-    client.post(101, "/echo");
-    client.data(101, &piece, true);
-    assert_eq!(client.read_until(Http2::HEADERS).1, 101);
-    assert_eq!(client.read_until(Http2::DATA).1, 101);
+    client.post(199, "/echo");
+    client.data(199, &piece, true);
+    assert_eq!(client.read_until(Http2::HEADERS).1, 199);
+    assert_eq!(client.read_until(Http2::DATA).1, 199);
 }
 
 #[test]
@@ -315,9 +406,14 @@ fn interim_responses_are_bounded() {
 
 #[test]
 fn an_endpoint_that_is_silent_is_a_504_and_asked_whether_it_is_there() {
-    let (listener, gateway) = by_hand("timeouts: { response: 100ms }, retries: 0, eject: off");
-    let mut client = begin(&gateway, "GET /silent HTTP/1.1\r\nhost: g\r\n\r\n");
+    let (listener, gateway) = by_hand("timeouts: { response: 600ms }, retries: 0, eject: off");
+    let mut client = begin(&gateway, "GET / HTTP/1.1\r\nhost: g\r\n\r\n");
     let mut server = Http2::accept(&listener, &[]);
+    let stream = server.request();
+    server.respond(stream, &[], true);
+    assert_eq!(client.answer("GET").unwrap().status, 200);
+    is_understood(&mut server);
+    let mut client = begin(&gateway, "GET /silent HTTP/1.1\r\nhost: g\r\n\r\n");
     let stream = server.request();
     assert_eq!(client.answer("GET").unwrap().status, 504);
     let (mut reset, mut ping) = (false, None);
@@ -340,6 +436,132 @@ fn an_endpoint_that_is_silent_is_a_504_and_asked_whether_it_is_there() {
             break error.kind() == std::io::ErrorKind::UnexpectedEof;
         }
     });
+}
+
+#[test]
+fn a_connection_that_is_silent_gets_no_more_requests_however_short_their_time() {
+    for settings in
+        ["retries: { attempts: 0, per_try_timeout: 150ms }", "retries: { attempts: 0, timeout: 150ms }"]
+    {
+        let stopped = server("stopped", nobody());
+        let gateway = before(stopped.address(), &format!("{settings}, eject: off"));
+        assert_eq!(gateway.get("/").status, 200);
+        stopped.signal("STOP");
+        until("another connection", || {
+            assert_eq!(gateway.get("/silent").status, 504);
+            gateway.metric(CONNECTS, &[]) >= 2.0
+        });
+        stopped.signal("CONT");
+        until("an answer", || gateway.get("/").status == 200);
+    }
+}
+
+#[test]
+fn a_silent_connection_is_found_out_by_calls_whose_time_is_short_too() {
+    let stopped = server("stopped", nobody());
+    let gateway = before(stopped.address(), "retries: 0, eject: off");
+    assert_eq!(gateway.get("/").status, 200);
+    stopped.signal("STOP");
+    let mut client = Http2::open(gateway.address());
+    let mut streams = (1..).step_by(2);
+    until("another connection", || {
+        let call = [("content-type", "application/grpc"), ("grpc-timeout", "150m")];
+        client.get(streams.next().unwrap(), "/a.B/C", &call);
+        client.read_until(Http2::HEADERS);
+        gateway.metric(CONNECTS, &[]) >= 2.0
+    });
+    stopped.signal("CONT");
+    until("an answer", || gateway.get("/").status == 200);
+}
+
+#[test]
+fn an_endpoint_that_takes_nothing_of_an_upload_is_a_504_though_the_client_pauses() {
+    let (listener, gateway) = by_hand("timeouts: { response: 300ms }, retries: 0");
+    let mut client = Http2::open(gateway.address());
+    client.post(1, "/paused");
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let mut server = Http2::accept(&listener, &[(INITIAL_WINDOW_SIZE, 0)]);
+    server.request();
+    is_understood(&mut server);
+    client.data(1, b"x", false);
+    client.read_until(Http2::HEADERS);
+    assert_eq!(gateway.logged_path("/paused")["reason"], "upstream.response_timeout");
+}
+
+/// A gateway that waits for answers just as long as an endpoint may be silent; a server by hand that has begun an
+/// answer, and the client that reads it.
+fn impatient() -> (TcpListener, Gateway, Http2, u32, Http) {
+    let (listener, gateway) = by_hand("retries: { attempts: 0, per_try_timeout: 700ms }, eject: off");
+    let held = begin(&gateway, "GET /held HTTP/1.1\r\nhost: g\r\n\r\n");
+    let mut server = Http2::accept(&listener, &[]);
+    let stream = server.request();
+    server.respond(stream, &[], false);
+    (listener, gateway, server, stream, held)
+}
+
+/// The kind of the next frame that is no end of a stream.
+fn next_frame(server: &mut Http2) -> (u8, u32, Vec<u8>) {
+    loop {
+        let frame = server.read().unwrap();
+        if frame.0 != Http2::RST_STREAM {
+            return frame;
+        }
+    }
+}
+
+/// Waits until the gateway has read and understood what was written to it.
+fn is_understood(server: &mut Http2) {
+    server.write(Http2::PING, 0, 0, b"and then").unwrap();
+    loop {
+        if let (Http2::PING, _, payload) = next_frame(server)
+            && payload == b"and then"
+        {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_connection_on_which_others_are_answered_is_not_doubted() {
+    let (_listener, gateway, mut server, held, _client) = impatient();
+    is_understood(&mut server);
+    let mut slow = begin(&gateway, "GET /slow HTTP/1.1\r\nhost: g\r\n\r\n");
+    server.request();
+    server.data(held, b"x", false);
+    assert_eq!(slow.answer("GET").unwrap().status, 504);
+    let mut next = begin(&gateway, "GET /next HTTP/1.1\r\nhost: g\r\n\r\n");
+    let (kind, stream, _) = next_frame(&mut server);
+    assert_eq!(kind, Http2::HEADERS, "no ping");
+    server.respond(stream, &[], true);
+    assert_eq!(next.answer("GET").unwrap().status, 200);
+}
+
+#[test]
+fn whatever_a_server_says_shows_that_its_connection_works_and_it_is_not_asked_twice_in_a_row() {
+    let (_listener, gateway, mut server, held, mut client) = impatient();
+    is_understood(&mut server);
+    assert_eq!(gateway.get("/slow").status, 504);
+    server.request();
+    let (kind, _, asked) = next_frame(&mut server);
+    assert_eq!(kind, Http2::PING);
+    // Its answer is behind what others are sent.
+    server.data(held, b"x", false);
+    is_understood(&mut server);
+    let mut next = begin(&gateway, "GET /next HTTP/1.1\r\nhost: g\r\n\r\n");
+    let (kind, stream, _) = next_frame(&mut server);
+    assert_eq!(kind, Http2::HEADERS);
+    server.respond(stream, &[], true);
+    assert_eq!(next.answer("GET").unwrap().status, 200);
+    server.write(Http2::PING, 1, 0, &asked).unwrap();
+    // From then on it says nothing else, and is not asked again, but gets no more requests.
+    until("another connection", || {
+        assert_eq!(gateway.get("/slow").status, 504);
+        gateway.metric(CONNECTS, &[]) == 2.0
+    });
+    server.data(held, b"x", true);
+    assert_eq!(client.answer("GET").unwrap().text(), "xx");
+    let rest: Vec<_> = std::iter::from_fn(|| server.read().ok()).map(|(kind, ..)| kind).collect();
+    assert!(rest.contains(&Http2::GOAWAY) && !rest.contains(&Http2::PING), "{rest:?}");
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn an_http2_upload_that_nobody_takes_ends_at_its_window() {
     client.post(1, "/upload");
     until("the plugin to wait", || origin.held() == 1);
     let piece = [b'p'; 16 << 10];
-    for _ in 0..16 {
+    for _ in 0..4 {
         client.write(Http2::DATA, 0, 1, &piece).unwrap();
     }
     // An acknowledgement tells that all of it was taken, and none refused.
@@ -158,6 +158,34 @@ fn an_http2_upload_that_nobody_takes_ends_at_its_window() {
     assert_eq!(echoed, b"all here");
     client.write(Http2::DATA, 0, 1, &piece).unwrap();
     assert_eq!(client.reset(), (1, Http2::FLOW_CONTROL_ERROR));
+    origin.release();
+}
+
+#[test]
+fn http2_uploads_that_nobody_takes_hold_so_much_of_a_connection_and_no_more() {
+    let origin = Origin::start();
+    let config = "
+plugins: [{ ext_authz: { upstream: origin, path: /hold, timeout: 1h }, timeout: 1h }]
+listeners: [{ name: main, bind: 127.0.0.1:0, http2: { max_streams: 500 } }]
+";
+    let gateway = Setup::new(config).before(&origin).start();
+    let mut client = Http2::open(gateway.address());
+    let streams: Vec<u32> = (0..150).map(|at| 2 * at + 1).collect();
+    streams.iter().for_each(|stream| client.post(*stream, "/upload"));
+    until("the plugin to wait", || origin.held() == streams.len());
+    let before = gateway.memory();
+    let (stream_window, connection_window, piece) = (64 << 10, 8 << 20, [b'p'; 16 << 10]);
+    let (full, others) = streams.split_at(connection_window / stream_window);
+    for stream in full {
+        (0..stream_window / piece.len()).for_each(|_| client.data(*stream, &piece, false));
+    }
+    client.write(Http2::PING, 0, 0, b"all here").unwrap();
+    client.read_until(Http2::PING);
+    let grown = gateway.memory().saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB");
+    client.data(others[0], &piece, false);
+    let (_, _, payload) = client.read_until(Http2::GOAWAY);
+    assert_eq!(payload[4..8], Http2::FLOW_CONTROL_ERROR.to_be_bytes());
     origin.release();
 }
 
@@ -199,6 +227,23 @@ fn whole_bodies_share_a_budget() {
     holder.write(b"h").unwrap();
     assert_eq!(holder.answer("POST").unwrap().status, 200);
     until("the share to be given back", || post("/again", 60_000).status == 200);
+}
+
+#[test]
+fn whole_bodies_in_small_chunks_share_the_budget_by_what_they_hold() {
+    let (_origin, gateway) = limited("", &format!("limits: {{ whole_bodies: 4KiB }}\n{WHOLE}"));
+    let held = || gateway.metric("portcullis_whole_bodies_bytes", &[]);
+    let chunks = |count| "1\r\nx\r\n".repeat(count);
+    let mut holder = gateway.connect();
+    holder.write(b"POST /held HTTP/1.1\r\nhost: g\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    holder.write(chunks(4000).as_bytes()).unwrap();
+    until("the bytes to be held", || held() == 4000.0);
+    let refused = gateway.ask(&request("POST", "/refused").body(vec![b'b'; 100]));
+    assert_eq!(refused.status, 503);
+    holder.write(chunks(97).as_bytes()).unwrap();
+    assert_eq!(holder.answer("POST").unwrap().status, 503);
+    assert_eq!(told(&gateway, "/held"), (json!(503), json!("body.budget")));
+    until("the share to be given back", || held() == 0.0);
 }
 
 #[test]

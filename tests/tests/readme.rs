@@ -11,7 +11,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use portcullis_tests::tools::{Authority, guest, has, tool};
+use portcullis_tests::tools::{guest, has, tool};
 use portcullis_tests::{Http, Output, Setup, program, repository, request, run_in, until};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -29,11 +29,6 @@ const BLOCKS: &[(&str, &str)] = &[
     ("yaml", "on_error: deny\n"),
     ("sh", "portcullis new wasm block-path\n"),
     ("yaml", "listeners:\n"),
-    ("yaml", "upstreams:\n  api:"),
-    ("yaml", "upstreams:\n  busy:"),
-    ("yaml", "routes:\n  - name: api"),
-    ("yaml", "upstreams:\n  secure:"),
-    ("yaml", "routes:\n  - match: { path: /chat }"),
 ];
 
 /// The README's blocks with their languages.
@@ -296,62 +291,4 @@ fn the_configuration_is_right() {
     fs::write(setup.dir().join("gateway.yaml"), block("listeners:\n")).unwrap();
     let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
     assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
-}
-
-#[test]
-fn the_upstreams_are_right() {
-    for name in ["api", "busy"] {
-        let setup = Setup::new("");
-        let rest = format!("listeners: [{{ bind: 127.0.0.1:0 }}]\nroutes: [{{ upstream: {name} }}]\n");
-        fs::write(setup.dir().join("gateway.yaml"), block(&format!("upstreams:\n  {name}:")) + &rest)
-            .unwrap();
-        let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
-        assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
-    }
-}
-
-#[test]
-fn the_ways_to_endpoints_are_right() {
-    if !has(&["openssl"]) {
-        return;
-    }
-    let setup = Setup::new("");
-    let authority = Authority::new(&setup.dir().join("tls"));
-    authority.issue("gateway");
-    let route = |name: &str| format!("  - {{ match: {{ prefix: /{name} }}, upstream: {name} }}\n");
-    let routes: String = ["secure", "local", "found"].map(route).concat();
-    let rest = format!("listeners: [{{ bind: 127.0.0.1:0 }}]\nroutes:\n{routes}");
-    fs::write(setup.dir().join("gateway.yaml"), block("upstreams:\n  secure:") + &rest).unwrap();
-    let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
-    assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
-}
-
-#[test]
-fn the_split_is_right() {
-    let setup = Setup::new("");
-    let upstream = |name: &str| format!("  {name}: {{ endpoints: [\"http://127.0.0.1:9000\"] }}\n");
-    let upstreams = ["current", "next", "shadow"].map(upstream).concat();
-    let rest = format!("listeners: [{{ bind: 127.0.0.1:0 }}]\nupstreams:\n{upstreams}");
-    fs::write(setup.dir().join("gateway.yaml"), block("routes:\n  - name: api") + &rest).unwrap();
-    let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
-    assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
-}
-
-#[test]
-fn the_route_for_websockets_is_right() {
-    let setup = Setup::new("");
-    let rest =
-        "listeners: [{ bind: 127.0.0.1:0 }]\nupstreams: { api: { endpoints: [\"http://127.0.0.1:9\"] } }\n";
-    fs::write(setup.dir().join("gateway.yaml"), block("routes:\n  - match: { path: /chat }") + rest).unwrap();
-    let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
-    assert!(checked.status.success() && checked.err.is_empty(), "{checked:?}");
-}
-
-#[test]
-fn files_that_are_named_exist() {
-    let text = fs::read_to_string(repository().join("README.md")).unwrap();
-    let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
-    for link in links.filter(|link| !link.contains("://")) {
-        assert!(repository().join(link).exists(), "README.md links to {link}");
-    }
 }

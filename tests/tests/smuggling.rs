@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use portcullis_tests::corpus::{Case, Expected, Seen, Sent, cases};
 use portcullis_tests::tools::has;
-use portcullis_tests::{Answer, Foreign, Gateway, Http, Http2, Recorder, Setup, request, until, wait_for};
+use portcullis_tests::{
+    Answer, Foreign, Gateway, Http, Http2, Origin, Peer, Recorder, Setup, request, until, wait_for,
+};
 
 /// Limits that cases can reach, and an id by which what an origin saw is found in the access log.
 const CONFIG: &str = "
@@ -71,7 +73,9 @@ fn send(gateway: &Gateway, bytes: &[u8], expected: &[Expected]) -> Vec<Answer> {
     let answers: Vec<_> = answers.collect();
     if let Some(Expected::Refused(_, reason)) = expected.last() {
         let is_read = !reason.starts_with("http.") || reason == "http.method_unsupported";
-        assert!(is_read || http.is_closed());
+        // What follows a CONNECT may be meant for its tunnel.
+        let goes_on = is_read && !bytes.starts_with(b"CONNECT ");
+        assert!(goes_on || http.is_closed());
     }
     answers
 }
@@ -111,6 +115,11 @@ impl Record {
             let refused = self.refused.iter().all(|(id, ..)| log.contains_key(id));
             (refused && self.seen.iter().all(|(seen, _)| log.contains_key(&id_of(seen)))).then_some(log)
         });
+        for (_, _, reason, title) in &self.refused {
+            let alike = self.refused.iter().filter(|(_, _, other, _)| other == reason).count();
+            let counted = gateway.metric("portcullis_refusals_total", &[&format!("reason=\"{reason}\"")]);
+            assert_eq!(counted, alike as f64, "{title}");
+        }
         for (id, status, reason, title) in &self.refused {
             let line = &log[id];
             assert_eq!(
@@ -175,6 +184,7 @@ fn http2_is_refused_or_forwarded_as_the_corpus_says() {
     let origin = Recorder::start();
     let gateway = gateway(origin.address());
     let mut record = Record::default();
+    let mut malformed = 0;
     each(&over(true), |case| {
         origin.take();
         let Sent::Frames { head, data, trailers } = &case.sent else { return };
@@ -203,11 +213,15 @@ fn http2_is_refused_or_forwarded_as_the_corpus_says() {
                     _ => false,
                 };
                 assert!(is_expected, "{}: {outcome:?}", case.title);
+                malformed += 1;
             }
         }
         record.seen(case, &origin);
     });
     record.compare(&gateway);
+    // What is no request is in no log, but it is counted.
+    let counted = || gateway.metric("portcullis_clients_given_up_total", &["reason=\"http2_error\""]);
+    until("what was malformed to be counted", || counted() >= f64::from(malformed));
 }
 
 /// Sends every case by way of a gateway to this origin, each followed by a request that has to be answered as itself
@@ -352,4 +366,75 @@ routes:
         }
     }
     assert_eq!(http.ask(&request("GET", "/admin/../x")).unwrap().status, 200);
+}
+
+#[test]
+fn a_client_gets_a_head_or_a_body_as_it_asked_whatever_a_plugin_made_of_the_method() {
+    let origin = Origin::start();
+    let config = "
+plugins: [{ access_log: { target: access.log } }, { rhai: { file: method.rhai } }]
+upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
+";
+    let script = "fn on_request(ctx) { let method = ctx.request.query(\"as\"); \
+                  if method != () { ctx.request.method = method; } }\n";
+    let setup = Setup::new(config).file("method.rhai", script).variable("ORIGIN", origin.address());
+    let gateway = setup.start();
+    let mut http = gateway.connect();
+    for (asked, sent) in [("HEAD", "GET"), ("GET", "HEAD")] {
+        let path = format!("/{asked}/big/100");
+        let answer = http.ask(&request(asked, &format!("{path}?as={sent}"))).unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, ""), "{asked} as {sent}");
+        // What a body left on the connection would be read as this answer.
+        assert_eq!(http.ask(&request("GET", "/big/5")).unwrap().body.len(), 5);
+        let line = gateway.logged_path(&path);
+        assert_eq!((&line["end"], &line["response_bytes"]), (&"complete".into(), &0.into()), "{line}");
+    }
+    let mut client = Http2::open(gateway.address());
+    let field = |name: &str, value: &str| (name.into(), value.into());
+    let head = [(":method", "HEAD"), (":scheme", "http"), (":authority", "a"), (":path", "/big/100?as=GET")];
+    client.fields(1, true, &head.map(|(name, value)| field(name, value)));
+    client.read_until(Http2::HEADERS);
+    client.get(3, "/big/5", &[]);
+    assert_eq!(client.read_until(Http2::DATA).1, 3);
+}
+
+#[test]
+fn what_an_origin_claims_in_trailers_goes_no_further() {
+    const CLAIMS: [(&str, &str); 6] = [
+        ("x-forwarded-for", "1"),
+        ("x_real_ip", "1"),
+        ("content-length", "9"),
+        ("set-cookie", "a=b"),
+        ("location", "/b"),
+        ("x-sum", "7"),
+    ];
+    let sum = [("x-sum".to_owned(), "7".to_owned())];
+    let asking = || "GET / HTTP/1.1\r\nhost: g\r\nte: trailers\r\n\r\n";
+    let before = |address: SocketAddr, protocol: &str| {
+        let config =
+            "upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"], protocol: \"${PROTOCOL}\" } }\n";
+        Setup::new(config).variable("ORIGIN", address).variable("PROTOCOL", protocol).start()
+    };
+    let lines: String = CLAIMS.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+
+    let peer = Peer::default();
+    let gateway = before(peer.address(), "http1");
+    let mut client = gateway.connect();
+    client.write(asking().as_bytes()).unwrap();
+    let (mut server, _) = peer.accept();
+    server.write(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n{lines}\r\n"));
+    let answer = client.answer("GET").unwrap();
+    assert_eq!((answer.text().as_str(), &*answer.trailers), ("ok", &sum[..]));
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = before(listener.local_addr().unwrap(), "http2");
+    let mut client = gateway.connect();
+    client.write(asking().as_bytes()).unwrap();
+    let mut server = Http2::accept(&listener, &[]);
+    let stream = server.request();
+    server.respond(stream, &[], false);
+    server.data(stream, b"ok", false);
+    server.fields(stream, true, &CLAIMS.map(|(name, value)| (name.into(), value.into())));
+    let answer = client.answer("GET").unwrap();
+    assert_eq!((answer.text().as_str(), &*answer.trailers), ("ok", &sum[..]));
 }

@@ -3,29 +3,40 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
-use crate::config::{Action, Admin, ChainEntry, Config, Listener, Match, Route, TlsPolicy, TlsVersion};
+use crate::config::{
+    Action, Admin, ChainEntry, Config, Listener, Match, Rewrite, Route, TlsPolicy, TlsVersion,
+};
 use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::node::{Node, join};
 use crate::resilience::Deadline;
-use crate::traffic::{Arm, Split, Target, When};
-use crate::upstreams::{Dns, Endpoint, EndpointAddress, Health, HttpVersion, Scheme, Upstream};
+use crate::traffic::{Arm, Split, SplitBy, Target, When};
+use crate::upstreams::{Balance, Dns, EndpointAddress, Health, HttpVersion, Scheme, Sticky, Upstream};
+use crate::values::ListenAddress;
 
 /// What fits into the map that headers are kept in, with room for those that plugins add.
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
 /// A head of less could hardly name its host; more is a body.
 const HEADER_BYTES: RangeInclusive<u64> = 512..=16 << 20;
-/// Headers that frame a message or say where it goes: not for times.
-const TAKEN_HEADERS: [&str; 9] = [
+/// Headers that frame a message, or say where it goes or who sends it: not for times.
+const TAKEN_HEADERS: [&str; 15] = [
+    "authorization",
     "connection",
     "content-length",
+    "cookie",
     "expect",
+    "forwarded",
     "host",
     "keep-alive",
     "te",
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
 ];
+/// A key of less can be tried out (RFC 2104, 3).
+const MIN_STICKY_KEY: usize = 16;
 /// All streams together may hold a window each, and that is bounded (RFC 9113, 6.9.1).
 const STREAMS: RangeInclusive<u64> = 1..=8_000;
 
@@ -36,10 +47,10 @@ pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeEr
     check.listeners(config);
     check.chains(config);
     check.routes(config);
-    check.endpoints(config);
-    check.limits(config);
-    check.ways(config);
-    check.health(config);
+    for upstream in &config.upstreams {
+        check.upstream(&join("upstreams", &upstream.name), upstream, config);
+    }
+    check.cookies(config);
     check.unused_upstreams(config);
     (check.errors, check.warnings)
 }
@@ -85,6 +96,10 @@ impl Check<'_> {
     }
 
     fn listener(&mut self, path: &str, listener: &Listener) {
+        let has_socket = listener.bind.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
+        if listener.socket_mode.is_some() && !has_socket {
+            self.error(&format!("{path}.socket_mode"), "it is for Unix sockets, and there is none", None);
+        }
         let limits = &listener.limits;
         for (key, value, range) in [
             ("limits.header_count", u64::from(limits.header_count.get()), HEADER_COUNT),
@@ -130,17 +145,19 @@ impl Check<'_> {
     fn addresses(&mut self, config: &Config) {
         let mut users = HashMap::new();
         if let Admin::On(admin) = config.admin {
-            users.insert(admin.bind, "the admin interface".to_owned());
+            if admin.bind.0.port() != 0 {
+                users.insert(ListenAddress::Tcp(admin.bind.0), "the admin interface".to_owned());
+            }
         }
-        users.retain(|address, _| address.0.port() != 0);
         for (index, listener) in config.listeners.iter().enumerate() {
             for (position, address) in listener.bind.iter().enumerate() {
                 if let Some(user) = users.get(address) {
                     let path = format!("listeners[{index}].bind[{position}]");
-                    let help = (address.0.port() == 0).then_some("two of them need ports that are named");
+                    let is_any = matches!(address, ListenAddress::Tcp(address) if address.port() == 0);
+                    let help = is_any.then_some("two of them need ports that are named");
                     self.error(&path, &format!("{address} is already used by {user}"), help);
                 }
-                users.entry(*address).or_insert_with(|| format!("listener `{}`", listener.name));
+                users.entry(address.clone()).or_insert_with(|| format!("listener `{}`", listener.name));
             }
         }
     }
@@ -213,6 +230,13 @@ impl Check<'_> {
             let message = "a rewrite has either `path`, or `strip_prefix` and `add_prefix`";
             self.error(&format!("{path}.rewrite.path"), message, None);
         }
+        if rewrite.path.as_ref().is_some_and(|template| template.as_str().ends_with("/**")) {
+            let help = "give the rest a name, here and in `match.path`: `/{rest**}`";
+            self.error(&format!("{path}.rewrite.path"), "nothing says what `**` stands for", Some(help));
+        }
+        if *rewrite != Rewrite::default() && route.whole && !matches!(route.action, Action::Upstream(_)) {
+            self.error(&format!("{path}.rewrite"), "only what is sent to an upstream can be rewritten", None);
+        }
         if !route.upgrades.is_empty() && route.whole && !matches!(route.action, Action::Upstream(_)) {
             let message = "only an upstream can speak something else";
             self.error(&format!("{path}.upgrades"), message, None);
@@ -236,6 +260,10 @@ impl Check<'_> {
             if route.whole && !matches!(route.action, Action::Upstream(_)) {
                 let message = "only what is sent to an upstream can be copied";
                 self.error(&format!("{path}.mirror"), message, None);
+            }
+            if matches!(&route.action, Action::Upstream(Target::Upstream(name)) if *name == mirror.upstream) {
+                let message = "the copy would go where the request goes";
+                self.error(&format!("{path}.mirror.upstream"), message, None);
             }
         }
     }
@@ -275,85 +303,144 @@ impl Check<'_> {
         }
     }
 
+    fn upstream(&mut self, path: &str, upstream: &Upstream, config: &Config) {
+        self.endpoints(path, upstream);
+        self.limits(path, upstream);
+        if let Some(deadline) = &upstream.deadline {
+            self.deadline(&format!("{path}.deadline"), deadline, config);
+        }
+        if let Some(health) = &upstream.health {
+            self.health(&format!("{path}.health"), health, upstream);
+        }
+        if let Balance::Sticky(Sticky { key: Some(key), .. }) = &upstream.balance
+            && key.len() < MIN_STICKY_KEY
+        {
+            let message = format!("a key has {MIN_STICKY_KEY} characters or more");
+            self.error(
+                &format!("{path}.balance.sticky.key"),
+                &message,
+                Some("`openssl rand -hex 16` makes one"),
+            );
+        }
+        if upstream.proxy_protocol.is_some() && upstream.protocol != HttpVersion::Http1 {
+            let message =
+                "clients share the connections of HTTP/2, so endpoints can't be told whose they are";
+            self.error(&format!("{path}.proxy_protocol"), message, Some("`protocol: http1`"));
+        }
+        if let Some(dns) = &upstream.dns {
+            self.dns(path, upstream, dns);
+        }
+        self.tls(path, upstream);
+    }
+
     /// What is known of an endpoint belongs to its address, so there is one of each; more turns are a weight.
-    fn endpoints(&mut self, config: &Config) {
-        for upstream in &config.upstreams {
-            let mut seen = HashSet::new();
-            for (index, endpoint) in upstream.endpoints.iter().enumerate() {
-                let address = match &endpoint.address {
-                    EndpointAddress::Tcp { host, port, .. } => (host.as_str().into(), Some(port)),
-                    EndpointAddress::Unix(path) => (path.to_string_lossy(), None),
-                };
-                if !seen.insert(address) {
-                    let path = format!("{}.endpoints[{index}]", join("upstreams", &upstream.name));
-                    let help = "for a larger share: `{ url: ..., weight: 2 }`";
-                    self.error(&path, "this endpoint stands here twice", Some(help));
-                }
-            }
-        }
-    }
-
-    /// What would do nothing is a mistake.
-    fn limits(&mut self, config: &Config) {
-        for upstream in &config.upstreams {
-            let path = join("upstreams", &upstream.name);
-            let is_limited = upstream.max_requests.is_some() || upstream.adaptive.is_some();
-            if upstream.max_pending > 0 && !is_limited {
-                let message = "nothing waits without `max_requests` or `adaptive`";
-                self.error(&format!("{path}.max_pending"), message, None);
-            }
-            let Some(deadline) = &upstream.deadline else { continue };
-            if *deadline == Deadline::default() {
-                self.error(&format!("{path}.deadline"), "expected `read`, `tell` or both", None);
-            }
-            for (key, name) in [("read", &deadline.read), ("tell", &deadline.tell)] {
-                if let Some(name) = name.as_ref().filter(|name| TAKEN_HEADERS.contains(&name.as_str())) {
-                    self.error(
-                        &format!("{path}.deadline.{key}"),
-                        &format!("`{name}` has a meaning already"),
-                        None,
-                    );
-                }
-            }
-        }
-    }
-
-    fn health(&mut self, config: &Config) {
-        for upstream in &config.upstreams {
-            let asks_twice = |health: &&Health| health.path.is_some() && health.grpc.is_some();
-            if upstream.health.as_ref().filter(asks_twice).is_some() {
-                let path = format!("{}.health.grpc", join("upstreams", &upstream.name));
-                self.error(&path, "a check asks for a path or for a gRPC service, not for both", None);
-            }
-        }
-    }
-
-    /// How endpoints are found and reached.
-    fn ways(&mut self, config: &Config) {
-        for upstream in &config.upstreams {
-            let path = join("upstreams", &upstream.name);
-            if upstream.proxy_protocol.is_some() && upstream.protocol != HttpVersion::Http1 {
-                let message =
-                    "clients share the connections of HTTP/2, so endpoints can't be told whose they are";
-                self.error(&format!("{path}.proxy_protocol"), message, Some("`protocol: http1`"));
-            }
-            if let Some(dns) = &upstream.dns {
-                self.dns(&path, upstream, dns);
-            }
-            let is_secure = |endpoint: &Endpoint| {
-                matches!(endpoint.address, EndpointAddress::Tcp { scheme: Scheme::Https, .. })
+    fn endpoints(&mut self, path: &str, upstream: &Upstream) {
+        let mut seen = HashSet::new();
+        for (index, endpoint) in upstream.endpoints.iter().enumerate() {
+            let address = match &endpoint.address {
+                EndpointAddress::Tcp { host, port, .. } => (host.as_str().into(), Some(port)),
+                EndpointAddress::Unix(path) => (path.to_string_lossy(), None),
             };
-            let by_dns = upstream.dns.as_ref().is_some_and(|dns| dns.scheme == Scheme::Https);
-            let Some(tls) = &upstream.tls else { continue };
-            if !by_dns && !upstream.endpoints.iter().any(is_secure) {
-                let help = "write `https://` where an endpoint speaks TLS";
-                self.error(&format!("{path}.tls"), "no endpoint of this upstream speaks TLS", Some(help));
+            if !seen.insert(address) {
+                let path = format!("{path}.endpoints[{index}]");
+                let help = "for a larger share: `{ url: ..., weight: 2 }`";
+                self.error(&path, "this endpoint stands here twice", Some(help));
             }
-            if !tls.verify {
-                let message = "any server is believed to be the right one, whatever it shows";
-                let warning = self.at(&format!("{path}.tls.verify"), message);
-                let help = "`ca` names who signs its certificate, `server_name` whom that is for";
-                self.warnings.push(warning.with_help(help));
+        }
+    }
+
+    /// What would do nothing is a mistake, and so is what a single failure, or none, would set off.
+    fn limits(&mut self, path: &str, upstream: &Upstream) {
+        let is_limited = upstream.max_requests.is_some() || upstream.adaptive.is_some();
+        if upstream.max_pending > 0 && !is_limited {
+            let message = "nothing waits without `max_requests` or `adaptive`";
+            self.error(&format!("{path}.max_pending"), message, None);
+        }
+        let rates = [
+            ("eject", upstream.eject.error_rate),
+            ("breaker", upstream.breaker.as_ref().map(|breaker| breaker.error_rate)),
+        ];
+        for (key, _) in rates.iter().filter(|(_, rate)| rate.is_some_and(|rate| rate.0 == 0)) {
+            let help = "leave it out where failures are not to count";
+            self.error(&format!("{path}.{key}.error_rate"), "`0%` is reached without a failure", Some(help));
+        }
+    }
+
+    fn deadline(&mut self, path: &str, deadline: &Deadline, config: &Config) {
+        if *deadline == Deadline::default() {
+            self.error(path, "expected `read`, `tell` or both", None);
+        }
+        for (key, name) in [("read", &deadline.read), ("tell", &deadline.tell)] {
+            if let Some(name) = name.as_ref().filter(|name| TAKEN_HEADERS.contains(&name.as_str())) {
+                self.error(&format!("{path}.{key}"), &format!("`{name}` has a meaning already"), None);
+            }
+        }
+        if deadline.read.is_some() && config.trusted_proxies.is_empty() && !self.is_said("trusted_proxies") {
+            let message = "nobody is trusted to say it, so it is taken out of every request";
+            let warning = self.at(&format!("{path}.read"), message);
+            self.warnings.push(warning.with_help("`trusted_proxies: [10.0.0.0/8]` names who is"));
+        }
+    }
+
+    fn health(&mut self, path: &str, health: &Health, upstream: &Upstream) {
+        if health.grpc.is_some() && health.path.is_some() {
+            let message = "a check asks for a path or for a gRPC service, not for both";
+            self.error(&format!("{path}.grpc"), message, None);
+        }
+        if health.path.is_none() && self.is_said(&format!("{path}.status")) {
+            let help = "`path: /healthz` names what is to be asked for";
+            self.error(&format!("{path}.status"), "without `path` no status is seen", Some(help));
+        }
+        if health.grpc.is_some() && upstream.protocol == HttpVersion::Http1 {
+            let message = "gRPC is spoken over HTTP/2, and this upstream speaks HTTP/1.1";
+            self.error(&format!("{path}.grpc"), message, Some("`protocol: http2`"));
+        }
+    }
+
+    fn tls(&mut self, path: &str, upstream: &Upstream) {
+        let has = |wanted: Scheme| {
+            upstream.endpoints.iter().any(|endpoint| {
+                matches!(endpoint.address, EndpointAddress::Tcp { scheme, .. } if scheme == wanted)
+            })
+        };
+        if has(Scheme::Https) && has(Scheme::Http) {
+            let message = "some of the endpoints get requests in the clear";
+            let warning = self.at(&format!("{path}.endpoints"), message);
+            self.warnings.push(warning.with_help("write `https://` for all of them, or make two upstreams"));
+        }
+        let by_dns = upstream.dns.as_ref().is_some_and(|dns| dns.scheme == Scheme::Https);
+        let Some(tls) = &upstream.tls else { return };
+        if !by_dns && !has(Scheme::Https) {
+            let help = "write `https://` where an endpoint speaks TLS";
+            self.error(&format!("{path}.tls"), "no endpoint of this upstream speaks TLS", Some(help));
+        }
+        if !tls.verify {
+            let message = "any server is believed to be the right one, whatever it shows";
+            let warning = self.at(&format!("{path}.tls.verify"), message);
+            let help = "`ca` names who signs its certificate, `server_name` whom that is for";
+            self.warnings.push(warning.with_help(help));
+        }
+    }
+
+    /// Cookies are for a whole site, so two that are set under one name overwrite each other.
+    fn cookies(&mut self, config: &Config) {
+        let upstreams = config.upstreams.iter().filter_map(|upstream| match &upstream.balance {
+            Balance::Sticky(sticky) => {
+                Some((format!("{}.balance.sticky.cookie", join("upstreams", &upstream.name)), &sticky.cookie))
+            }
+            _ => None,
+        });
+        let routes = config.routes.iter().enumerate().filter_map(|(index, route)| match &route.action {
+            Action::Upstream(Target::Split(Split { by: SplitBy::Sticky { cookie }, .. })) => {
+                Some((format!("routes[{index}].upstream.by.sticky.cookie"), cookie))
+            }
+            _ => None,
+        });
+        let mut seen = HashSet::new();
+        for (path, cookie) in upstreams.chain(routes) {
+            if !seen.insert(cookie) {
+                let message = format!("the cookie `{cookie}` is set for something else already");
+                self.error(&path, &message, None);
             }
         }
     }
@@ -432,7 +519,9 @@ impl Check<'_> {
     fn unique<'n>(&mut self, names: impl Iterator<Item = (String, &'n str)>) {
         let mut seen = HashSet::new();
         for (path, name) in names {
-            if !seen.insert(name) {
+            if name.is_empty() {
+                self.error(&path, "a name is needed", None);
+            } else if !seen.insert(name) {
                 self.error(&path, &format!("the name `{name}` is taken"), None);
             }
         }

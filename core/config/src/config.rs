@@ -1,26 +1,27 @@
 //! The configuration file's types. Their field docs become the descriptions of the JSON Schema.
 
 use std::collections::BTreeMap;
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Span;
+use crate::forms::host_and_port;
 use crate::node::Node;
 use crate::rates::{MinRate, Rate};
 use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
-    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Protocol, SizeLimit, positive, some_positive,
+    Address, ByteSize, Duration, FileMode, HeaderName, HostPattern, ListenAddress, Method, Network,
+    PathPrefix, PathTemplate, Pattern, Protocol, SizeLimit, positive, some_positive,
 };
 
 /// A whole configuration file.
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
-#[schemars(deny_unknown_fields, default)]
+#[schemars(deny_unknown_fields, default, extend("required" = ["listeners"]))]
 pub struct Config {
     /// Worker threads, each with its own listeners and connection pools. Default: the number of cores. Fixed for
     /// the life of the process, at most 1024. Example: `4`.
@@ -33,16 +34,17 @@ pub struct Config {
     /// The admin interface, or `off`. Default: on, at `127.0.0.1:9901`.
     #[schemars(schema_with = "schema::admin")]
     pub admin: Admin,
-    /// Logging.
+    /// What is logged on standard error, and how.
     pub log: Log,
-    /// How long running requests may take to end at shutdown. Default `30s`.
+    /// How long running requests may take to end at shutdown, and at an upgrade to another version. Default `30s`.
     pub drain: Duration,
     /// Limits of the whole process.
     pub limits: Limits,
-    /// Networks whose `X-Forwarded-*` headers are believed; `Forwarded` is written, never read. Default: none.
-    /// Example: `[10.0.0.0/8, "::1"]`.
+    /// Networks whose `X-Forwarded-*` headers are believed; `Forwarded` is written, never read. `unix` stands for whoever
+    /// connects to a Unix socket. Default: none. Example: `[10.0.0.0/8, "::1"]`.
     pub trusted_proxies: Vec<Network>,
     /// Where the gateway accepts connections; at least one.
+    #[schemars(length(min = 1))]
     pub listeners: Vec<Listener>,
     /// The plugins every request passes first. The bare word `policies` places the policy directory's plugins;
     /// without it they come last.
@@ -50,10 +52,11 @@ pub struct Config {
     pub plugins: Vec<ChainEntry>,
     /// The policy directory, whose files apply without being named here. Default: none.
     pub policies: Option<Policies>,
-    /// Where requests are sent, by name.
+    /// Where requests are sent, by name. Default: none.
     #[schemars(with = "BTreeMap<String, Upstream>")]
     pub upstreams: Vec<Upstream>,
-    /// Which request goes where. The order does not matter: the most specific match wins.
+    /// Which request goes where. The order does not matter: the most specific match wins. Default: none, everything is
+    /// answered with 404.
     pub routes: Vec<Route>,
 }
 
@@ -75,7 +78,7 @@ pub struct AdminOptions {
     pub bind: Address,
 }
 
-/// Logging.
+/// The execution log: what the gateway does. What passes it is the `access_log` plugin's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
@@ -142,9 +145,15 @@ pub struct Listener {
     /// Its name in logs and metrics. Default: its first address.
     #[schemars(default)]
     pub name: String,
-    /// Address to listen on, or a list of them. Example: `0.0.0.0:8080` or `[::]:8080`.
+    /// Address to listen on, or a list of them. Example: `0.0.0.0:8080`, `[::]:8080` or `unix:/run/portcullis.sock`.
+    /// Whoever connects to a Unix socket has no address: unless a proxy says it for him (`proxy_protocol`,
+    /// `trusted_proxies`, with `unix` for its own), he is `0.0.0.0` to plugins and limits, all of them one client, and
+    /// `unknown` to upstreams. Rules that allow addresses do not allow this one unless they name it.
     #[schemars(schema_with = "schema::addresses")]
-    pub bind: Vec<Address>,
+    pub bind: Vec<ListenAddress>,
+    /// Permissions of its Unix sockets: who may write may connect. Default `0600`, for the gateway's own user alone.
+    /// Example: `0660`.
+    pub socket_mode: Option<FileMode>,
     /// Take connections from these proxies only, which say first whose they are (PROXY protocol, version 1 or 2).
     /// Default: from everybody, and nobody says.
     pub proxy_protocol: Option<Proxies>,
@@ -153,7 +162,7 @@ pub struct Listener {
     /// Answer everything with a redirect to HTTPS: `true`, or a table. Default `false`.
     #[schemars(schema_with = "schema::redirect_https", default)]
     pub redirect_https: Option<RedirectHttps>,
-    /// HTTP/2 settings.
+    /// How HTTP/2 is spoken with clients.
     #[schemars(default)]
     pub http2: Http2,
     /// Limits of its connections and clients.
@@ -168,7 +177,8 @@ pub struct Listener {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Proxies {
-    /// Their networks. Whoever is in them can appear as any client. Example: `[10.0.0.0/8]`.
+    /// Their networks; `unix` for whoever connects to a Unix socket. Whoever is in them can appear as any client.
+    /// Example: `[10.0.0.0/8]`.
     #[schemars(length(min = 1))]
     pub from: Vec<Network>,
 }
@@ -263,7 +273,7 @@ pub enum ClientAuthMode {
 #[serde(default, deny_unknown_fields)]
 pub struct RedirectHttps {
     /// Port of the HTTPS listener as clients see it. Default `443`.
-    pub port: u16,
+    pub port: NonZeroU16,
     /// Status code. Default `308`, which keeps the method.
     pub status: RedirectStatus,
 }
@@ -273,11 +283,12 @@ pub struct RedirectHttps {
 #[serde(try_from = "u16", into = "u16")]
 pub struct RedirectStatus(u16);
 
-/// HTTP/2 settings.
+/// How HTTP/2 is spoken with clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http2 {
-    /// Requests that one connection may have open at a time, at most 8000. Default `100`.
+    /// Requests that one connection may have open at a time, at most 8000. Of their bodies, what nobody takes is held up
+    /// to 64 KiB each and 8 MiB together. Default `100`.
     pub max_streams: NonZeroU32,
 }
 
@@ -301,17 +312,17 @@ pub struct ListenerLimits {
     /// Time to send a request's head. Default `10s`.
     #[serde(deserialize_with = "positive")]
     pub header_timeout: Duration,
-    /// Time between two pieces of a request's body. Default `30s`.
+    /// Longest time between two pieces of a request's body. Default `30s`.
     #[serde(deserialize_with = "positive")]
     pub body_timeout: Duration,
-    /// Time for which a client may take nothing of a response. Default `60s`.
+    /// Time for which a client may take nothing of a response. Default `1m`.
     #[serde(deserialize_with = "positive")]
     pub write_timeout: Duration,
     /// Bytes a second that make up for the time for which a client was waited for, so that a trickle does not keep it
     /// within `body_timeout` and `write_timeout`; or `off`. It does not bind gRPC requests, which may pause. Default
     /// `256B/s`.
     pub min_rate: MinRate,
-    /// Time a connection may be open without a request. Default `60s`.
+    /// Time a connection may be open without a request. Default `1m`.
     #[serde(deserialize_with = "positive")]
     pub idle_timeout: Duration,
 }
@@ -352,7 +363,7 @@ pub struct InstanceOptions {
     pub name: Option<String>,
     /// What happens to a request when the plugin itself fails. Default `deny`.
     pub on_error: OnError,
-    /// Longest single wait of this plugin. Default: the plugin's own. Example: `5s`.
+    /// Longest single wait of this plugin; a longer one is a failure. Default: the plugin's own. Example: `5s`.
     #[serde(deserialize_with = "some_positive")]
     pub timeout: Option<Duration>,
 }
@@ -384,7 +395,7 @@ pub struct Route {
     /// Its name in logs and metrics. Default: `route-` and its place in the list, from 0.
     #[schemars(default)]
     pub name: String,
-    /// Which requests; everything, if it is missing.
+    /// Which requests. Default: all.
     #[schemars(rename = "match", default)]
     pub matches: Match,
     /// Plugins for these requests, after the gateway's and the listener's.
@@ -414,17 +425,19 @@ pub struct Route {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Match {
-    /// Host names, any of them. Example: `[api.example.com, "*.example.com"]`.
+    /// Host names, any of them. Default: any. Example: `[api.example.com, "*.example.com"]`.
     pub hosts: Vec<HostPattern>,
-    /// The path: `{name}` stands for one segment, a last `/**` or `/{name**}` for the rest. Example: `/users/{id}`.
+    /// The path: `{name}` stands for one segment, a last `/**` or `/{name**}` for the rest. Default:
+    /// any. Example: `/users/{id}`.
     pub path: Option<PathTemplate>,
-    /// The beginning of the path, whole segments; instead of `path`. Example: `/static`.
+    /// The beginning of the path, whole segments; instead of `path`. Default: any. Example: `/static`.
     pub prefix: Option<PathPrefix>,
-    /// Methods, any of them. Example: `[GET, POST]`.
+    /// Methods, any of them. Default: any. Example: `[GET, POST]`.
     pub methods: Vec<Method>,
-    /// Headers, all of them: a value, `{ present: true }` or `{ regex: "^a" }`.
+    /// Headers, all of them: a value, `{ present: true }` or `{ regex: "^a" }`. Default: none. Example:
+    /// `{ x-tenant: acme }`.
     pub headers: BTreeMap<HeaderName, Predicate>,
-    /// Query parameters, all of them, in the same forms as headers. Example: `{ version: "2" }`.
+    /// Query parameters, all of them, in the same forms as headers. Default: none. Example: `{ version: "2" }`.
     pub query: BTreeMap<String, Predicate>,
 }
 
@@ -443,13 +456,14 @@ pub enum Predicate {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rewrite {
-    /// A new path, with the placeholders of `match.path`. Example: `/internal/{id}`.
+    /// A new path, with the placeholders of `match.path`. Default: the old one. Example: `/internal/{id}`.
     pub path: Option<PathTemplate>,
-    /// Removed from the beginning of the path. Example: `/static`.
+    /// Removed from the beginning of the path. Default: nothing. Example: `/static`.
     pub strip_prefix: Option<PathPrefix>,
-    /// Put before the path, after `strip_prefix`. Example: `/v2`.
+    /// Put before the path, after `strip_prefix`. Default: nothing. Example: `/v2`.
     pub add_prefix: Option<PathPrefix>,
-    /// A new `Host`. Example: `internal.example`.
+    /// A new `Host`. Default: what the upstream's `host` says. Example: `internal.example`.
+    #[serde(deserialize_with = "host_and_port")]
     pub host: Option<String>,
 }
 
@@ -459,17 +473,18 @@ pub struct Rewrite {
 pub enum Action {
     /// The name of an upstream, or `{ split: [...] }` among several.
     Upstream(Target),
-    /// A redirect.
+    /// Where clients shall go instead.
     Redirect(Redirect),
     /// A fixed answer.
     Respond(Respond),
 }
 
-/// A redirect.
+/// Where clients shall go instead.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Redirect {
-    /// Where to, with placeholders. Example: `https://example.com{path}`.
+    /// Where to, with `{path}`, `{query}` (with its question mark), `{host}` and the placeholders of `match.path`.
+    /// Example: `https://example.com{path}`.
     pub to: String,
     /// Status code. Default `308`, which keeps the method.
     #[serde(default)]
@@ -482,11 +497,11 @@ pub struct Redirect {
 pub struct Respond {
     /// Status code. Default `200`.
     pub status: Status,
-    /// Headers. Example: `{ retry-after: "60" }`.
+    /// Headers. Default: none. Example: `{ retry-after: "60" }`.
     pub headers: BTreeMap<HeaderName, String>,
-    /// The body, a text. Default: empty.
+    /// The body, a text: `text/plain` unless `headers` say otherwise. Default: empty.
     pub body: Option<String>,
-    /// The body as JSON, instead of `body`.
+    /// The body as JSON, instead of `body`. Default: none.
     pub json: Option<serde_json::Value>,
 }
 
@@ -587,7 +602,8 @@ impl Default for Limits {
 
 impl Default for RedirectHttps {
     fn default() -> Self {
-        Self { port: 443, status: RedirectStatus::default() }
+        const HTTPS: NonZeroU16 = NonZeroU16::new(443).unwrap();
+        Self { port: HTTPS, status: RedirectStatus::default() }
     }
 }
 

@@ -2,16 +2,16 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
-use std::path::Path;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::config::Predicate;
+use crate::error::nearest;
 use crate::node::shortened;
 use crate::upstreams::{Endpoint, EndpointAddress, HostHeader, Scheme};
-use crate::values::{Pattern, is_host_name};
+use crate::values::{Pattern, is_host_name, unix_path};
 
 impl<'de> Deserialize<'de> for Predicate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -53,6 +53,10 @@ impl<'de> Deserialize<'de> for HostHeader {
         match text.as_str() {
             "preserve" => Ok(Self::Preserve),
             "endpoint" => Ok(Self::Endpoint),
+            // A single word may well be a host, but hardly one so much like the others.
+            word if nearest(word, ["preserve", "endpoint"].into_iter()).is_some() => Err(de::Error::custom(
+                "expected `preserve`, `endpoint` or a host name, and this is none of them",
+            )),
             name if split_port(name).is_ok() => Ok(Self::Name(text)),
             _ => Err(de::Error::custom(
                 "expected `preserve`, `endpoint` or a host name such as `internal.example`",
@@ -125,7 +129,7 @@ impl<'de> Deserialize<'de> for EndpointUrl {
 
 fn endpoint_url(text: &str) -> Result<EndpointAddress, String> {
     if let Some(path) = text.strip_prefix("unix:") {
-        return unix_socket(path);
+        return unix_path(path).map(EndpointAddress::Unix);
     }
     let (scheme, authority) = if let Some(authority) = text.strip_prefix("http://") {
         (Scheme::Http, authority)
@@ -148,19 +152,6 @@ fn endpoint_url(text: &str) -> Result<EndpointAddress, String> {
     Ok(EndpointAddress::Tcp { scheme, host, port: port.unwrap_or(scheme.port()) })
 }
 
-/// The longest path that the system has room for.
-const LONGEST_SOCKET: usize = 107;
-
-fn unix_socket(path: &str) -> Result<EndpointAddress, String> {
-    if !Path::new(path).is_absolute() {
-        return Err("a Unix socket has an absolute path such as `unix:/run/app.sock`".to_owned());
-    }
-    if path.len() > LONGEST_SOCKET {
-        return Err(format!("the path of a Unix socket has {LONGEST_SOCKET} bytes at most"));
-    }
-    Ok(EndpointAddress::Unix(path.into()))
-}
-
 impl Scheme {
     /// The port where none is said.
     pub fn port(self) -> u16 {
@@ -169,6 +160,13 @@ impl Scheme {
             Scheme::Https => 443,
         }
     }
+}
+
+/// What can stand in `Host`.
+pub(crate) fn host_and_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    split_port(&text).map_err(de::Error::custom)?;
+    Ok(Some(text))
 }
 
 /// Host, without the brackets of an IPv6 address, and port.
@@ -194,15 +192,17 @@ fn split_port(authority: &str) -> Result<(String, Option<u16>), String> {
         }
     };
     let port = match port {
+        Some(port) if port.starts_with('+') => return Err(bad()),
         Some(port) => Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?),
         None => None,
     };
-    Ok((host.to_owned(), port))
+    Ok((host.to_ascii_lowercase(), port))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::values::LONGEST_SOCKET;
     use crate::yaml;
 
     fn read<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
@@ -266,6 +266,11 @@ mod tests {
             "http://u@a",
             "http://",
             "http://a:99999",
+            "http://a:+80",
+            "http://10.0.5",
+            "http://10.0.0.256",
+            "http://0177.1:80",
+            "http://api.0x7f",
         ] {
             assert!(endpoint(bad).is_err(), "{bad}");
         }
@@ -283,6 +288,8 @@ mod tests {
     fn host_headers() {
         assert_eq!(read("endpoint"), Ok(HostHeader::Endpoint));
         assert_eq!(read("internal.example:8080"), Ok(HostHeader::Name("internal.example:8080".to_owned())));
-        assert!(read::<HostHeader>("a b").is_err());
+        for bad in ["a b", "endpont", "a:+80"] {
+            assert!(read::<HostHeader>(bad).is_err(), "{bad}");
+        }
     }
 }

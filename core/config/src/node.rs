@@ -259,7 +259,7 @@ impl fmt::Debug for Scalar {
 }
 
 /// A key as a path writes it: `.name`, or `["a.b"]` where a dot or bracket would mislead.
-pub(crate) fn join(path: &str, key: &str) -> String {
+pub fn join(path: &str, key: &str) -> String {
     let simple = !key.is_empty() && !key.contains(['.', '[', ']', '"', '`']);
     match (simple, path.is_empty()) {
         (true, true) => key.to_owned(),

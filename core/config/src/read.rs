@@ -12,7 +12,7 @@ use crate::error::{NodeError, is_misspelt, nearest};
 use crate::node::{Key, Node, Value, join};
 use crate::traffic::Target;
 use crate::upstreams::{Eject, Endpoint, Retries, Upstream};
-use crate::values::{Address, Duration, Percent, positive};
+use crate::values::{Duration, ListenAddress, Percent, positive};
 
 /// Keys of a plugin entry that are not its kind.
 const INSTANCE_OPTIONS: [&str; 3] = ["name", "on_error", "timeout"];
@@ -74,6 +74,7 @@ fn listener(place: Place<'_, '_>) -> Option<Listener> {
     let Some(mut table) = place.table() else { return Some(unread) };
     let name = table.optional("name");
     let bind = table.required("bind", addresses).unwrap_or_default();
+    let socket_mode = table.optional("socket_mode");
     let proxy_protocol = table.optional("proxy_protocol");
     let tls = table.optional("tls");
     let redirect_https = table.with("redirect_https", redirect_https).flatten();
@@ -81,12 +82,12 @@ fn listener(place: Place<'_, '_>) -> Option<Listener> {
     let limits = table.optional("limits").unwrap_or_default();
     let plugins = table.items("plugins", |place| Some(chain_entry(place)));
     table.close();
-    let name = name.or_else(|| bind.first().map(Address::to_string)).unwrap_or(unread.name);
-    Some(Listener { name, bind, proxy_protocol, tls, redirect_https, http2, limits, plugins })
+    let name = name.or_else(|| bind.first().map(ListenAddress::to_string)).unwrap_or(unread.name);
+    Some(Listener { name, bind, socket_mode, proxy_protocol, tls, redirect_https, http2, limits, plugins })
 }
 
 /// One address or a list of them.
-fn addresses(place: Place<'_, '_>) -> Option<Vec<Address>> {
+fn addresses(place: Place<'_, '_>) -> Option<Vec<ListenAddress>> {
     match place.node.items() {
         Some([]) => place.fail("expected at least one address"),
         Some(_) => place.all(),

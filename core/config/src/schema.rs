@@ -10,7 +10,7 @@ use crate::config::{
 };
 use crate::traffic::{Split, SplitBy, StickyTable, Target};
 use crate::upstreams::{Balance, Eject, Endpoint, HashBy, Retries, RetryOn, Sticky};
-use crate::values::{Address, Duration, HeaderName, Pattern};
+use crate::values::{Duration, HeaderName, ListenAddress, Pattern};
 
 const CHAIN_ENTRY: &str = "#/$defs/ChainEntry";
 
@@ -100,7 +100,7 @@ pub(crate) fn admin(generator: &mut SchemaGenerator) -> Schema {
 }
 
 pub(crate) fn addresses(generator: &mut SchemaGenerator) -> Schema {
-    let address = generator.subschema_for::<Address>();
+    let address = generator.subschema_for::<ListenAddress>();
     json_schema!({ "anyOf": [address, { "type": "array", "items": address, "minItems": 1 }] })
 }
 

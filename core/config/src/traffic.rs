@@ -49,7 +49,7 @@ pub struct Arm {
     /// `when`.
     #[serde(default)]
     pub weight: Option<u32>,
-    /// Takes all requests that are so. Everything given must fit.
+    /// Takes all requests that are so. Everything given must fit. Default: nothing, it has a weight.
     #[serde(default)]
     pub when: Option<When>,
 }
@@ -58,11 +58,12 @@ pub struct Arm {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct When {
-    /// Headers, all of them, in the forms that `match.headers` has. Example: `{ x-canary: "1" }`.
+    /// Headers, all of them, in the forms that `match.headers` has. Default: none. Example: `{ x-canary: "1" }`.
     pub headers: BTreeMap<HeaderName, Predicate>,
-    /// Who calls, as an authentication plugin found out: any of these ids. Example: `[ann, ben]`.
+    /// Who calls, as an authentication plugin found out: any of these ids. Default: whoever.
+    /// Example: `[ann, ben]`.
     pub principals: Vec<String>,
-    /// Roles of who calls, any of them. Example: `[tester]`.
+    /// Roles of who calls, any of them. Default: whichever. Example: `[tester]`.
     pub roles: Vec<String>,
 }
 
@@ -150,6 +151,7 @@ enum SplitByTable {
     Sticky(StickyTable),
 }
 
+/// A cookie of the gateway's own, which keeps where among the weights a client falls.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StickyTable {

@@ -20,14 +20,15 @@ pub struct Upstream {
     /// Its key in `upstreams`.
     #[schemars(skip)]
     pub name: String,
-    /// Where it is served: at least one, unless `dns` tells.
+    /// Where it is served: at least one. Default: where `dns` says.
     #[schemars(length(min = 1), default)]
     pub endpoints: Vec<Endpoint>,
     /// What the endpoints speak: `http1`, `http2` (without TLS without asking first), or `auto`: what each
-    /// chooses in its TLS handshake. Default `http1`.
+    /// chooses in its TLS handshake. Over HTTP/2 a WebSocket needs an endpoint that takes an extended `CONNECT`, or, with
+    /// TLS, speaks HTTP/1.1 as well. Default `http1`.
     #[schemars(default)]
     pub protocol: HttpVersion,
-    /// Where it is served, as DNS has it, asked for again and again; instead of `endpoints`.
+    /// Where it is served, as DNS has it, asked for again and again. Default: where `endpoints` say.
     pub dns: Option<Dns>,
     /// TLS to endpoints of `https`. Default: the system's authorities, no certificate of the gateway's own.
     pub tls: Option<UpstreamTls>,
@@ -44,7 +45,7 @@ pub struct Upstream {
     /// How long an endpoint that comes back gets less than its share, a tenth at first. Default: its share at once.
     /// Clients that have its `sticky` cookie come back at once. Example: `30s`.
     pub slow_start: Option<Duration>,
-    /// When requests show that an endpoint fails: for how long it gets none, or `off`.
+    /// When requests show that an endpoint fails: for how long it gets none, or `off`. Default: on.
     #[schemars(schema_with = "crate::schema::eject", default)]
     pub eject: Eject,
     /// Checks that the gateway makes itself, independent of requests. Default: none.
@@ -62,7 +63,7 @@ pub struct Upstream {
     /// Default `0`. Example: `100`.
     #[schemars(default)]
     pub max_pending: u32,
-    /// Timeouts.
+    /// How long the gateway waits for the upstream.
     #[schemars(default)]
     pub timeouts: Timeouts,
     /// Idle HTTP/1 connections kept by each worker to each endpoint. Default `64`.
@@ -136,19 +137,19 @@ pub enum Scheme {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dns {
-    /// Host name of which every address (A and AAAA records) is an endpoint. Example: `api.internal`.
+    /// Host name of which every address (A and AAAA records) is an endpoint. Default: what `srv` says. Example: `api.internal`.
     pub host: Option<HostName>,
     /// Port of these endpoints. Default: `80`, or `443` for `https`.
     pub port: Option<NonZeroU16>,
-    /// Name of SRV records (RFC 2782), which tell ports, weights and priorities too; instead of `host`. Example:
-    /// `_http._tcp.api.internal`.
+    /// Name of SRV records (RFC 2782), which tell ports, weights and priorities too; instead of `host`. Default: none.
+    /// Example: `_http._tcp.api.internal`.
     pub srv: Option<HostName>,
     /// `http`, or `https` for TLS. Default `http`.
     pub scheme: Scheme,
-    /// The records' time to live says when they are asked for again: not before this. Default `1s`.
+    /// The records' time to live says when they are asked for again, but not before this. Default `1s`.
     #[serde(deserialize_with = "positive")]
     pub min_ttl: Duration,
-    /// And not after this. Default `5m`.
+    /// Records are asked for again after this, whatever their time to live. Default `5m`.
     #[serde(deserialize_with = "positive")]
     pub max_ttl: Duration,
     /// How long an answer may take, at the start too: until then, or an answer, the gateway is not ready. Default `2s`.
@@ -236,29 +237,30 @@ pub struct Sticky {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Eject {
-    /// Failures in a row after which it gets no requests. Default `5`; `off` for the whole table never ejects.
+    /// Failures in a row after which it gets no requests. Default `5`.
     pub failures: NonZeroU32,
     /// Whether responses with status 500 to 599 are failures, too. Default `false`.
     pub server_errors: bool,
-    /// For how long, times the ejections in a row. After it one request tries whether the endpoint is back.
+    /// For how long it gets none, times the ejections in a row. After it one request tries whether the endpoint is back.
     /// Default `10s`.
     #[serde(deserialize_with = "positive")]
     pub time: Duration,
-    /// The longest time. Default `5m`.
+    /// The longest time for which it gets none. Default `5m`, or `time` if that is longer.
     #[serde(deserialize_with = "positive")]
     pub max_time: Duration,
-    /// Share of an endpoint's requests within the window that must fail, in a row or not. Default: their share does
-    /// not matter. Example: `20%`.
+    /// Share of an endpoint's requests within the window that must fail, in a row or not. Default: not judged. Example:
+    /// `20%`.
     pub error_rate: Option<Percent>,
     /// How many times longer than at the other endpoints its requests must take on average, to the response's
-    /// headers. Default: that does not matter. Example: `4`.
+    /// headers. Default: not judged. Example: `4`.
     pub latency_factor: Option<NonZeroU32>,
-    /// The time over which both are judged. Default `10s`.
+    /// The time over which `error_rate` and `latency_factor` are judged. Default `10s`.
     #[serde(deserialize_with = "positive")]
     pub window: Duration,
     /// Requests that an endpoint must have had in that time to be judged by them. Default `50`.
     pub min_requests: NonZeroU32,
-    /// Share of the endpoints that may be ejected together. Default `50%`; `0%` ejects none.
+    /// Share of the endpoints that may be ejected together: of two or more one at least, but `0%` ejects none.
+    /// Default `50%`.
     pub max_ejected: Percent,
 }
 
@@ -266,16 +268,16 @@ pub struct Eject {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
-    /// Path to get. Default: none, a check only connects. Example: `/healthz`.
+    /// Path to get. Default: none, a check only connects, or asks as `grpc` says. Example: `/healthz`.
     pub path: Option<PathPrefix>,
     /// Service to ask for with gRPC's health checking protocol, in place of a path; empty for the server as a whole.
-    /// Example: `shop.v1.Orders`.
+    /// Default: none. Example: `shop.v1.Orders`.
     #[schemars(with = "Option<String>")]
     #[serde(deserialize_with = "grpc_service")]
     pub grpc: Option<String>,
     /// Status codes that are healthy, any of them. Default: 200 to 299.
     pub status: Vec<Status>,
-    /// Between two checks of an endpoint. Default `5s`.
+    /// Time between two checks of an endpoint. Default `5s`.
     #[serde(deserialize_with = "positive")]
     pub interval: Duration,
     /// How long a check may take. Default `2s`.
@@ -291,9 +293,10 @@ pub struct Health {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retries {
-    /// How many. Default `1`.
+    /// Attempts after the first. Default `1`.
     pub attempts: u8,
-    /// How long one attempt may take to the response's headers, beside the `timeouts`. Default: as long as those.
+    /// How long one attempt may take to the response's headers, beside the `timeouts`. Default: no
+    /// further limit.
     #[schemars(with = "Option<Duration>")]
     #[serde(deserialize_with = "maybe_positive")]
     pub per_try_timeout: Option<Duration>,
@@ -331,26 +334,26 @@ pub struct RetryBudget {
     pub min: u32,
 }
 
-/// Timeouts of an upstream.
+/// How long the gateway waits for an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
-    /// To open a connection. Default `2s`.
+    /// Time to open a connection, with its TLS handshake. Default `2s`.
     #[serde(deserialize_with = "positive")]
     pub connect: Duration,
-    /// From the end of the request to the response's headers. Default `30s`.
+    /// Time from the end of the request to the response's headers. Default `30s`.
     #[serde(deserialize_with = "positive")]
     pub response: Duration,
-    /// To wait for other requests to end, where their number is limited. Default `1s`.
+    /// Time to wait for other requests to end, where their number is limited. Default `1s`.
     #[serde(deserialize_with = "positive")]
     pub pending: Duration,
-    /// An unused connection is closed after this. Default `60s`.
+    /// Time after which an unused connection is closed. Default `1m`.
     #[serde(deserialize_with = "positive")]
     pub idle: Duration,
-    /// The longest pause between two pieces of a body. Default `60s`.
+    /// The longest pause between two pieces of a body. Default `1m`.
     #[serde(deserialize_with = "positive")]
     pub body: Duration,
-    /// For which nothing may pass through a WebSocket or another upgraded connection. Default `5m`.
+    /// Time for which nothing may pass through a WebSocket or another upgraded connection. Default `5m`.
     #[serde(deserialize_with = "positive")]
     pub tunnel: Duration,
 }

@@ -23,6 +23,7 @@ use crate::inputs::{Accepted, Files, Inputs, absolute};
 use crate::policies;
 
 pub(crate) use listeners::BuiltTls;
+pub use listeners::listen_address;
 pub(crate) use plan::{Planned, Scope, Whereabouts};
 pub(crate) use plugins::BuiltPlugin;
 pub(crate) use upstreams::{BuiltUpstream, Recipe};

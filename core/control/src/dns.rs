@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep_until, timeout};
 
 use crate::build::{BuiltUpstream, Recipe};
-use crate::resolver::{Answer, Resolver, Service};
+use crate::resolver::{Addresses, Answer, Resolver, Service};
 
 /// Endpoints of an upstream at most; of more, those with the lowest addresses are taken, and the others left out.
 const MOST_ENDPOINTS: usize = 256;
@@ -51,6 +51,14 @@ pub(crate) struct Found {
     /// The name that was asked for its address.
     pub(crate) host: String,
     pub(crate) weight: u32,
+}
+
+/// What came of asking.
+struct Lookup {
+    found: Vec<Found>,
+    ttl: Duration,
+    /// Why a part of it is what was found before: it could not be asked for.
+    trouble: Option<String>,
 }
 
 /// The lookups of the running generation. They end with this value.
@@ -139,96 +147,111 @@ impl Discovered {
         let limit = self.dns.timeout.0;
         let answer = timeout(limit, self.ask()).await;
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer in {limit:?}")));
-        let metrics = &self.upstream.metrics;
-        let applied = answer.and_then(|answer| self.apply(answer));
-        match &applied {
-            Ok(_) => metrics.lookups.increment(),
-            Err(_) => metrics.lookup_failures.increment(),
+        let (changed, trouble) = match answer.and_then(|lookup| self.apply(lookup)) {
+            Ok(applied) => applied,
+            Err(why) => (false, Some(why)),
         };
-        let now = Instant::now();
+        let metrics = &self.upstream.metrics;
+        let counter = if trouble.is_none() { &metrics.lookups } else { &metrics.lookup_failures };
+        counter.increment();
         let mut state = self.state();
-        match applied {
-            Ok(changed) => {
-                state.error = None;
-                state.due = Some(now + state.ttl);
-                changed
-            }
-            Err(why) => {
-                state.due = Some(now + self.dns.min_ttl.0);
-                if state.error.replace(why.clone()).is_none() {
-                    let (upstream, name) = (&*self.upstream.name, self.name());
-                    tracing::warn!(upstream, name, %why, kept = state.found.len(), "endpoints not found in DNS");
-                }
-                false
-            }
+        let rest = if trouble.is_none() { state.ttl } else { self.dns.min_ttl.0 };
+        state.due = Some(Instant::now() + rest);
+        if let (Some(why), None) = (&trouble, &state.error) {
+            let (upstream, name) = (&*self.upstream.name, self.name());
+            tracing::warn!(upstream, name, %why, kept = state.found.len(), "endpoints not found in DNS");
         }
+        state.error = trouble;
+        changed
     }
 
-    /// Puts an answer into effect; true if it is another than the last one.
-    fn apply(&self, answer: Answer<Found>) -> Result<bool, String> {
+    /// Puts an answer into effect; whether it is another than the last one, and the trouble with it.
+    fn apply(&self, lookup: Lookup) -> Result<(bool, Option<String>), String> {
+        let Lookup { mut found, ttl, trouble } = lookup;
+        found.sort_unstable();
+        found.dedup_by_key(|found| found.address);
+        found.truncate(MOST_ENDPOINTS);
+        if found.is_empty() {
+            return Err(trouble.unwrap_or_else(|| "the answer is empty".to_owned()));
+        }
         let mut state = self.state();
-        let changed = state.found != answer.records;
+        let changed = state.found != found;
         if changed {
             let running = self.upstream.current();
-            self.upstream.succeed(self.recipe.upstream_of(&answer.records, Some(&running))?);
-            let endpoints: Vec<_> = answer.records.iter().map(|found| found.address.to_string()).collect();
+            self.upstream.succeed(self.recipe.upstream_of(&found, Some(&running))?);
+            let endpoints: Vec<_> = found.iter().map(|found| found.address.to_string()).collect();
             let (upstream, name) = (&*self.upstream.name, self.name());
             tracing::info!(upstream, name, ?endpoints, "endpoints found in DNS");
-            state.found = answer.records;
+            state.found = found;
         }
-        state.ttl = answer.ttl.clamp(self.dns.min_ttl.0, self.dns.max_ttl.0);
-        Ok(changed)
+        state.ttl = ttl.clamp(self.dns.min_ttl.0, self.dns.max_ttl.0);
+        Ok((changed, trouble))
     }
 
-    async fn ask(&self) -> Result<Answer<Found>, String> {
+    async fn ask(&self) -> Result<Lookup, String> {
         // The system's configuration may have changed.
         let resolver = self.dns.resolver.map_or_else(Resolver::of_system, |at| Ok(Resolver::at(at.0)))?;
-        let mut answer = match (&self.dns.host, &self.dns.srv) {
+        match (&self.dns.host, &self.dns.srv) {
             (Some(host), _) => {
                 let port = self.dns.port.map_or(self.dns.scheme.port(), Into::into);
-                self.addresses(&resolver, host.as_str(), port).await?
+                self.addresses(&resolver, host.as_str(), port).await
             }
-            (None, Some(name)) => self.services(&resolver, name.as_str()).await?,
-            (None, None) => return Err("there is no name to ask for".to_owned()),
-        };
-        answer.records.sort_unstable();
-        answer.records.dedup_by_key(|found| found.address);
-        answer.records.truncate(MOST_ENDPOINTS);
-        if answer.records.is_empty() { Err("the answer is empty".to_owned()) } else { Ok(answer) }
+            (None, Some(name)) => self.services(&resolver, name.as_str()).await,
+            (None, None) => Err("there is no name to ask for".to_owned()),
+        }
     }
 
-    async fn addresses(&self, resolver: &Resolver, host: &str, port: u16) -> Result<Answer<Found>, String> {
-        let Answer { records, ttl } = resolver.addresses(host, self.dns.timeout.0).await?;
-        let found =
-            |ip| Found { priority: 0, address: SocketAddr::new(ip, port), host: host.to_owned(), weight: 1 };
-        Ok(Answer { records: records.into_iter().map(found).collect(), ttl })
+    /// The addresses of a host. A family that cannot be asked for keeps those it had.
+    async fn addresses(&self, resolver: &Resolver, host: &str, port: u16) -> Result<Lookup, String> {
+        let Addresses { mut records, ttl, unknown } = resolver.addresses(host, self.dns.timeout.0).await?;
+        if let Some((family, _)) = &unknown {
+            records.extend(self.known(host).into_iter().filter(|ip| family.has(*ip)));
+        }
+        Ok(Lookup { found: found(host, port, records), ttl, trouble: unknown.map(|(_, why)| why) })
     }
 
-    /// The addresses of all services that have any.
-    async fn services(&self, resolver: &Resolver, name: &str) -> Result<Answer<Found>, String> {
+    /// The addresses of all services that have any. A service whose host cannot be asked for keeps those it had.
+    async fn services(&self, resolver: &Resolver, name: &str) -> Result<Lookup, String> {
         let Answer { records: mut services, mut ttl } = resolver.services(name, self.dns.timeout.0).await?;
         services.truncate(MOST_ENDPOINTS);
         let (ranks, largest) = scale(&services);
         let ask = services.iter().map(|service| self.addresses(resolver, &service.target, service.port));
-        let (mut records, mut failed) = (Vec::new(), None);
+        let (mut all, mut trouble) = (Vec::new(), None);
         for (service, answer) in services.iter().zip(join_all(ask).await) {
-            match answer {
-                Ok(answer) => {
-                    let priority =
-                        ranks.iter().position(|rank| *rank == service.priority).unwrap_or_default();
-                    let priority = u8::try_from(priority).unwrap_or(u8::MAX);
-                    let weight = weight(service.weight, largest);
-                    let found = answer.records.into_iter().map(|found| Found { priority, weight, ..found });
-                    // Where nothing was found there is nothing that holds.
-                    ttl = if found.len() == 0 { ttl } else { ttl.min(answer.ttl) };
-                    records.extend(found);
-                }
-                Err(why) => failed = Some(why),
-            }
+            let answer = answer.unwrap_or_else(|why| {
+                let known = found(&service.target, service.port, self.known(&service.target));
+                Lookup { found: known, ttl, trouble: Some(why) }
+            });
+            let priority = ranks.iter().position(|rank| *rank == service.priority).unwrap_or_default();
+            let priority = u8::try_from(priority).unwrap_or(u8::MAX);
+            let weight = weight(service.weight, largest);
+            // Where nothing was found there is nothing that holds.
+            ttl = if answer.found.is_empty() { ttl } else { ttl.min(answer.ttl) };
+            all.extend(answer.found.into_iter().map(|found| Found { priority, weight, ..found }));
+            trouble = trouble.or(answer.trouble);
         }
-        // One that is not known is no reason to do without the others.
-        failed.filter(|_| records.is_empty()).map_or(Ok(Answer { records, ttl }), Err)
+        Ok(Lookup { found: all, ttl, trouble })
     }
+
+    /// The addresses that a host had when it could be asked for.
+    fn known(&self, host: &str) -> Vec<IpAddr> {
+        let host = without_dot(host);
+        let state = self.state();
+        state.found.iter().filter(|found| found.host == host).map(|found| found.address.ip()).collect()
+    }
+}
+
+/// These addresses of a host as endpoints.
+fn found(host: &str, port: u16, records: Vec<IpAddr>) -> Vec<Found> {
+    let host = without_dot(host);
+    let found =
+        |ip| Found { priority: 0, address: SocketAddr::new(ip, port), host: host.to_owned(), weight: 1 };
+    records.into_iter().map(found).collect()
+}
+
+/// A name as it is written where names are whole anyway.
+fn without_dot(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 impl fmt::Debug for Discovered {
@@ -255,7 +278,7 @@ mod tests {
     use super::*;
 
     fn service(priority: u16, weight: u16) -> Service {
-        Service { priority, weight, port: 80, target: "a".to_owned() }
+        Service { priority, weight, port: 80, target: "a.".to_owned() }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use portcullis_plugin::{
     ArtifactStore, BuildHost, BuildWarning, Cache, CpuPool, Instance, InstanceCounters, LogSink, LogSinks,
-    Outbound, Secret, SecretRef, SourceFile, StateKey,
+    Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey,
 };
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
@@ -46,6 +46,8 @@ pub(crate) struct Taken {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) upstreams: Vec<(String, Option<Arc<Upstream>>)>,
     pub(crate) warnings: Vec<BuildWarning>,
+    /// Remarks on this build alone.
+    pub(crate) notices: Vec<BuildWarning>,
 }
 
 impl<'h> Host<'h> {
@@ -120,6 +122,10 @@ impl BuildHost for Host<'_> {
         self.services.state.cache(key, entries)
     }
 
+    fn rates(&mut self, key: StateKey) -> Arc<RateTable> {
+        self.services.state.rates(key)
+    }
+
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {
         let found = self.upstreams.iter().find(|upstream| &*upstream.name == name).cloned();
         self.taken.upstreams.push((name.to_owned(), found.clone()));
@@ -151,6 +157,10 @@ impl BuildHost for Host<'_> {
 
     fn warn(&mut self, warning: BuildWarning) {
         self.taken.warnings.push(warning);
+    }
+
+    fn notice(&mut self, notice: BuildWarning) {
+        self.taken.notices.push(notice);
     }
 }
 

@@ -25,6 +25,7 @@ mod status;
 mod testing;
 mod watch;
 
+pub use build::listen_address;
 pub use control::{CheckSummary, Control, Options, check};
 pub use last_good::LastGood;
 pub use registry::Registry;

@@ -4,7 +4,6 @@
 //! While policy inputs are broken, data inputs still apply: over the policy inputs that run.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use portcullis_proxy::{BindError, DataPlane};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::build::{Built, Failed, build};
+use crate::build::{Built, Failed, build, listen_address};
 use crate::dns::{self, Lookups};
 use crate::health::Checks;
 use crate::host::Services;
@@ -488,18 +487,19 @@ fn settle(
 /// Binds what is new and swaps; after an error nothing has changed.
 async fn apply(plane: &DataPlane, services: &Services, built: &Built) -> Result<(), Diagnostics> {
     let config = &built.loaded.config;
-    let addresses: Vec<SocketAddr> =
-        config.listeners.iter().flat_map(|listener| &listener.bind).map(|address| address.0).collect();
+    let addresses: Vec<_> =
+        config.listeners.iter().flat_map(|listener| &listener.bind).map(listen_address).collect();
     let bound = plane.bind(&addresses).map_err(|error| Diagnostics::from(bind_error(built, &error)))?;
     services.budget.resize(config.limits.whole_bodies.0);
     plane.swap(built.generation.clone(), bound).await;
+    services.metrics.forget_unused();
     Ok(())
 }
 
 fn bind_error(built: &Built, error: &BindError) -> Diagnostic {
     let listeners = built.loaded.config.listeners.iter().enumerate();
     let binds = listeners.flat_map(|(listener, config)| {
-        config.bind.iter().enumerate().map(move |(bind, address)| (listener, bind, address.0))
+        config.bind.iter().enumerate().map(move |(bind, at)| (listener, bind, listen_address(at)))
     });
     let found = binds.into_iter().find(|(_, _, address)| *address == error.address);
     let path = match found {

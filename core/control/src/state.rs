@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use moka::Expiry;
-use portcullis_plugin::{Cache, StateKey};
+use portcullis_plugin::{Cache, RateTable, StateKey};
 
 /// How long state is kept that nobody uses: editors delete and recreate files, and people undo.
 const KEPT_UNUSED: Duration = Duration::from_secs(10 * 60);
@@ -17,6 +17,7 @@ const KEPT_UNUSED: Duration = Duration::from_secs(10 * 60);
 pub(crate) struct StateStore {
     shared: Mutex<HashMap<StateKey, Held<dyn Any + Send + Sync>>>,
     caches: Mutex<HashMap<StateKey, Held<BoundedCache>>>,
+    rates: Mutex<HashMap<StateKey, Held<RateTable>>>,
 }
 
 struct Held<T: ?Sized> {
@@ -50,10 +51,19 @@ impl StateStore {
         held.state.clone()
     }
 
+    /// The state of limits under `key`.
+    pub(crate) fn rates(&self, key: StateKey) -> Arc<RateTable> {
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = rates.entry(key).or_insert_with(|| Held { state: Arc::default(), unused_since: None });
+        held.unused_since = None;
+        held.state.clone()
+    }
+
     /// Lets go of what has been unused for long.
     pub(crate) fn sweep(&self, now: Instant) {
         sweep(&self.shared, now);
         sweep(&self.caches, now);
+        sweep(&self.rates, now);
     }
 }
 
@@ -165,6 +175,20 @@ mod tests {
         store.sweep(start + KEPT_UNUSED * 5);
         store.sweep(start + KEPT_UNUSED * 6);
         assert_eq!(*counter(&store, key("a")).lock().unwrap(), 0);
+    }
+
+    #[test]
+    fn limits_are_counted_on_after_a_reload_and_held_as_long() {
+        let (store, start) = (StateStore::default(), Instant::now());
+        let table = store.rates(key("a"));
+        assert!(Arc::ptr_eq(&table, &store.rates(key("a"))) && !Arc::ptr_eq(&table, &store.rates(key("b"))));
+        store.sweep(start);
+        let kept = Arc::downgrade(&table);
+        drop(table);
+        store.sweep(start + KEPT_UNUSED);
+        assert!(kept.upgrade().is_some());
+        store.sweep(start + KEPT_UNUSED * 2);
+        assert!(kept.upgrade().is_none());
     }
 
     #[test]

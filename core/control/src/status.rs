@@ -1,11 +1,11 @@
 //! What runs, for people and machines that ask.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use portcullis_config::Diagnostics;
+use portcullis_proxy::Address;
 use portcullis_proxy::upstream::{Endpoint, Upstream};
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
@@ -68,12 +68,18 @@ pub struct ListenerStatus {
 }
 
 /// An address that is listened at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AddressStatus {
     /// As configured.
-    pub configured: SocketAddr,
+    #[serde(serialize_with = "as_text")]
+    pub configured: Address,
     /// As it is: port 0 has become a real one.
-    pub actual: SocketAddr,
+    #[serde(serialize_with = "as_text")]
+    pub actual: Address,
+}
+
+fn as_text<S: Serializer>(address: &Address, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(address)
 }
 
 /// A plugin instance.
@@ -197,13 +203,13 @@ pub struct ReloadCounts {
 
 impl Status {
     /// The status of a generation that was just applied.
-    pub(crate) fn new(config: &Path, built: &Built, addresses: &[(SocketAddr, SocketAddr)]) -> Self {
+    pub(crate) fn new(config: &Path, built: &Built, addresses: &[(Address, Address)]) -> Self {
         let generation = &built.generation;
-        let actual = |configured: &SocketAddr| {
+        let actual = |configured: &Address| {
             let found = addresses.iter().find(|(address, _)| address == configured);
             AddressStatus {
-                configured: *configured,
-                actual: found.map_or(*configured, |(_, actual)| *actual),
+                configured: configured.clone(),
+                actual: found.map_or(configured, |(_, actual)| actual).clone(),
             }
         };
         let listeners = generation.listeners.iter().map(|listener| ListenerStatus {

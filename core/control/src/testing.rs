@@ -63,6 +63,7 @@ impl PluginType for Stamp {
         }
         if config.remark {
             context.warn("remark", "odd");
+            context.notice("remark", "odd at first");
         }
         if let Some(name) = &config.upstream {
             context.upstream("upstream", name)?;

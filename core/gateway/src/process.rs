@@ -57,6 +57,15 @@ pub(crate) fn is_alive(pid: i32) -> bool {
             || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM))
 }
 
+/// Tells a process that this one has started, and that has not been waited for, to end.
+#[allow(unsafe_code)]
+pub(crate) fn terminate(child: u32) {
+    if let Ok(pid) = i32::try_from(child) {
+        // SAFETY: sends a signal, and fails if there is no such process.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+}
+
 /// Takes a descriptor that whoever started the process left open for it. To be asked for once, and before the process
 /// opens anything itself.
 #[allow(unsafe_code)]

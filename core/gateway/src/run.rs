@@ -12,7 +12,7 @@ use std::time::Duration;
 use portcullis_config::{Admin as AdminConfig, AdminOptions, Config, Diagnostic, Diagnostics, Loaded};
 use portcullis_control::{Control, LastGood, Options, Status, Trigger, utc};
 use portcullis_proxy::metrics::Metrics;
-use portcullis_proxy::{DataPlane, Sockets};
+use portcullis_proxy::{Address, DataPlane, Sockets};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -224,6 +224,8 @@ async fn serve(
     let inherited = std::mem::take(&mut arrival.inherited).listeners(config);
     let data = DataPlane::new(workers, metrics.clone(), inherited);
     let data = Arc::new(data.map_err(|error| Failure::Run(format!("the workers can't start: {error}")))?);
+    // Until this process serves, they are those of the process before it.
+    data.owns_files(arrival.predecessor.is_none());
 
     let options = Options {
         config: std::path::absolute(&plan.path).unwrap_or_else(|_| plan.path.clone()),
@@ -245,13 +247,22 @@ async fn serve(
     for (_, address) in &addresses {
         tracing::info!(target: "portcullis::run", %address, workers, "listening");
     }
-    if let (true, Some((_, gateway))) = (plan.tour, addresses.first()) {
+    if let (true, Some((_, Address::Tcp(gateway)))) = (plan.tour, addresses.first()) {
         sinks.flush(FLUSH);
         let admin_address = admin_socket.as_ref().and_then(|socket| socket.local_addr().ok());
         say::remark(&quickstart::tour(&plan.path, plan.unpacked, *gateway, admin_address));
     }
     let is_successor = arrival.predecessor.is_some();
-    let _pid_file = arrival.take_over()?;
+    let taken_over = arrival.take_over();
+    data.owns_files(taken_over.is_ok());
+    let _pid_file = match taken_over {
+        Ok(pid_file) => pid_file,
+        Err(failure) => {
+            // Who came since it listens shall not notice.
+            drain(&data, config.drain.0, &mut signals.stop).await;
+            return Err(failure);
+        }
+    };
     if let (Some(socket), true) = (&admin_socket, is_successor) {
         // Until now the process before this one has answered for both, and there is no way back to it.
         if let Err(failure) = serve_admin(socket, &admin, &mut tasks) {
@@ -267,13 +278,16 @@ async fn serve(
         };
         Ok((data.sockets()?, admin))
     };
-    match until_ending(&mut signals, &control, &sinks, successor).await {
+    match until_ending(&mut signals, &control, &sinks, successor, config.drain.0).await {
         Ending::Stopped => {
             admin.draining();
             notify::tell(&Message::Stopping("draining"));
         }
         // Whoever asks now asks the other.
-        Ending::Replaced => drop((tasks, admin_socket)),
+        Ending::Replaced => {
+            data.owns_files(false);
+            drop((tasks, admin_socket));
+        }
     }
     Ok(drain(&data, config.drain.0, &mut signals.stop).await)
 }
@@ -294,6 +308,7 @@ async fn until_ending(
     control: &Control,
     sinks: &Sinks,
     handed: impl Fn() -> std::io::Result<Handed>,
+    grace: Duration,
 ) -> Ending {
     let mut status = control.subscribe();
     let mut reloads = JoinSet::new();
@@ -313,7 +328,7 @@ async fn until_ending(
                 Ok((sockets, admin)) => {
                     tracing::info!(target: "portcullis::run", "upgrading");
                     let ending = ending.clone();
-                    upgrades.spawn_blocking(move || Successor::start(sockets, admin)?.take_over(&ending));
+                    upgrades.spawn_blocking(move || Successor::start(sockets, admin)?.take_over(&ending, grace));
                 }
                 Err(error) => tracing::error!(target: "portcullis::run", %error, "upgrade failed"),
             },

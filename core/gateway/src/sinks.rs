@@ -1,6 +1,6 @@
 //! Where log lines go, without ever holding up traffic.
 //!
-//! Each target has a thread that writes and a bounded queue before it. A line that finds the queue full, or
+//! Each target has a thread that writes and a bounded buffer before it. A line that finds the buffer full, or
 //! that the target does not take, is dropped and counted; whoever logs goes on at once.
 
 use std::collections::BTreeMap;
@@ -8,22 +8,20 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use portcullis_plugin::{LogSink, LogSinks};
+use rustix::fs::{OFlags, fcntl_setfl};
 
-/// Lines that wait for a slow target at most: a second or two of a busy gateway.
-const LINES: usize = 8192;
-
-/// Bytes that wait for a slow target at most.
+/// Bytes that wait for a slow target at most: a second or two of a busy gateway.
 const BYTES: usize = 8 << 20;
-
-/// Lines are written together up to this size, so that a busy log costs few system calls.
-const BATCH: usize = 64 << 10;
+/// After this time a thread writes again, what has come meanwhile together: a busy log wakes it rarely.
+const GATHERING: Duration = Duration::from_millis(10);
+/// What a buffer may keep for the next lines.
+const KEPT: usize = 256 << 10;
 
 /// All targets in use, each opened once.
 pub(crate) struct Sinks {
@@ -39,20 +37,28 @@ struct Known {
     dropped: Arc<AtomicU64>,
 }
 
-/// A queue and the thread behind it, which ends with the queue.
-pub(crate) struct Sink {
-    lines: SyncSender<Box<[u8]>>,
-    state: Arc<State>,
-}
+/// A buffer and the thread behind it, which ends with the buffer.
+pub(crate) struct Sink(Arc<State>);
 
-/// What both sides of the queue see.
+/// What both sides of the buffer see.
 struct State {
-    /// Bytes queued and not yet written.
-    pending: AtomicUsize,
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+    written: Condvar,
     dropped: Arc<AtomicU64>,
     reopen: AtomicBool,
-    lock: Mutex<()>,
-    written: Condvar,
+}
+
+/// What is not written yet. Locked by those who log for as long as it takes to copy a line.
+#[derive(Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    count: u64,
+    /// Bytes that were taken, and are being written.
+    taken: usize,
+    /// Somebody waits for it, or nothing more comes.
+    is_urgent: bool,
+    is_closed: bool,
 }
 
 /// What the thread writes to.
@@ -75,7 +81,7 @@ impl Sinks {
     /// Makes every file open anew before its next line: after a rotation.
     pub(crate) fn reopen(&self) {
         for sink in self.live() {
-            sink.state.reopen.store(true, Ordering::Release);
+            sink.0.reopen.store(true, Ordering::Release);
         }
     }
 
@@ -128,64 +134,98 @@ impl LogSinks for Sinks {
 
 impl Sink {
     fn start(name: &str, output: Output, dropped: Arc<AtomicU64>) -> io::Result<Self> {
-        let (lines, queue) = sync_channel(LINES);
         let state = Arc::new(State {
-            pending: AtomicUsize::new(0),
+            waiting: Mutex::default(),
+            filled: Condvar::new(),
+            written: Condvar::new(),
             dropped,
             reopen: AtomicBool::new(false),
-            lock: Mutex::new(()),
-            written: Condvar::new(),
         });
         let writing = state.clone();
-        thread::Builder::new()
-            .name(format!("log {name}"))
-            .spawn(move || write_lines(&queue, &writing, output))?;
-        Ok(Sink { lines, state })
+        thread::Builder::new().name(format!("log {name}")).spawn(move || writing.write_to(output))?;
+        Ok(Sink(state))
     }
 
     fn flush(&self, end: Instant) {
-        let mut lock = self.state.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.state.pending.load(Ordering::Acquire) > 0 {
+        let mut waiting = self.0.lock();
+        while waiting.taken + waiting.lines.len() > 0 {
+            waiting.is_urgent = true;
+            self.0.filled.notify_one();
             let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
                 return;
             };
-            let waited = self.state.written.wait_timeout(lock, left);
-            lock = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let waited = self.0.written.wait_timeout(waiting, left);
+            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
 impl LogSink for Sink {
     fn write(&self, line: &[u8]) {
-        let pending = self.state.pending.fetch_add(line.len(), Ordering::AcqRel);
-        if pending + line.len() > BYTES || self.lines.try_send(line.into()).is_err() {
-            self.state.pending.fetch_sub(line.len(), Ordering::AcqRel);
-            self.state.dropped.fetch_add(1, Ordering::Relaxed);
+        let mut waiting = self.0.lock();
+        if waiting.taken + waiting.lines.len() + line.len() > BYTES {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let is_first = waiting.lines.is_empty();
+        waiting.lines.extend_from_slice(line);
+        waiting.count += 1;
+        drop(waiting);
+        if is_first {
+            self.0.filled.notify_one();
         }
     }
 }
 
-fn write_lines(queue: &Receiver<Box<[u8]>>, state: &State, mut output: Output) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while let Ok(line) = queue.recv() {
-        let mut count = 1;
-        batch.extend_from_slice(&line);
-        while batch.len() < BATCH
-            && let Ok(line) = queue.try_recv()
-        {
-            batch.extend_from_slice(&line);
-            count += 1;
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let mut waiting = self.0.lock();
+        (waiting.is_closed, waiting.is_urgent) = (true, true);
+        self.0.filled.notify_one();
+    }
+}
+
+impl State {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what comes until nothing more can.
+    fn write_to(&self, mut output: Output) {
+        let mut lines = Vec::new();
+        while let Some(count) = self.next(&mut lines) {
+            if self.reopen.swap(false, Ordering::AcqRel) {
+                output.reopen();
+            }
+            if output.write(&lines).is_err() {
+                self.dropped.fetch_add(count, Ordering::Relaxed);
+            }
+            lines.clear();
+            lines.shrink_to(KEPT);
+            self.rest();
         }
-        if state.reopen.swap(false, Ordering::AcqRel) {
-            output.reopen();
+    }
+
+    /// Takes the lines that wait, and says how many they are; none when there will be no more.
+    fn next(&self, lines: &mut Vec<u8>) -> Option<u64> {
+        let is_idle = |waiting: &mut Waiting| waiting.lines.is_empty() && !waiting.is_closed;
+        let waiting = self.filled.wait_while(self.lock(), is_idle);
+        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+        if waiting.lines.is_empty() {
+            return None;
         }
-        if output.write(&batch).is_err() {
-            state.dropped.fetch_add(count, Ordering::Relaxed);
-        }
-        state.pending.fetch_sub(batch.len(), Ordering::AcqRel);
-        drop(state.lock.lock().unwrap_or_else(PoisonError::into_inner));
-        state.written.notify_all();
-        batch.clear();
+        std::mem::swap(&mut waiting.lines, lines);
+        (waiting.taken, waiting.is_urgent) = (lines.len(), waiting.is_closed);
+        Some(std::mem::take(&mut waiting.count))
+    }
+
+    /// What was taken is written: lets others gather, unless somebody waits for them.
+    fn rest(&self) {
+        let mut waiting = self.lock();
+        waiting.taken = 0;
+        self.written.notify_all();
+        let may_rest = |waiting: &mut Waiting| !waiting.is_urgent;
+        drop(self.filled.wait_timeout_while(waiting, GATHERING, may_rest));
     }
 }
 
@@ -210,20 +250,24 @@ impl Output {
     }
 }
 
-/// Opens for appending. Non-blocking, so that a pipe without a reader is an error rather than a wait.
+/// Opens for appending: a pipe without a reader is an error rather than a wait, one with a slow reader is waited for.
 fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o640)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(path)
+        .open(path)?;
+    fcntl_setfl(&file, OFlags::APPEND)?;
+    Ok(file)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs;
+    use std::sync::mpsc::{Receiver, sync_channel};
+
+    use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -289,19 +333,7 @@ mod tests {
         assert!(before.elapsed() < PATIENCE);
         drop(release);
         sink.flush(Instant::now() + PATIENCE);
-        assert_eq!(sink.state.pending.load(Ordering::Acquire), 0);
-    }
-
-    #[test]
-    fn many_small_lines_are_bounded_too() {
-        let (release, gate) = sync_channel(0);
-        let dropped = Arc::new(AtomicU64::new(0));
-        let sink = Sink::start("stuck", Output::Other(Box::new(Stuck(gate))), dropped.clone()).unwrap();
-        for _ in 0..16 * LINES {
-            sink.write(b"x\n");
-        }
-        assert!(dropped.load(Ordering::Relaxed) > 0);
-        drop(release);
+        assert!(sink.0.lock().lines.is_empty());
     }
 
     /// A disk that is full.

@@ -7,13 +7,14 @@ use std::os::fd::RawFd;
 use std::str::FromStr;
 
 use portcullis_config::Config;
-use portcullis_proxy::Sockets;
+use portcullis_control::listen_address;
+use portcullis_proxy::{Address, Listening, Sockets};
 
 use crate::process;
 use crate::upgrade::Predecessor;
 
 /// The variable that tells a successor of its sockets: the process that hands them over and a colon, then
-/// `descriptor=purpose`, separated by blanks.
+/// `descriptor=purpose`, each on a line of its own.
 pub(crate) const HANDED: &str = "PORTCULLIS_SOCKETS";
 
 /// The first descriptor that a service manager hands over.
@@ -22,7 +23,7 @@ const FIRST: RawFd = 3;
 /// What the process was started with.
 #[derive(Default)]
 pub(crate) struct Inherited {
-    sockets: Vec<(Socket, TcpListener)>,
+    sockets: Vec<(Socket, Listening)>,
     /// Who handed them over, unless it was a service manager.
     pub(crate) predecessor: Option<Predecessor>,
 }
@@ -35,12 +36,12 @@ enum Socket {
 }
 
 /// What a socket is for, by the address of the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Admin(SocketAddr),
-    Listener(SocketAddr),
+    Listener(Address),
     /// The same, of a socket that a service manager opened.
-    Managed(SocketAddr),
+    Managed(Address),
 }
 
 impl fmt::Display for Purpose {
@@ -58,11 +59,10 @@ impl FromStr for Purpose {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (purpose, address) = text.split_once('/').ok_or(())?;
-        let address = address.parse().map_err(|_| ())?;
         match purpose {
-            "admin" => Ok(Purpose::Admin(address)),
-            "listener" => Ok(Purpose::Listener(address)),
-            "managed" => Ok(Purpose::Managed(address)),
+            "admin" => address.parse().map(Purpose::Admin).map_err(|_| ()),
+            "listener" => address.parse().map(Purpose::Listener),
+            "managed" => address.parse().map(Purpose::Managed),
             _ => Err(()),
         }
     }
@@ -77,7 +77,7 @@ impl Inherited {
         let handed = variable(HANDED);
         let handed = handed.as_deref().and_then(|handed| handed.strip_prefix(&parent)?.strip_prefix(':'));
         if let Some(handed) = handed {
-            let sockets = handed.split_whitespace().map(handed_socket).collect::<Result<_, _>>()?;
+            let sockets = handed.lines().map(handed_socket).collect::<Result<_, _>>()?;
             let predecessor = Predecessor::new().map_err(|error| format!("no predecessor: {error}"))?;
             return Ok(Inherited { sockets, predecessor: Some(predecessor) });
         }
@@ -99,7 +99,10 @@ impl Inherited {
         let is_it =
             |(socket, _): &(Socket, _)| matches!(socket, Socket::Handed(Purpose::Admin(at)) if *at == bind);
         let found = self.sockets.iter().position(is_it)?;
-        Some(self.sockets.swap_remove(found).1)
+        match self.sockets.swap_remove(found) {
+            (_, Listening::Tcp(socket)) => Some(socket),
+            (_, Listening::Unix(_)) => None,
+        }
     }
 
     /// The listeners' sockets, by the addresses of the configuration.
@@ -124,7 +127,7 @@ impl Inherited {
     }
 }
 
-fn handed_socket(text: &str) -> Result<(Socket, TcpListener), String> {
+fn handed_socket(text: &str) -> Result<(Socket, Listening), String> {
     let (descriptor, purpose) = text.split_once('=').unwrap_or_default();
     match (descriptor.parse(), purpose.parse()) {
         (Ok(descriptor), Ok(purpose)) => Ok((Socket::Handed(purpose), listening(descriptor)?)),
@@ -132,22 +135,21 @@ fn handed_socket(text: &str) -> Result<(Socket, TcpListener), String> {
     }
 }
 
-fn listening(descriptor: RawFd) -> Result<TcpListener, String> {
-    let wrong = |error| format!("descriptor {descriptor}, which was handed over, is no TCP socket: {error}");
-    let socket = TcpListener::from(process::inherited(descriptor).map_err(wrong)?);
-    socket.local_addr().map_err(wrong)?;
-    Ok(socket)
+fn listening(descriptor: RawFd) -> Result<Listening, String> {
+    let wrong =
+        |error| format!("descriptor {descriptor}, which was handed over, is no socket to listen at: {error}");
+    process::inherited(descriptor).and_then(Listening::inherited).map_err(wrong)
 }
 
 /// The configured address that a service manager's socket is for: its own, or that of the listener with its name.
-fn configured(config: &Config, name: &str, socket: &TcpListener) -> Option<SocketAddr> {
-    let own = socket.local_addr().ok()?;
-    if config.listeners.iter().flat_map(|listener| &listener.bind).any(|address| address.0 == own) {
+fn configured(config: &Config, name: &str, socket: &Listening) -> Option<Address> {
+    let own = socket.address()?;
+    if config.listeners.iter().flat_map(|listener| &listener.bind).any(|at| listen_address(at) == own) {
         return Some(own);
     }
     let named = config.listeners.iter().find(|listener| listener.name == name);
     if let Some([only]) = named.map(|listener| &*listener.bind) {
-        return Some(only.0);
+        return Some(listen_address(only));
     }
     tracing::warn!(target: "portcullis::run", address = %own, name, "a socket was handed over that no listener wants");
     // A reload may bring one.
@@ -163,7 +165,13 @@ mod tests {
     #[test]
     fn purposes_are_read_as_they_are_written() {
         let (v4, v6) = (SocketAddr::from(([0, 0, 0, 0], 80)), "[::1]:0".parse().unwrap());
-        for purpose in [Purpose::Admin(v4), Purpose::Listener(v6), Purpose::Managed(v4)] {
+        let unix = "unix:/run/a b.sock".parse::<Address>().unwrap();
+        for purpose in [
+            Purpose::Admin(v4),
+            Purpose::Listener(Address::Tcp(v6)),
+            Purpose::Managed(v4.into()),
+            Purpose::Listener(unix),
+        ] {
             assert_eq!(purpose.to_string().parse(), Ok(purpose));
         }
         for wrong in ["", "admin", "admin/", "root/[::1]:1"] {
@@ -173,15 +181,16 @@ mod tests {
 
     #[test]
     fn a_managed_socket_belongs_to_its_address_or_its_name() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let own = socket.local_addr().unwrap();
+        let socket = Listening::Tcp(TcpListener::bind("127.0.0.1:0").unwrap());
+        let own = socket.address().unwrap();
         let find = |listeners: &str, name: &str| {
             let text = format!("listeners: {listeners}\nroutes: [{{ respond: {{}} }}]\n");
             let loaded = portcullis_config::parse(Path::new("x.yaml"), &text, &|_| None).unwrap();
             configured(&loaded.config, name, &socket)
         };
-        assert_eq!(find(&format!("[{{ name: a, bind: \"{own}\" }}]"), "b"), Some(own));
-        assert_eq!(find("[{ name: a, bind: 0.0.0.0:1 }]", "a"), Some(([0, 0, 0, 0], 1).into()));
+        assert_eq!(find(&format!("[{{ name: a, bind: \"{own}\" }}]"), "b"), Some(own.clone()));
+        let other = SocketAddr::from(([0, 0, 0, 0], 1));
+        assert_eq!(find("[{ name: a, bind: 0.0.0.0:1 }]", "a"), Some(other.into()));
         // Of several addresses nobody knows which.
         assert_eq!(find("[{ name: a, bind: [0.0.0.0:1, 0.0.0.0:2] }]", "a"), Some(own));
     }

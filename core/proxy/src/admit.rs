@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use crate::generation::{ClientLimits, Listener, Rate};
-use crate::metrics::Refused;
+use crate::metrics::{Padded, Refused};
 
 /// Between two log lines about refused connections of a listener.
 const QUIET: Duration = Duration::from_secs(10);
@@ -19,9 +19,9 @@ const SHARDS: usize = 16;
 /// Places in which handshakes are counted, twice each.
 const CELLS: usize = 1 << 15;
 
-/// A listener's door.
-pub(crate) struct Gate {
-    open: AtomicUsize,
+/// A listener's door. It outlives generations.
+pub struct Gate {
+    open: Padded<AtomicUsize>,
     clients: Clients,
     /// Made when it is needed first.
     handshakes: OnceLock<Handshakes>,
@@ -48,10 +48,10 @@ impl Address {
     }
 }
 
-impl Gate {
-    pub(crate) fn new() -> Self {
+impl Default for Gate {
+    fn default() -> Self {
         Gate {
-            open: AtomicUsize::new(0),
+            open: Padded::default(),
             clients: Clients::default(),
             handshakes: OnceLock::new(),
             since: Instant::now(),
@@ -59,11 +59,13 @@ impl Gate {
             untold: AtomicU64::new(0),
         }
     }
+}
 
+impl Gate {
     /// A place for a connection, until it is dropped.
     pub(crate) fn admit(self: &Arc<Self>, limit: usize) -> Result<Place, Refused> {
         let place = Place { gate: self.clone(), client: None };
-        match self.open.fetch_add(1, Relaxed) < limit {
+        match self.open.0.fetch_add(1, Relaxed) < limit {
             true => Ok(place),
             false => Err(Refused::Listener),
         }
@@ -128,15 +130,11 @@ impl Place {
             _ => Ok(()),
         }
     }
-
-    pub(crate) fn gate(&self) -> &Gate {
-        &self.gate
-    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.gate.open.fetch_sub(1, Relaxed);
+        self.gate.open.0.fetch_sub(1, Relaxed);
         if let Some(client) = self.client {
             self.gate.clients.leave(client);
         }
@@ -146,7 +144,7 @@ impl Drop for Place {
 /// How many connections each client has. Who has none is not in it.
 #[derive(Default)]
 struct Clients {
-    shards: [Mutex<HashMap<Address, u32>>; SHARDS],
+    shards: [Padded<Mutex<HashMap<Address, u32>>>; SHARDS],
     hasher: RandomState,
 }
 
@@ -169,7 +167,7 @@ impl Clients {
 
     fn shard(&self, client: Address) -> MutexGuard<'_, HashMap<Address, u32>> {
         let at = self.hasher.hash_one(client) as usize % SHARDS;
-        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+        self.shards[at].0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -232,7 +230,7 @@ mod tests {
         assert!(clients.enter(one, 2) && !clients.enter(one, 2));
         (0..2).for_each(|_| clients.leave(one));
         clients.leave(other);
-        assert!(clients.shards.iter().all(|shard| shard.lock().unwrap().is_empty()));
+        assert!(clients.shards.iter().all(|shard| shard.0.lock().unwrap().is_empty()));
     }
 
     #[test]

@@ -284,6 +284,7 @@ fn fault_of(kind: AttemptFailure) -> Fault {
         AttemptFailure::ResponseTimeout | AttemptFailure::OutOfTime => Fault::ResponseTimeout,
         AttemptFailure::Failed | AttemptFailure::Status(_) => Fault::UpstreamFailed,
         AttemptFailure::Deadline => Fault::Deadline,
+        AttemptFailure::NoUpgrade => Fault::NoUpgrade,
         AttemptFailure::Overloaded => Fault::Overloaded,
         AttemptFailure::PendingTimeout => Fault::PendingTimeout,
     }

@@ -289,6 +289,13 @@ impl RequestBody {
         }
     }
 
+    /// What was taken of it waits for room: it is not the client who is waited for.
+    pub(crate) fn waits_for_room(&self) {
+        if let RequestBody::Stream(upload) = self {
+            upload.state.starving.store(false, Relaxed);
+        }
+    }
+
     /// The same once more; none of a body that can be read only once.
     pub(crate) fn copy(&self) -> Option<Self> {
         match self {

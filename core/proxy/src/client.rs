@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::BytesMut;
 use ipnet::IpNet;
 use portcullis_plugin::{Admission, Connection};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -25,6 +24,7 @@ use crate::http2::{self, Streams};
 use crate::linger::Stream;
 use crate::metrics::{GivenUp, Refused};
 use crate::proxy_protocol::{self, Addresses, Header};
+use crate::socket::{Accepted, Address};
 use crate::timer::LazyTimer;
 use crate::tls;
 use crate::worker::{Worker, WorkerGeneration};
@@ -41,7 +41,7 @@ pub(crate) struct Client {
     /// The listener's index, and the generation that it is valid in.
     listener: Cell<(u64, Option<usize>)>,
     /// The address that the listener is configured with.
-    bound: SocketAddr,
+    bound: Rc<Address>,
     /// Of HTTP/2; with HTTP/1 the connection itself sees what its client does.
     pub(crate) streams: Option<Streams>,
 }
@@ -53,7 +53,7 @@ impl Client {
         if number == generation.number {
             return found;
         }
-        let found = generation.listener_at(self.bound);
+        let found = generation.listener_at(&self.bound);
         self.listener.set((generation.number, found));
         found
     }
@@ -120,18 +120,17 @@ impl Control {
 /// Serves a connection from its first byte to its last.
 pub(crate) async fn accept(
     worker: Rc<Worker>,
-    mut stream: TcpStream,
+    mut stream: Accepted,
     peer: SocketAddr,
-    bound: SocketAddr,
+    bound: Rc<Address>,
     place: &mut Place,
     control: &Control,
 ) {
     let accepted = tokio::time::Instant::now();
-    // Fails only on a dead socket, which the first read will notice.
-    let _ = stream.set_nodelay(true);
-    let local = stream.local_addr().unwrap_or(peer);
+    stream.set_nodelay();
+    let local = stream.local().unwrap_or(peer);
     let mut ends = Addresses { source: peer, destination: local };
-    if let Some((proxies, limit)) = proxies(&worker, bound) {
+    if let Some((proxies, limit)) = proxies(&worker, &bound) {
         // Boxed, as what is rare or short is, so that what waits the longest is small.
         let told = Box::pin(told_ends(&mut stream, ends, &proxies, limit));
         match unless_draining(control, told).await {
@@ -145,11 +144,11 @@ pub(crate) async fn accept(
     }
     let Addresses { source: peer, destination: local } = ends;
     let generation = worker.generation();
-    let Some(listener) = generation.listener_at(bound).map(|at| &generation.listeners[at]) else { return };
+    let Some(listener) = generation.listener_at(&bound).map(|at| &generation.listeners[at]) else { return };
     if listener.proxies.is_some()
         && let Err(why) = place.take_for(peer.ip(), listener, &generation.trusted_proxies)
     {
-        return worker.refuse(&stream, place.gate(), peer.ip(), listener, why);
+        return worker.refuse(&stream, peer.ip(), listener, why);
     }
     let mut connection = Connection { listener: listener.name.clone(), peer, local, tls: None };
     if listener.chain.on_connection(&connection) == Admission::Drop {
@@ -178,7 +177,7 @@ pub(crate) async fn accept(
 
 /// From whom alone a listener takes connections, if they have to say whose these are, and how long that
 /// may take.
-fn proxies(worker: &Worker, bound: SocketAddr) -> Option<(Arc<[IpNet]>, Duration)> {
+fn proxies(worker: &Worker, bound: &Address) -> Option<(Arc<[IpNet]>, Duration)> {
     let generation = worker.generation();
     let listener = generation.listeners.get(generation.listener_at(bound)?)?;
     Some((listener.proxies.clone()?, listener.limits.header_timeout))
@@ -187,7 +186,7 @@ fn proxies(worker: &Worker, bound: SocketAddr) -> Option<(Arc<[IpNet]>, Duration
 /// The ends of the connection that a proxy passes on. Only these proxies are asked, and nobody else is
 /// let in: whoever could say whose connection it is could be anybody.
 async fn told_ends(
-    stream: &mut TcpStream,
+    stream: &mut Accepted,
     ends: Addresses,
     proxies: &[IpNet],
     limit: Duration,
@@ -214,7 +213,7 @@ pub(crate) struct Opened {
 
 async fn handshake(
     worker: &Worker,
-    stream: TcpStream,
+    stream: Accepted,
     tls: Arc<rustls::ServerConfig>,
     connection: &mut Connection,
     limits: &ListenerLimits,
@@ -244,7 +243,7 @@ async fn handshake(
 /// Without TLS, the first bytes tell whether the client speaks HTTP/2.
 async fn sniff(
     worker: &Worker,
-    mut stream: TcpStream,
+    mut stream: Accepted,
     accepted: tokio::time::Instant,
     limits: &ListenerLimits,
 ) -> Option<Opened> {
@@ -275,7 +274,7 @@ async fn unless_draining<F: Future>(control: &Control, begin: F) -> Option<F::Ou
 }
 
 /// Reads until the bytes are, or can't be, HTTP/2's preface; none if the client went away first.
-async fn read_begin(stream: &mut TcpStream) -> Option<BytesMut> {
+async fn read_begin(stream: &mut Accepted) -> Option<BytesMut> {
     let mut read = BytesMut::new();
     while read.len() < http2::PREFACE.len() && http2::PREFACE.starts_with(&read) {
         match read_some(stream, &mut read).await {
@@ -289,7 +288,7 @@ async fn read_begin(stream: &mut TcpStream) -> Option<BytesMut> {
 fn client(
     worker: Rc<Worker>,
     connection: Connection,
-    bound: SocketAddr,
+    bound: Rc<Address>,
     streams: Option<Streams>,
 ) -> Rc<Client> {
     Rc::new(Client {
@@ -307,7 +306,7 @@ mod tests {
     use super::*;
 
     fn size<'a, F: Future>(
-        _: impl Fn(Rc<Worker>, TcpStream, SocketAddr, SocketAddr, &'a mut Place, &'a Control) -> F,
+        _: impl Fn(Rc<Worker>, Accepted, SocketAddr, Rc<Address>, &'a mut Place, &'a Control) -> F,
     ) -> usize {
         size_of::<F>()
     }

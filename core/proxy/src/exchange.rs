@@ -408,7 +408,7 @@ fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
         return Source::Switched(body);
     }
     // An empty body is dropped without a look, and the upstream's connection would go with it.
-    if Reply::may_have_body(head.status, live.exchange().method()) && !body.is_end_stream() {
+    if !live.is_head && Reply::may_have_body(head.status, &Method::GET) && !body.is_end_stream() {
         return Source::Upstream(body);
     }
     body.release();
@@ -424,9 +424,7 @@ fn put(live: &mut Live, reply: Reply) -> Source {
 }
 
 fn put_fault(live: &mut Live, fault: &Fault) -> Source {
-    let (_, _, reason) = fault.describe();
-    live.count_fault(fault);
-    live.decided_by_core(fault.decider(), Some(reason));
+    live.fail(fault);
     put(live, fault.reply())
 }
 
@@ -451,7 +449,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
 /// Hands the response to the client's connection. Framing follows from the body alone, so that no header that a
 /// plugin or an upstream set can contradict what is sent.
 fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
-    let entered = live.entered;
+    let (entered, is_head) = (live.entered, live.is_head);
     let (exchange, scope) = live.split();
     let chain = scope.chain();
     let keeps_head = chain.wants(HookName::OnLog);
@@ -459,7 +457,6 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
         Source::Empty | Source::Switched(_) => Vec::new(),
         _ => chain.response_filters(exchange, entered),
     };
-    let is_head_request = exchange.method() == Method::HEAD;
     let parts = exchange.core();
     let response = if keeps_head { parts.response.clone() } else { parts.response.take() };
     let (mut status, mut headers) = match response {
@@ -469,8 +466,8 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
     strip_hop_by_hop(&mut headers);
     match &source {
         // The length that a GET would have been answered with.
-        Source::Empty if is_head_request && !chain.wants(HookName::OnResponseBody) => {}
-        Source::Whole(body) if is_head_request => {
+        Source::Empty if is_head && !chain.wants(HookName::OnResponseBody) => {}
+        Source::Whole(body) if is_head => {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
             source = Source::Empty;
         }

@@ -6,33 +6,43 @@ use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// Headers that frameworks believe like `X-Forwarded-*`.
-const CLAIMS: [&str; 8] = [
-    "forwarded",
-    "x-real-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "true-client-ip",
-    "cf-connecting-ip",
-    "x-original-url",
-    "x-rewrite-url",
-];
 const CLAIMS_BEGIN: &str = "x-forwarded-";
+
+/// Headers of this length that frameworks, and what is copied from page to page, believe like `X-Forwarded-*`. By length,
+/// because every header of every request is looked up.
+fn claims(length: usize) -> &'static [&'static str] {
+    match length {
+        6 => &["x-host"],
+        9 => &["client-ip", "forwarded", "x-real-ip"],
+        11 => &["x-client-ip", "x-forwarded", "x-remote-ip"],
+        13 => &["forwarded-for", "x-remote-addr", "x-rewrite-url"],
+        14 => &["true-client-ip", "x-original-url"],
+        15 => &["x-original-host"],
+        16 => &["cf-connecting-ip", "fastly-client-ip", "x-azure-clientip", "x-originating-ip"],
+        18 => &["cf-connecting-ipv6"],
+        19 => &["x-appengine-user-ip", "x-cluster-client-ip"],
+        20 => &["x-http-host-override"],
+        24 => &["x-envoy-external-address", "x-original-forwarded-for"],
+        _ => &[],
+    }
+}
 
 /// Whether a header of this name tells of a request's origin. Underscores count as dashes: to
 /// whatever turns headers into variables (RFC 3875, 4.1.18) they are the same.
 pub(crate) fn is_claim(name: &str) -> bool {
     let is = |claim: &str, name: &[u8]| {
-        let pairs = claim.bytes().zip(name);
-        claim.len() == name.len()
-            && pairs.into_iter().all(|(claim, byte)| claim == if *byte == b'_' { b'-' } else { *byte })
+        let mut pairs = claim.bytes().zip(name);
+        pairs.all(|(claim, byte)| claim == if *byte == b'_' { b'-' } else { *byte })
     };
     let begin = name.as_bytes().get(..CLAIMS_BEGIN.len());
     begin.is_some_and(|begin| is(CLAIMS_BEGIN, begin))
-        || CLAIMS.iter().any(|claim| is(claim, name.as_bytes()))
+        || claims(name.len()).iter().any(|claim| is(claim, name.as_bytes()))
 }
 
 /// Headers that the gateway sets towards an upstream.
@@ -56,7 +66,7 @@ pub(crate) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet
             break;
         }
         // What can't be read hides whatever stands left of it.
-        let address = std::str::from_utf8(element).ok().and_then(|text| parse_node(text.trim()));
+        let address = std::str::from_utf8(element.trim_ascii()).ok().and_then(parse_node);
         let Some(address) = address else { break };
         client = address.to_canonical();
     }
@@ -86,9 +96,14 @@ impl ForwardedBy {
         let peer = peer.to_canonical();
         let proto = if tls { "https" } else { "http" };
         let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"));
+        // A client of a Unix socket has none (RFC 7239, 6.2).
+        let (address, node) = match peer.is_unspecified() {
+            true => ("unknown".to_owned(), "unknown".to_owned()),
+            false => (peer.to_string(), node_of(peer)),
+        };
         ForwardedBy {
-            address: value(peer.to_string()),
-            element: value(format!("for={};proto={proto}", node_of(peer))),
+            address: value(address),
+            element: value(format!("for={node};proto={proto}")),
             proto: HeaderValue::from_static(proto),
         }
     }
@@ -204,6 +219,22 @@ mod tests {
     }
 
     #[test]
+    fn claims_are_known_by_their_length_and_however_their_words_are_joined() {
+        for length in 0..64 {
+            for claim in claims(length) {
+                assert_eq!(claim.len(), length, "{claim}");
+                assert!(is_claim(claim) && is_claim(&claim.replace('-', "_")), "{claim}");
+                assert!(
+                    !is_claim(&format!("{claim}x")) && !is_claim(&format!("y{}", &claim[1..])),
+                    "{claim}"
+                );
+            }
+        }
+        assert!(is_claim("x-forwarded-whatever") && is_claim("x_forwarded_for"));
+        assert!(!is_claim("x-forwarde") && !is_claim("y-forwarded-for") && !is_claim(""));
+    }
+
+    #[test]
     fn what_strangers_say_is_replaced_and_what_proxies_say_is_added_to() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
         let said = [
@@ -226,6 +257,9 @@ mod tests {
         assert_eq!(told_of_stranger[X_FORWARDED_FOR], "203.0.113.9");
         assert_eq!(told_of_stranger[FORWARDED], "for=203.0.113.9;proto=https");
         assert_eq!(told_of_stranger[X_FORWARDED_HOST], "a.example");
+        let (_, told_of_nobody) = told("0.0.0.0", false);
+        assert_eq!(told_of_nobody[X_FORWARDED_FOR], "unknown");
+        assert_eq!(told_of_nobody[FORWARDED], "for=unknown;proto=http");
         let (left, told_of_proxy) = told("10.0.0.1", false);
         assert_eq!(told_of_proxy[X_FORWARDED_FOR], "6.6.6.6, 10.0.0.1");
         assert_eq!(told_of_proxy[FORWARDED], "for=6.6.6.6, for=10.0.0.1;proto=http");

@@ -4,7 +4,6 @@
 //! takes the current one at its beginning and keeps it to its end. Nothing here is looked up by
 //! name while traffic flows.
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +15,13 @@ use ipnet::IpNet;
 use portcullis_plugin::RouteMeta;
 use rustls::ServerConfig;
 
+use crate::admit::Gate;
 use crate::body::Budget;
 use crate::chain::Chain;
 use crate::metrics::RouteMetrics;
 use crate::mirror::Mirror;
 use crate::routes::RouteTable;
+use crate::socket::Address;
 use crate::split::Split;
 use crate::upstream::Upstream;
 
@@ -53,7 +54,9 @@ pub struct Listener {
     /// Its name.
     pub name: Arc<str>,
     /// Where it listens.
-    pub bind: Vec<SocketAddr>,
+    pub bind: Vec<Address>,
+    /// Permissions of its Unix sockets' files.
+    pub socket_mode: u32,
     /// Proxies that say first whose connection they pass on ([PROXY protocol](crate::proxy_protocol)), and
     /// from which alone connections are taken then.
     pub proxies: Option<Arc<[IpNet]>>,
@@ -67,6 +70,8 @@ pub struct Listener {
     pub limits: ListenerLimits,
     /// Bounds per client.
     pub client_limits: ClientLimits,
+    /// Where its connections are counted, and those of the listener before it at these addresses.
+    pub gate: Arc<Gate>,
     /// The chain for what is refused before a route is chosen: the gateway's list, then this
     /// listener's; its `on_connection` hooks judge connections.
     pub chain: Arc<Chain>,

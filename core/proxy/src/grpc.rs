@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use http::{StatusCode, Version};
+use http::{Method, StatusCode, Version};
 use portcullis_plugin::{Request, RequestId};
 
 use crate::upstream::deadline;
@@ -30,7 +30,8 @@ fn media_type(request: &Request) -> Option<&HeaderValue> {
 
 /// Whether a request is a call, in which messages may come as they please.
 pub(crate) fn is_call(request: &Request) -> bool {
-    request.version() == Version::HTTP_2 && media_type(request).is_some()
+    let can_call = request.version() == Version::HTTP_2 && *request.method() == Method::POST;
+    can_call && media_type(request).is_some()
 }
 
 /// What a client of gRPC gets for a refusal with this status: a response of a head alone, which says all of it.
@@ -110,7 +111,6 @@ pub(crate) fn told(left: Duration) -> (HeaderName, HeaderValue) {
 
 #[cfg(test)]
 mod tests {
-    use http::Method;
     use http::uri::PathAndQuery;
 
     use super::*;
@@ -142,11 +142,16 @@ mod tests {
     }
 
     #[test]
-    fn a_time_limit_is_read_and_told() {
+    fn a_time_limit_is_read_of_calls_and_told() {
         let limit =
             |value| time_limit(&request(&[("content-type", "application/grpc"), ("grpc-timeout", value)]));
         assert_eq!(limit("250m"), Some(Duration::from_millis(250)));
         assert_eq!(limit("2M"), Some(Duration::from_secs(120)));
+        let mut connect = request(&[("content-type", "application/grpc"), ("grpc-timeout", "1S")]);
+        assert!(is_call(&connect));
+        let (_, target, version, headers) = connect.into_parts();
+        connect = Request::new(Method::CONNECT, target, version, headers);
+        assert!(!is_call(&connect) && time_limit(&connect).is_none());
         for wrong in ["24H", "99999999H", "", "m", "1", "1s", "-1S", "123456789S", "1 S"] {
             assert_eq!(limit(wrong), None, "{wrong}");
         }

@@ -27,6 +27,7 @@ mod pace;
 pub mod proxy_protocol;
 mod reply;
 pub mod routes;
+mod socket;
 pub mod split;
 mod timer;
 pub mod tls;
@@ -34,6 +35,14 @@ mod tunnel;
 pub mod upstream;
 mod worker;
 
-#[cfg(any(test, fuzzing))]
-pub use http1::fuzz;
+pub use admit::Gate;
+pub use socket::{Address, Listening};
 pub use worker::{BindError, Bound, DataPlane, Sockets};
+
+/// What has to hold for whatever bytes come: see `tests/fuzz`.
+#[cfg(any(test, fuzzing))]
+pub mod fuzz {
+    pub use crate::forwarded::fuzz::forwarded;
+    pub use crate::http1::fuzz::{chunked, request, response};
+    pub use crate::http2::fuzz::{downgrade, frames};
+}

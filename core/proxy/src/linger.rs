@@ -5,12 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::pace::Pace;
+use crate::socket::Accepted;
 use crate::timer::LazyTimer;
 
 /// How long a client may take to notice the end.
@@ -22,14 +21,13 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
     fn spoil(&self);
 }
 
-impl Stream for TcpStream {
+impl Stream for Accepted {
     fn spoil(&self) {
-        // Without it the end is as it would be without this.
-        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+        Accepted::spoil(self);
     }
 }
 
-impl Stream for TlsStream<TcpStream> {
+impl Stream for TlsStream<Accepted> {
     /// The end of TLS is not announced, and that is enough.
     fn spoil(&self) {}
 }

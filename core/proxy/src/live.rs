@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use portcullis_plugin::{Decider, End, Exchange, HookName, Outcome, Parts, Reason, Request, Response};
 use smallvec::SmallVec;
 
@@ -68,6 +68,8 @@ pub(crate) struct Live {
     pub(crate) request_bytes: u64,
     pub(crate) upstream_duration: Option<std::time::Duration>,
     pub(crate) status: Option<StatusCode>,
+    /// The client asked for a head alone; a plugin may have changed the method.
+    pub(crate) is_head: bool,
     /// Exchanges that were under way at this worker when it began.
     others: u64,
     /// Whether the response is the gateway's own.
@@ -90,6 +92,7 @@ impl Live {
     ) -> Box<Self> {
         let worker = &serving.client.worker;
         let others = worker.metrics.exchanges_open.increment();
+        let is_head = *request.method() == Method::HEAD;
         let parts = Parts::new(worker.request_id(), serving.client.connection.clone(), request);
         Box::new(Live {
             exchange: Some(Exchange::new(parts)),
@@ -102,6 +105,7 @@ impl Live {
             request_bytes: 0,
             upstream_duration: None,
             status: None,
+            is_head,
             others,
             is_reply: false,
             trailers: None,
@@ -200,11 +204,15 @@ impl Live {
         self.end.get_or_insert(end);
     }
 
-    /// Counts a fault that has a counter beside that of its response.
-    pub(crate) fn count_fault(&self, fault: &Fault) {
+    /// The core ends the exchange, or what is left of it.
+    pub(crate) fn fail(&mut self, fault: &Fault) {
+        let (_, _, reason) = fault.describe();
+        let worker = &self.serving.client.worker;
+        worker.count_refusal(reason);
         if *fault == Fault::BodyTimeout {
-            self.serving.client.worker.metrics.give_up(GivenUp::Body);
+            worker.metrics.give_up(GivenUp::Body);
         }
+        self.decided_by_core(fault.decider(), Some(reason));
     }
 
     /// What failed in the upload after the response had begun is known only here.
@@ -213,11 +221,7 @@ impl Live {
         match failure {
             UploadFailure::Refused(refusal) => self.refused_by(&refusal),
             UploadFailure::Fault(Fault::ClientBody) => {}
-            UploadFailure::Fault(fault) => {
-                self.count_fault(&fault);
-                let (_, _, reason) = fault.describe();
-                self.decided_by_core(fault.decider(), Some(reason));
-            }
+            UploadFailure::Fault(fault) => self.fail(&fault),
         }
     }
 

@@ -36,12 +36,12 @@ pub const BUCKETS: [f64; 18] = [
 
 /// A counter with a row per worker.
 #[derive(Debug)]
-pub struct Counter(Box<[Padded]>);
+pub struct Counter(Box<[Padded<AtomicU64>]>);
 
 /// Two cache lines, so that neighbours do not share one (prefetching works in pairs).
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Padded(AtomicU64);
+pub(crate) struct Padded<T>(pub(crate) T);
 
 impl Counter {
     fn new(rows: Rows) -> Self {
@@ -191,7 +191,7 @@ pub struct UpstreamMetrics {
     pub connect_failures: Counter,
     /// Answers of DNS about its endpoints.
     pub lookups: Counter,
-    /// Questions about them that DNS did not answer, or with nothing.
+    /// Questions about them that DNS did not answer, or in part, or with nothing.
     pub lookup_failures: Counter,
     /// Attempts that failed after a connection was there, timeouts included.
     pub failures: Counter,
@@ -336,6 +336,8 @@ pub struct Metrics {
     pub tunnels_open: Counter,
     /// Exchanges whose `on_log` could not run because the queue was full.
     pub logs_dropped: Counter,
+    /// What the gateway itself answered, by reason.
+    refusals: Named<&'static str, Counter>,
     /// Whole bodies held in memory now; each configuration sets the limit.
     pub whole_bodies: Arc<Budget>,
     routes: Named<Box<str>, RouteMetrics>,
@@ -361,6 +363,7 @@ impl Metrics {
             exchanges_refused: counter(),
             tunnels_open: counter(),
             logs_dropped: counter(),
+            refusals: Mutex::default(),
             whole_bodies: Budget::new(0),
             routes: Mutex::default(),
             plugins: Mutex::default(),
@@ -380,6 +383,16 @@ impl Metrics {
 
     pub(crate) fn give_up(&self, why: GivenUp) {
         self.given_up[why as usize].increment();
+    }
+
+    /// The counter of what is refused for this reason, of which there are as many as the code names.
+    pub(crate) fn refusal(&self, reason: &'static str) -> Arc<Counter> {
+        named(&self.refusals, reason, || Counter::new(self.rows))
+    }
+
+    /// Refusals so far, by reason.
+    pub fn refusals(&self) -> Vec<(&'static str, Arc<Counter>)> {
+        listed(&self.refusals)
     }
 
     /// The counters of a route; those of requests without a route are under an empty name.
@@ -448,6 +461,14 @@ impl Metrics {
         })
     }
 
+    /// Forgets what has a name that no generation uses any more. One that a build is about to use again stays.
+    pub fn forget_unused(&self) {
+        forget(&self.routes);
+        forget(&self.plugins);
+        forget(&self.upstreams);
+        forget(&self.mirrors);
+    }
+
     /// A counter that belongs to nobody yet.
     pub(crate) fn counter(&self) -> Counter {
         Counter::new(self.rows)
@@ -486,9 +507,32 @@ fn listed<K: Clone, T>(known: &Named<K, T>) -> Vec<(K, Arc<T>)> {
     known.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
+fn forget<K: Ord, T>(known: &Named<K, T>) {
+    known.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, value| Arc::strong_count(value) > 1);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_forgotten_when_nobody_uses_them() {
+        let metrics = Metrics::new(1);
+        let kept = metrics.route("kept");
+        kept.duration.observe(Duration::from_millis(1));
+        drop((
+            metrics.route("gone"),
+            metrics.plugin("gone", "cors"),
+            metrics.upstream("gone"),
+            metrics.mirror("gone"),
+        ));
+        metrics.forget_unused();
+        assert_eq!(metrics.routes().iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["kept"]);
+        assert!(
+            metrics.plugins().is_empty() && metrics.upstreams().is_empty() && metrics.mirrors().is_empty()
+        );
+        assert_eq!(metrics.route("kept").duration.value().buckets.iter().sum::<u64>(), 1);
+    }
 
     #[test]
     fn rows_add_up_and_gauges_fall() {

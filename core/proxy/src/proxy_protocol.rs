@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::socket::Accepted;
 
 /// What version 2 begins with.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -172,8 +174,9 @@ fn both(source: IpAddr, destination: IpAddr, ports: &[u8]) -> Option<Addresses> 
     })
 }
 
-/// The header of a client's connection; of the gateway's own without one.
+/// The header of a client's connection; of the gateway's own without one, or where the client has no address.
 pub fn header(version: Version, client: Option<&Addresses>) -> Vec<u8> {
+    let client = client.filter(|client| !client.source.ip().is_unspecified());
     match (version, client.map(same_family)) {
         (Version::V1, None) => b"PROXY UNKNOWN\r\n".to_vec(),
         (Version::V1, Some(Addresses { source, destination })) => {
@@ -213,7 +216,25 @@ fn same_family(addresses: &Addresses) -> Addresses {
 }
 
 /// Reads the header that a connection begins with, and nothing behind it.
-pub(crate) async fn read(stream: &mut TcpStream) -> io::Result<Header> {
+pub(crate) async fn read(stream: &mut Accepted) -> io::Result<Header> {
+    match stream {
+        Accepted::Tcp(stream) => read_peeking(stream).await,
+        Accepted::Unix(stream) => read_singly(stream).await,
+    }
+}
+
+/// Byte by byte, because what a Unix socket holds can't be looked at.
+async fn read_singly(stream: &mut UnixStream) -> io::Result<Header> {
+    let mut seen = Vec::new();
+    loop {
+        seen.push(stream.read_u8().await?);
+        if let Some((header, _)) = parse(&seen)? {
+            return Ok(header);
+        }
+    }
+}
+
+async fn read_peeking(stream: &mut TcpStream) -> io::Result<Header> {
     let (mut seen, mut peeked) = (Vec::new(), [0; PEEKED]);
     loop {
         let taken = seen.len();

@@ -67,6 +67,8 @@ pub(crate) enum Fault {
     UpstreamFailed,
     /// No response from the upstream in the time that the request gave.
     Deadline,
+    /// The upstream speaks HTTP/2, and switches to no other protocol.
+    NoUpgrade,
     /// The upstream did not agree to an upgrade, with a status that would tell so to the client.
     NotSwitched,
     /// The upstream has as many requests as it may have.
@@ -117,6 +119,7 @@ impl Fault {
             Fault::ResponseTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.response_timeout"),
             Fault::UpstreamFailed => (Upstream, StatusCode::BAD_GATEWAY, "upstream.failed"),
             Fault::Deadline => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.deadline"),
+            Fault::NoUpgrade => (Upstream, StatusCode::BAD_GATEWAY, "upstream.no_upgrade"),
             Fault::NotSwitched => (Upstream, StatusCode::BAD_GATEWAY, "upstream.not_switched"),
             Fault::Overloaded => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.overloaded"),
             Fault::PendingTimeout => (Upstream, StatusCode::SERVICE_UNAVAILABLE, "upstream.pending_timeout"),

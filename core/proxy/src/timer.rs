@@ -12,6 +12,8 @@ use tokio::time::{Duration, Instant, Sleep, sleep_until};
 /// an ordinary request touches the runtime's timers not at all.
 pub(crate) struct LazyTimer {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Since when the last wait has gone on; none before the first.
+    pub(crate) begun: Option<Instant>,
     /// None before the first wait.
     deadline: Option<Instant>,
     /// Whom the armed timer wakes.
@@ -20,7 +22,7 @@ pub(crate) struct LazyTimer {
 
 impl LazyTimer {
     pub(crate) fn new() -> Self {
-        LazyTimer { sleep: None, deadline: None, waker: None }
+        LazyTimer { sleep: None, begun: None, deadline: None, waker: None }
     }
 
     /// Begins a wait of at most `limit`.
@@ -31,7 +33,7 @@ impl LazyTimer {
     /// The same for a wait that began earlier.
     pub(crate) fn start_from(&mut self, begin: Instant, limit: Duration) {
         let deadline = begin + limit;
-        self.deadline = Some(deadline);
+        (self.begun, self.deadline) = (Some(begin), Some(deadline));
         match &mut self.sleep {
             Some(sleep) if deadline < sleep.deadline() => sleep.as_mut().reset(deadline),
             _ => {}

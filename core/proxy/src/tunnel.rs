@@ -1,7 +1,7 @@
 //! Connections that stop speaking HTTP: what clients ask for, and the bytes both ways once an upstream has agreed.
 //!
 //! Over HTTP/1 a client asks with `Upgrade` (RFC 9110, 7.8), over HTTP/2 with an extended `CONNECT` (RFC 8441), which
-//! becomes the same request here: routes and plugins see one handshake, upstreams get the HTTP/1 one. Every hook up to
+//! becomes the same request here: routes and plugins see one handshake, whatever upstreams get. Every hook up to
 //! the upstream's 101 runs as for any other request. What follows is no HTTP, and no plugin sees it.
 
 use std::pin::{Pin, pin};
@@ -25,7 +25,7 @@ use crate::timer::LazyTimer;
 use crate::upstream::Switched;
 
 /// The protocol that means nothing without its upgrade.
-const WEBSOCKET: &str = "websocket";
+pub(crate) const WEBSOCKET: &str = "websocket";
 /// What a WebSocket server adds to the key before it digests it (RFC 6455, 1.3).
 const WEBSOCKET_SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// What is read at once.
@@ -98,7 +98,7 @@ impl Upgrade {
 }
 
 /// RFC 6455, 4.2.2.
-fn accept_of(key: &HeaderValue) -> Option<HeaderValue> {
+pub(crate) fn accept_of(key: &HeaderValue) -> Option<HeaderValue> {
     let mut sha1 = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     sha1.update(key.as_bytes());
     sha1.update(WEBSOCKET_SUFFIX);

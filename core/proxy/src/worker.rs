@@ -7,28 +7,25 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use portcullis_plugin::{RequestId, RouteMeta};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle as Task};
 
-use crate::admit::{Gate, Place};
+use crate::admit::Place;
 use crate::client::{Control, accept};
 use crate::generation::{Generation, Listener};
-use crate::linger::Stream;
 use crate::logs::LogQueue;
-use crate::metrics::{Metrics, Refused, count_as_worker};
+use crate::metrics::{Counter, Metrics, Refused, count_as_worker};
+use crate::socket::{self, Accepted, Acceptor, Address, BACKLOG, Listening, SocketFile};
 use crate::upstream::{ReapGuard, reap_idle};
 
-/// Connections that wait in a socket's queue, per worker; the kernel may allow fewer.
-const BACKLOG: i32 = 4096;
 /// How long `on_log` hooks may take after the last exchange has ended.
 const LAST_LOGS: Duration = Duration::from_secs(5);
 /// Pause after the process ran out of descriptors.
@@ -38,49 +35,52 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct DataPlane {
     workers: Vec<(mpsc::UnboundedSender<Command>, Option<JoinHandle<()>>)>,
     /// What is listened at, by the address of the configuration.
-    bound: Mutex<BTreeMap<SocketAddr, Sockets>>,
+    bound: Mutex<BTreeMap<Address, Held>>,
     /// What whoever started the process left open for it.
     inherited: Mutex<Vec<Sockets>>,
+    /// Whether the files of its Unix sockets end with it.
+    owns_files: Arc<AtomicBool>,
 }
 
-/// The sockets of an address: one per worker, or those that were inherited.
+/// What is held of an address as long as it is listened at.
+#[derive(Debug)]
+struct Held {
+    sockets: Sockets,
+    /// Of a Unix socket, unless a service manager opened it.
+    _file: Option<SocketFile>,
+}
+
+/// The sockets of an address: one per worker, or those that were inherited. A Unix socket is shared by the workers.
 #[derive(Debug)]
 pub struct Sockets {
     /// The address as configured.
-    pub configured: SocketAddr,
+    pub configured: Address,
     /// Whether a service manager opened them: then they stay open whatever this process does.
     pub is_managed: bool,
     /// The sockets.
-    pub sockets: Vec<std::net::TcpListener>,
+    pub sockets: Vec<Listening>,
 }
 
 /// Sockets for addresses that are new, not yet accepting.
 #[derive(Debug, Default)]
 pub struct Bound {
-    addresses: Vec<Sockets>,
+    addresses: Vec<Held>,
     /// By worker.
-    sockets: Vec<Vec<(SocketAddr, std::net::TcpListener)>>,
+    sockets: Vec<Vec<(Address, Listening)>>,
 }
 
 /// An address that can't be listened at.
 #[derive(Debug)]
 pub struct BindError {
     /// The address.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Why.
     pub source: io::Error,
 }
 
 enum Command {
-    Swap {
-        generation: Arc<Generation>,
-        sockets: Vec<(SocketAddr, std::net::TcpListener)>,
-        done: oneshot::Sender<()>,
-    },
-    Drain {
-        grace: Duration,
-        done: oneshot::Sender<usize>,
-    },
+    Swap { generation: Arc<Generation>, sockets: Vec<(Address, Listening)>, done: oneshot::Sender<()> },
+    Drain { grace: Duration, done: oneshot::Sender<usize> },
 }
 
 impl DataPlane {
@@ -92,59 +92,78 @@ impl DataPlane {
         std::thread::Builder::new()
             .name("retire".into())
             .spawn(move || retired.into_iter().for_each(drop))?;
-        let gates = Arc::new(Gates::default());
         let start = |index: usize| {
             let (sender, commands) = mpsc::unbounded_channel();
-            let (metrics, retire, gates) = (metrics.clone(), retire.clone(), gates.clone());
+            let (metrics, retire) = (metrics.clone(), retire.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || run(index, commands, metrics, retire, gates))?;
+                .spawn(move || run(index, commands, metrics, retire))?;
             Ok((sender, Some(thread)))
         };
         let workers = (0..workers.max(1)).map(start).collect::<io::Result<_>>()?;
-        Ok(DataPlane { workers, bound: Mutex::default(), inherited: Mutex::new(inherited) })
+        let owns_files = Arc::new(AtomicBool::new(true));
+        Ok(DataPlane { workers, bound: Mutex::default(), inherited: Mutex::new(inherited), owns_files })
+    }
+
+    /// Says whether the files of Unix sockets end with this process, as they do unless it is said otherwise: those of
+    /// sockets that another process listens at too stay.
+    pub fn owns_files(&self, owns: bool) {
+        self.owns_files.store(owns, Relaxed);
     }
 
     /// Binds those of `addresses` that are not bound yet. Nothing is accepted before the swap that
     /// the result is passed to.
-    pub fn bind(&self, addresses: &[SocketAddr]) -> Result<Bound, BindError> {
+    pub fn bind(&self, addresses: &[Address]) -> Result<Bound, BindError> {
         let known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bound =
             Bound { addresses: Vec::new(), sockets: self.workers.iter().map(|_| Vec::new()).collect() };
         for address in addresses.iter().filter(|address| !known.contains_key(address)) {
-            let at = |source| BindError { address: *address, source };
-            let is_ours = known.values().any(|held| held.configured.port() == address.port());
+            let at = |source| BindError { address: address.clone(), source };
+            let is_ours = known.keys().any(|held| held.port() == address.port());
             let sockets = match self.inherited(address) {
                 Some(sockets) => sockets,
-                None => self.open(*address, is_ours),
+                None => self.open(address, is_ours),
             };
             let sockets = sockets.map_err(at)?;
             deal(&sockets, &mut bound.sockets).map_err(at)?;
-            bound.addresses.push(sockets);
+            let file = match address {
+                Address::Unix(path) if !sockets.is_managed => {
+                    Some(SocketFile::new(path.clone(), self.owns_files.clone()))
+                }
+                _ => None,
+            };
+            bound.addresses.push(Held { sockets, _file: file });
         }
         Ok(bound)
     }
 
     /// Handles on the sockets that were inherited for an address.
-    fn inherited(&self, address: &SocketAddr) -> Option<io::Result<Sockets>> {
+    fn inherited(&self, address: &Address) -> Option<io::Result<Sockets>> {
         let inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
         inherited.iter().find(|sockets| sockets.configured == *address).map(Sockets::try_clone)
     }
 
-    /// A group of sockets, one for each worker.
-    fn open(&self, address: SocketAddr, is_ours: bool) -> io::Result<Sockets> {
-        if address.port() != 0 && !is_ours {
-            // A group of sockets would silently share the port with another process of ours.
-            listen(address, false).map(drop)?;
-        }
-        let mut actual = address;
+    /// A group of sockets, one for each worker; of a Unix socket there is but one.
+    fn open(&self, configured: &Address, is_ours: bool) -> io::Result<Sockets> {
         let mut sockets = Vec::new();
-        for _ in &self.workers {
-            let socket = listen(actual, true)?;
-            actual = socket.local_addr()?;
-            sockets.push(socket);
+        match configured {
+            Address::Unix(path) => sockets.push(Listening::unix(path)?),
+            Address::Tcp(address) => {
+                if address.port() != 0 && !is_ours {
+                    // A group of sockets would silently share the port with another process of ours.
+                    Listening::tcp(*address, false).map(drop)?;
+                }
+                let mut actual = *address;
+                for _ in &self.workers {
+                    let socket = Listening::tcp(actual, true)?;
+                    if let Some(Address::Tcp(address)) = socket.address() {
+                        actual = address;
+                    }
+                    sockets.push(socket);
+                }
+            }
         }
-        Ok(Sockets { configured: address, is_managed: false, sockets })
+        Ok(Sockets { configured: configured.clone(), is_managed: false, sockets })
     }
 
     /// Handles on all sockets, for another process that is to listen at them.
@@ -152,7 +171,7 @@ impl DataPlane {
         let known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
         let inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
         let unused = inherited.iter().filter(|sockets| !known.contains_key(&sockets.configured));
-        known.values().chain(unused).map(Sockets::try_clone).collect()
+        known.values().map(|held| &held.sockets).chain(unused).map(Sockets::try_clone).collect()
     }
 
     /// Puts a generation into effect, and returns when every worker runs it. Addresses that it does
@@ -163,7 +182,8 @@ impl DataPlane {
             known.retain(|address, _| {
                 generation.listeners.iter().any(|listener| listener.bind.contains(address))
             });
-            known.extend(bound.addresses.into_iter().map(|sockets| (sockets.configured, sockets)));
+            known.extend(bound.addresses.into_iter().map(|held| (held.sockets.configured.clone(), held)));
+            open_files(&generation, &known);
             // What nobody opened anew and nobody listens at would keep clients waiting. A listener at a managed
             // socket may go and come back.
             let mut inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,9 +205,9 @@ impl DataPlane {
     }
 
     /// The addresses listened at: as configured, and as they are (port 0 becomes a real one).
-    pub fn addresses(&self) -> Vec<(SocketAddr, SocketAddr)> {
+    pub fn addresses(&self) -> Vec<(Address, Address)> {
         let known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
-        known.values().map(|sockets| (sockets.configured, sockets.actual())).collect()
+        known.iter().map(|(configured, held)| (configured.clone(), held.sockets.actual())).collect()
     }
 
     /// Stops listening, lets running exchanges end, and ends the workers. What still runs after
@@ -225,56 +245,43 @@ impl Drop for DataPlane {
 
 impl Sockets {
     /// The address as it is: port 0 becomes a real one.
-    fn actual(&self) -> SocketAddr {
+    fn actual(&self) -> Address {
         let socket = self.sockets.first();
-        socket.and_then(|socket| socket.local_addr().ok()).unwrap_or(self.configured)
+        socket.and_then(Listening::address).unwrap_or_else(|| self.configured.clone())
     }
 
     fn try_clone(&self) -> io::Result<Self> {
-        let sockets = self.sockets.iter().map(std::net::TcpListener::try_clone).collect::<io::Result<_>>()?;
-        Ok(Sockets { configured: self.configured, is_managed: self.is_managed, sockets })
+        let sockets = self.sockets.iter().map(Listening::try_clone).collect::<io::Result<_>>()?;
+        Ok(Sockets { configured: self.configured.clone(), is_managed: self.is_managed, sockets })
+    }
+}
+
+/// Lets clients connect to Unix sockets, whose permissions are the listener's. Those of a service manager are its own.
+fn open_files(generation: &Generation, known: &BTreeMap<Address, Held>) {
+    for listener in &generation.listeners {
+        for address in &listener.bind {
+            let is_ours = known.get(address).is_some_and(|held| !held.sockets.is_managed);
+            if let (Address::Unix(path), true) = (address, is_ours)
+                && let Err(error) = socket::open_file(path, listener.socket_mode)
+            {
+                tracing::error!(%address, %error, "its permissions can't be set");
+            }
+        }
     }
 }
 
 /// Deals handles on sockets to workers: each socket to one, or, where there are fewer sockets, one socket to
 /// several, which then take turns at accepting.
-fn deal(sockets: &Sockets, workers: &mut [Vec<(SocketAddr, std::net::TcpListener)>]) -> io::Result<()> {
+fn deal(sockets: &Sockets, workers: &mut [Vec<(Address, Listening)>]) -> io::Result<()> {
     let turns = sockets.sockets.len().max(workers.len());
     for (turn, socket) in sockets.sockets.iter().cycle().take(turns).enumerate() {
         let socket = socket.try_clone()?;
-        // One that was inherited may block.
-        socket.set_nonblocking(true)?;
         let at = turn % workers.len().max(1);
         if let Some(worker) = workers.get_mut(at) {
-            worker.push((sockets.configured, socket));
+            worker.push((sockets.configured.clone(), socket));
         }
     }
     Ok(())
-}
-
-fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        // `[::]` and `0.0.0.0` are configured apart.
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// The doors of listeners by name: they outlive generations.
-#[derive(Default)]
-struct Gates(Mutex<BTreeMap<Box<str>, Arc<Gate>>>);
-
-impl Gates {
-    fn of(&self, listener: &str) -> Arc<Gate> {
-        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.entry(listener.into()).or_insert_with(|| Arc::new(Gate::new())).clone()
-    }
 }
 
 /// A worker's own handle on a generation, so that reference counts stay with one core.
@@ -286,8 +293,8 @@ pub(crate) struct WorkerGeneration {
 
 impl WorkerGeneration {
     /// The index of the listener that is configured with this address.
-    pub(crate) fn listener_at(&self, address: SocketAddr) -> Option<usize> {
-        self.listeners.iter().position(|listener| listener.bind.contains(&address))
+    pub(crate) fn listener_at(&self, address: &Address) -> Option<usize> {
+        self.listeners.iter().position(|listener| listener.bind.contains(address))
     }
 
     /// This worker's copy of what is constant of a route.
@@ -319,6 +326,8 @@ pub(crate) struct Worker {
     generation: RefCell<Option<Rc<WorkerGeneration>>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) logs: LogQueue,
+    /// Counters of what was refused here so far, by reason.
+    refusals: RefCell<Vec<(&'static str, Arc<Counter>)>>,
     random: Cell<u64>,
     /// Open connections: how to end them gently, and how to cut them off.
     running: RefCell<HashMap<u64, Running>>,
@@ -329,7 +338,7 @@ pub(crate) struct Worker {
 
 /// An open connection, as its worker sees it.
 struct Running {
-    bound: SocketAddr,
+    bound: Rc<Address>,
     control: Rc<Control>,
     task: Option<AbortHandle>,
 }
@@ -339,6 +348,16 @@ impl Worker {
     #[expect(clippy::expect_used, reason = "sockets arrive with the first generation")]
     pub(crate) fn generation(&self) -> Rc<WorkerGeneration> {
         self.generation.borrow().clone().expect("a generation precedes the first connection")
+    }
+
+    /// Counts what the gateway itself answers.
+    pub(crate) fn count_refusal(&self, reason: &'static str) {
+        let mut refusals = self.refusals.borrow_mut();
+        let at = refusals.iter().position(|(known, _)| *known == reason).unwrap_or_else(|| {
+            refusals.push((reason, self.metrics.refusal(reason)));
+            refusals.len() - 1
+        });
+        refusals[at].1.increment();
     }
 
     /// A fresh request id.
@@ -357,13 +376,13 @@ impl Worker {
 
     fn spawn_connection(
         self: &Rc<Self>,
-        stream: TcpStream,
+        stream: Accepted,
         peer: SocketAddr,
-        bound: SocketAddr,
+        bound: &Rc<Address>,
         place: Place,
     ) {
         let control = Rc::new(Control::default());
-        let running = Running { bound, control: control.clone(), task: None };
+        let running = Running { bound: bound.clone(), control: control.clone(), task: None };
         let at = self.accepted.replace(self.accepted.get() + 1);
         self.running.borrow_mut().insert(at, running);
         self.open.set(self.open.get() + 1);
@@ -371,6 +390,7 @@ impl Worker {
         self.metrics.connections_open.increment();
         let worker = self.clone();
         let open = Open { worker: worker.clone(), at };
+        let bound = bound.clone();
         let task = tokio::task::spawn_local(async move {
             let (_open, mut place) = (open, place);
             accept(worker, stream, peer, bound, &mut place, &control).await;
@@ -381,22 +401,15 @@ impl Worker {
     }
 
     /// Closes a connection for which there is no room.
-    pub(crate) fn refuse(
-        &self,
-        stream: &TcpStream,
-        gate: &Gate,
-        client: IpAddr,
-        listener: &Listener,
-        why: Refused,
-    ) {
+    pub(crate) fn refuse(&self, stream: &Accepted, client: IpAddr, listener: &Listener, why: Refused) {
         self.metrics.refuse(why);
-        gate.tell(&listener.name, client, why);
+        listener.gate.tell(&listener.name, client, why);
         // A reset leaves nothing behind in the kernel.
         stream.spoil();
     }
 
     /// Lets those connections end that `concerned` says.
-    fn drain_connections(&self, concerned: impl Fn(&SocketAddr) -> bool) {
+    fn drain_connections(&self, concerned: impl Fn(&Address) -> bool) {
         for running in self.running.borrow().values() {
             if concerned(&running.bound) {
                 running.control.drain();
@@ -425,7 +438,6 @@ fn run(
     commands: mpsc::UnboundedReceiver<Command>,
     metrics: Arc<Metrics>,
     retire: std::sync::mpsc::Sender<Arc<Generation>>,
-    gates: Arc<Gates>,
 ) {
     count_as_worker(index);
     let runtime: LocalRuntime =
@@ -437,6 +449,7 @@ fn run(
         generation: RefCell::new(None),
         metrics,
         logs: LogQueue::default(),
+        refusals: RefCell::default(),
         random: Cell::new(seed()),
         running: RefCell::default(),
         accepted: Cell::new(0),
@@ -450,7 +463,7 @@ fn run(
             let worker = worker.clone();
             async move { worker.logs.run().await }
         });
-        obey(&worker, commands, &retire, &gates).await;
+        obey(&worker, commands, &retire).await;
         worker.logs.close();
         if tokio::time::timeout(LAST_LOGS, logs).await.is_err() {
             tracing::warn!(index, "plugins did not finish their on_log in time");
@@ -469,9 +482,8 @@ async fn obey(
     worker: &Rc<Worker>,
     mut commands: mpsc::UnboundedReceiver<Command>,
     retire: &std::sync::mpsc::Sender<Arc<Generation>>,
-    gates: &Gates,
 ) {
-    let mut accepting: Vec<(SocketAddr, Rc<Stop>, Task<()>)> = Vec::new();
+    let mut accepting: Vec<(Rc<Address>, Rc<Stop>, Task<()>)> = Vec::new();
     while let Some(command) = commands.recv().await {
         match command {
             Command::Swap { generation, sockets, done } => {
@@ -483,11 +495,11 @@ async fn obey(
                 let own =
                     WorkerGeneration { generation: Some(generation.clone()), metas, retire: retire.clone() };
                 let old = worker.generation.replace(Some(Rc::new(own)));
-                let is_kept = |address: &SocketAddr| listener_at(&generation, address).is_some();
+                let is_kept = |address: &Address| listener_at(&generation, address).is_some();
                 // What was agreed on at a connection's beginning must not outlive the listener's word.
-                let terms = |of: &Generation, at: &SocketAddr| listener_at(of, at).map(|found| found.terms);
+                let terms = |of: &Generation, at: &Address| listener_at(of, at).map(|found| found.terms);
                 let is_same =
-                    |at: &SocketAddr| old.as_ref().is_none_or(|old| terms(old, at) == terms(&generation, at));
+                    |at: &Address| old.as_ref().is_none_or(|old| terms(old, at) == terms(&generation, at));
                 worker.drain_connections(|bound| !is_kept(bound) || !is_same(bound));
                 drop(old);
                 accepting.retain(|(address, stop, _)| {
@@ -498,10 +510,8 @@ async fn obey(
                     kept
                 });
                 for (address, socket) in sockets {
-                    let Some(listener) = listener_at(&generation, &address) else { continue };
-                    let gate = gates.of(&listener.name);
-                    let stop = Rc::new(Stop::default());
-                    let task = accept_at(worker.clone(), socket, address, gate, stop.clone());
+                    let (address, stop) = (Rc::new(address), Rc::new(Stop::default()));
+                    let task = accept_at(worker.clone(), socket, address.clone(), stop.clone());
                     accepting.push((address, stop, tokio::task::spawn_local(task)));
                 }
                 // The control plane may have stopped waiting.
@@ -521,7 +531,7 @@ async fn obey(
     }
 }
 
-fn listener_at<'a>(generation: &'a Generation, address: &SocketAddr) -> Option<&'a Listener> {
+fn listener_at<'a>(generation: &'a Generation, address: &Address) -> Option<&'a Listener> {
     generation.listeners.iter().find(|listener| listener.bind.contains(address)).map(|listener| &**listener)
 }
 
@@ -564,9 +574,9 @@ impl Stop {
     /// The next connection; none once told to end.
     fn poll_accept(
         &self,
-        socket: &TcpListener,
+        socket: &Acceptor,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<(TcpStream, SocketAddr)>>> {
+    ) -> Poll<Option<io::Result<(Accepted, SocketAddr)>>> {
         if self.told.get() {
             return Poll::Ready(None);
         }
@@ -578,14 +588,8 @@ impl Stop {
     }
 }
 
-async fn accept_at(
-    worker: Rc<Worker>,
-    socket: std::net::TcpListener,
-    address: SocketAddr,
-    gate: Arc<Gate>,
-    stop: Rc<Stop>,
-) {
-    let socket = match TcpListener::from_std(socket) {
+async fn accept_at(worker: Rc<Worker>, socket: Listening, address: Rc<Address>, stop: Rc<Stop>) {
+    let socket = match socket.acceptor() {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(%address, %error, "listener could not start"),
     };
@@ -599,24 +603,22 @@ async fn accept_at(
                 continue;
             }
         };
-        take_in(&worker, &gate, address, stream, peer);
+        take_in(&worker, &address, stream, peer);
     }
     // Closing a socket resets what its queue holds, so the queue is emptied first. Another process may
     // have the same socket, so that is not waited for without end.
-    let Ok(socket) = socket.into_std() else { return };
+    let Ok(socket) = socket.into_listening() else { return };
     for _ in 0..BACKLOG {
         let Ok((stream, peer)) = socket.accept() else { return };
-        if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-            take_in(&worker, &gate, address, stream, peer);
-        }
+        take_in(&worker, &address, stream, peer);
     }
 }
 
 /// Serves a connection unless that is too much, or its listener is gone.
-fn take_in(worker: &Rc<Worker>, gate: &Arc<Gate>, address: SocketAddr, stream: TcpStream, peer: SocketAddr) {
+fn take_in(worker: &Rc<Worker>, address: &Rc<Address>, stream: Accepted, peer: SocketAddr) {
     let generation = worker.generation();
-    let Some(listener) = listener_at(&generation, &address) else { return };
-    let admitted = gate.admit(listener.limits.connections).and_then(|mut place| {
+    let Some(listener) = listener_at(&generation, address) else { return };
+    let admitted = listener.gate.admit(listener.limits.connections).and_then(|mut place| {
         // Where proxies say whose connections they are, they have yet to say it.
         if listener.proxies.is_none() {
             place.take_for(peer.ip(), listener, &generation.trusted_proxies)?;
@@ -625,7 +627,7 @@ fn take_in(worker: &Rc<Worker>, gate: &Arc<Gate>, address: SocketAddr, stream: T
     });
     match admitted {
         Ok(place) => worker.spawn_connection(stream, peer, address, place),
-        Err(why) => worker.refuse(&stream, gate, peer.ip(), listener, why),
+        Err(why) => worker.refuse(&stream, peer.ip(), listener, why),
     }
 }
 
@@ -642,8 +644,8 @@ mod tests {
     #[test]
     fn every_socket_and_every_worker_has_its_part() {
         let dealt = |sockets: usize, workers: usize| {
-            let first = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            let configured = first.local_addr().unwrap();
+            let first = Listening::tcp("127.0.0.1:0".parse().unwrap(), false).unwrap();
+            let configured = first.address().unwrap();
             let sockets = (0..sockets).map(|_| first.try_clone().unwrap()).collect();
             let mut dealt: Vec<_> = (0..workers).map(|_| Vec::new()).collect();
             deal(&Sockets { configured, is_managed: true, sockets }, &mut dealt).unwrap();

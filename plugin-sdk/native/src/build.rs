@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::clock::Clock;
 use crate::log::LogSink;
 use crate::metrics::{Counter, Counters, InstanceCounters};
 use crate::offload::{CpuPool, Offload};
 use crate::outbound::Outbound;
+use crate::rate::{RateTable, Rates};
 use crate::secret::{Secret, SecretRef};
 
 /// What the gateway offers while plugins are built; implemented by the control plane and by
@@ -40,6 +42,14 @@ pub trait BuildHost {
     /// A cache that outlives reloads, of at most `entries` entries.
     fn cache(&mut self, key: StateKey, entries: u64) -> Arc<dyn Cache>;
 
+    /// The state of an instance's limits, which outlives reloads.
+    fn rates(&mut self, key: StateKey) -> Arc<RateTable>;
+
+    /// The clock.
+    fn clock(&self) -> Clock {
+        Clock::default()
+    }
+
     /// The way to a named upstream; none if the configuration has no such upstream.
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>>;
 
@@ -60,6 +70,11 @@ pub trait BuildHost {
 
     /// Takes a remark about a configuration that works but looks wrong.
     fn warn(&mut self, warning: BuildWarning);
+
+    /// Takes a remark about what comes of this build; see [`BuildContext::notice`].
+    fn notice(&mut self, notice: BuildWarning) {
+        self.warn(notice);
+    }
 }
 
 /// Which instance is being built.
@@ -174,8 +189,23 @@ impl<'a> BuildContext<'a> {
 
     /// A cache of this instance that outlives reloads.
     pub fn cache(&mut self, entries: u64) -> Arc<dyn Cache> {
+        self.host.cache(self.key(), entries)
+    }
+
+    /// The limits of this instance, whose state outlives reloads. Of `max_keys` keys, all limits
+    /// together, each may have a bucket of its own; they take up to 75 bytes each.
+    pub fn rates(&mut self, max_keys: usize) -> Rates {
+        Rates::new(self.host.rates(self.key()), self.host.clock(), max_keys)
+    }
+
+    /// The clock that time is to be told by where it decides anything, so that tests can set it.
+    pub fn clock(&self) -> Clock {
+        self.host.clock()
+    }
+
+    fn key(&self) -> StateKey {
         let Instance { kind, name, state_schema } = self.instance.clone();
-        self.host.cache(StateKey { kind, name, schema: state_schema }, entries)
+        StateKey { kind, name, schema: state_schema }
     }
 
     /// Reads a file, relative to the configuration's directory, and puts it under watch; `at` is the
@@ -246,6 +276,12 @@ impl<'a> BuildContext<'a> {
     /// Remarks on something that works but looks wrong.
     pub fn warn(&mut self, at: &str, message: impl Into<String>) {
         self.host.warn(BuildWarning { path: at.to_owned(), message: message.into() });
+    }
+
+    /// Remarks on what comes of this build, such as counters that begin anew. Unlike a
+    /// [warning](Self::warn) it is not repeated when a later reload keeps the instance as it is.
+    pub fn notice(&mut self, at: &str, message: impl Into<String>) {
+        self.host.notice(BuildWarning { path: at.to_owned(), message: message.into() });
     }
 }
 

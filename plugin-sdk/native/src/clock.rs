@@ -1,5 +1,7 @@
-//! The clock that budgets of CPU are counted by.
+//! The clocks: the one that budgets of CPU are counted by, and the one that plugins reckon with.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -9,6 +11,29 @@ use rustix::time::{ClockId, clock_gettime};
 pub fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// The time that plugins reckon with: it never goes back, and tells nothing but how much has passed. It
+/// is the machine's, unless a test has set another.
+#[derive(Debug, Clone, Default)]
+pub struct Clock(Option<Arc<AtomicU64>>);
+
+impl Clock {
+    /// A clock that a test sets, in nanoseconds; at zero it goes by the machine.
+    pub(crate) fn set_by(nanos: Arc<AtomicU64>) -> Self {
+        Clock(Some(nanos))
+    }
+
+    /// The time since a moment that stays the same while the machine runs.
+    pub fn now(&self) -> Duration {
+        match self.0.as_ref().map(|nanos| nanos.load(Relaxed)) {
+            None | Some(0) => {
+                let time = clock_gettime(ClockId::Monotonic);
+                Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+            }
+            Some(nanos) => Duration::from_nanos(nanos),
+        }
+    }
 }
 
 #[cfg(test)]

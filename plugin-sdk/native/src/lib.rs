@@ -22,6 +22,7 @@ mod outbound;
 pub mod path;
 mod plugin;
 mod principal;
+mod rate;
 mod reply;
 mod secret;
 mod tester;
@@ -32,7 +33,7 @@ pub use build::{
     ArtifactStore, BuildContext, BuildError, BuildHost, BuildWarning, Cache, Instance, Slot, SourceFile,
     SourcePosition, StateKey,
 };
-pub use clock::thread_time;
+pub use clock::{Clock, thread_time};
 pub use connection::{Admission, Connection, TlsSession};
 pub use exchange::{
     Attempt, Change, ChangeKind, Cursor, Decider, End, Exchange, Outcome, Part, Parts, RequestId, RouteMeta,
@@ -46,7 +47,8 @@ pub use offload::{CpuPool, Job, Offload, Offloaded, Work};
 pub use outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 pub use plugin::{Build, BuildFailure, Plugin, PluginType, Registration};
 pub use principal::Principal;
+pub use rate::{Limit, MAX_TAKES, RateTable, Rates, Standing, Take, TokenBucket};
 pub use reply::{Content, Reason, Reply};
 pub use secret::{Secret, SecretRef};
 pub use tester::{ExchangeBuilder, PluginTester, TestedPlugin, block_on};
-pub use units::{Size, Span};
+pub use units::{Rate, Size, Span};

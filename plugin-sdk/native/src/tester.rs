@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::build::{
     ArtifactStore, BuildContext, BuildError, BuildHost, BuildWarning, Cache, Instance, SourceFile, StateKey,
 };
+use crate::clock::Clock;
 use crate::connection::{Admission, Connection, TlsSession};
 use crate::exchange::{Cursor, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 use crate::hook::{Decision, Hook, HookName, PluginError};
@@ -29,6 +30,7 @@ use crate::offload::{CpuPool, Job};
 use crate::outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
 use crate::plugin::{BuildFailure, Plugin, PluginType, Registration};
 use crate::principal::Principal;
+use crate::rate::RateTable;
 use crate::secret::{Secret, SecretRef};
 
 type Answer = dyn Fn(&http::Request<Bytes>) -> Result<http::Response<Bytes>, OutboundError> + Send + Sync;
@@ -62,6 +64,8 @@ pub struct PluginTester {
     upstreams: HashMap<String, Arc<dyn Outbound>>,
     state: HashMap<StateKey, Arc<dyn Any + Send + Sync>>,
     caches: HashMap<StateKey, Arc<MemoryCache>>,
+    rates: HashMap<StateKey, Arc<RateTable>>,
+    nanos: Arc<AtomicU64>,
     lines: Arc<Lines>,
     counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
     cpu: Arc<TestPool>,
@@ -100,6 +104,12 @@ impl PluginTester {
     ) -> Self {
         self.upstreams.insert(name.to_owned(), Arc::new(FakeUpstream(Box::new(answer))));
         self
+    }
+
+    /// Sets the clock of plugins, which goes by the machine's until then, and stands still from then on.
+    pub fn set_time(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.store(nanos.max(1), Ordering::Relaxed);
     }
 
     /// Keeps offloaded work until [`run_offloaded`](Self::run_offloaded), instead of doing it at once.
@@ -180,6 +190,14 @@ impl BuildHost for PluginTester {
 
     fn cache(&mut self, key: StateKey, _entries: u64) -> Arc<dyn Cache> {
         self.caches.entry(key).or_default().clone()
+    }
+
+    fn rates(&mut self, key: StateKey) -> Arc<RateTable> {
+        self.rates.entry(key).or_default().clone()
+    }
+
+    fn clock(&self) -> Clock {
+        Clock::set_by(self.nanos.clone())
     }
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {

@@ -1,8 +1,9 @@
-//! Sizes and times as a plugin's table writes them: digits, then a unit.
+//! Sizes, times and rates as a plugin's table writes them: digits, then a unit.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -15,6 +16,15 @@ pub struct Size(pub usize);
 /// A length of time: `500us`, `250ms`, `10s`, `5m`, `1h`, `7d`; at most ten years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
+
+/// So many in a time: `10/s`, `100/min`, `1000/h`, `5000/d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: NonZeroU32,
+    /// In which time.
+    pub per: Duration,
+}
 
 /// A unit's names, the one to write first, and how many of the smallest unit it is.
 type Unit = (&'static [&'static str], u64);
@@ -34,8 +44,11 @@ const TIMES: [Unit; 6] = [
     (&["us"], 1),
 ];
 
+/// What a rate may be counted in, in seconds.
+const PERIODS: [(&str, u64); 4] = [("s", 1), ("min", 60), ("h", 3600), ("d", 86_400)];
+
 /// Beyond this nothing is meant as a bound, and timers need not fear an overflow.
-const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
+pub(crate) const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
 
 impl Size {
     /// So many KiB.
@@ -116,6 +129,20 @@ impl Quantity for Span {
     }
 }
 
+impl Quantity for Rate {
+    const NAME: &'static str = "Rate";
+    const EXPECTED: &'static str = "a rate such as `10/s` or `100/min`";
+    const PATTERN: &'static str = "^[0-9]+/(s|min|h|d)$";
+
+    fn parse(text: &str) -> Option<Self> {
+        let (count, unit) = text.split_once('/')?;
+        let (_, seconds) = PERIODS.iter().find(|(known, _)| *known == unit)?;
+        let is_plain = count.bytes().all(|byte| byte.is_ascii_digit());
+        let count = is_plain.then(|| count.parse().ok())??;
+        Some(Rate { count, per: Duration::from_secs(*seconds) })
+    }
+}
+
 /// The value of digits and one of `units`; none if it does not fit 64 bits.
 fn multiple<'a>(text: &str, mut units: impl Iterator<Item = &'a Unit>) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -154,6 +181,12 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Reader(PhantomData))
+    }
+}
+
 impl JsonSchema for Size {
     fn schema_name() -> Cow<'static, str> {
         Self::NAME.into()
@@ -165,6 +198,16 @@ impl JsonSchema for Size {
 }
 
 impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        Self::NAME.into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schema::<Self>()
+    }
+}
+
+impl JsonSchema for Rate {
     fn schema_name() -> Cow<'static, str> {
         Self::NAME.into()
     }
@@ -210,6 +253,19 @@ mod tests {
                 Span(Duration::from_micros(micros)),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_rate_is_digits_and_a_time() {
+        for (text, count, seconds) in
+            [("10/s", 10, 1), ("100/min", 100, 60), ("7/h", 7, 3600), ("1/d", 1, 86_400)]
+        {
+            let rate = Rate { count: NonZeroU32::new(count).unwrap(), per: Duration::from_secs(seconds) };
+            assert_eq!(from_value::<Rate>(text.into()).unwrap(), rate, "{text}");
+        }
+        for wrong in ["", "10", "/s", "0/s", "+1/s", "-1/s", "1.5/s", "10/m", "10 / s", "99999999999/s"] {
+            assert!(from_value::<Rate>(wrong.into()).is_err(), "{wrong}");
         }
     }
 

@@ -4,9 +4,14 @@
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
+use std::time::Duration;
 
 use divan::{Bencher, black_box};
-use portcullis_plugin::{Decision, ExchangeBuilder, Hook, PluginTester, TestedPlugin};
+use portcullis_plugin::{
+    BuildContext, Decision, Exchange, ExchangeBuilder, Hook, Instance, PluginTester, Rate, TestedPlugin,
+    TokenBucket,
+};
 use portcullis_plugins::BUILTIN;
 use serde_json::{Value, json};
 
@@ -62,5 +67,55 @@ fn ip_filter_with_ranges(bencher: Bencher<'_, '_>, count: u32) {
         let exchange = &mut exchanges[turns.next().unwrap()];
         let decision = decision(plugin.plugin().on_request(black_box(exchange)));
         assert!(matches!(decision, Decision::Continue));
+    });
+}
+
+/// A rate that refuses nobody here.
+const RATE: u32 = 1_000_000_000;
+
+fn passes(plugin: &TestedPlugin, exchange: &mut Exchange) {
+    let decision = decision(plugin.plugin().on_request(black_box(exchange)));
+    assert!(matches!(decision, Decision::Continue));
+}
+
+#[divan::bench(args = [1, 10_000])]
+fn rate_limit_of_clients(bencher: Bencher<'_, '_>, clients: u32) {
+    let bucket = json!({ "rate": format!("{RATE}/s") });
+    let limits = json!([{ "key": "client", "token_bucket": bucket }]);
+    let plugin = build("rate_limit", PluginTester::new(), json!({ "limits": limits }));
+    let from =
+        |client| ExchangeBuilder::get("/").peer(&Ipv4Addr::from(0x0b00_0000 + client).to_string()).build();
+    let mut exchanges: Vec<_> = (0..clients).map(from).collect();
+    let mut turns = (0..exchanges.len()).cycle();
+    bencher.bench_local(|| passes(&plugin, &mut exchanges[turns.next().unwrap()]));
+}
+
+#[divan::bench]
+fn rate_limit_of_client_and_of_header_and_route(bencher: Bencher<'_, '_>) {
+    let bucket = json!({ "rate": format!("{RATE}/s") });
+    let limits = json!([
+        { "name": "client", "key": "client", "token_bucket": bucket },
+        { "name": "tenant", "key": [{ "header": "x-tenant" }, "route"], "token_bucket": bucket },
+    ]);
+    let plugin = build("rate_limit", PluginTester::new(), json!({ "limits": limits }));
+    let mut exchange = ExchangeBuilder::get("/").header("x-tenant", "acme").route("orders", &[]).build();
+    bencher.bench_local(|| passes(&plugin, &mut exchange));
+}
+
+#[divan::bench(args = [1, 1_000_000])]
+fn rate_state_of_keys(bencher: Bencher<'_, '_>, keys: u32) {
+    let instance = Instance { kind: "rate_limit", name: "rate_limit".into(), state_schema: 0 };
+    let mut tester = PluginTester::new();
+    let rates = BuildContext::new(instance, &mut tester).rates(2_000_000);
+    let (count, burst) = (NonZeroU32::new(1000).unwrap(), NonZeroU32::new(1_000_000).unwrap());
+    let rate = Rate { count, per: Duration::from_secs(1) };
+    let (limit, _) = rates.limit("all", "number", TokenBucket::new(rate, burst).unwrap());
+    let take = |key: u32| rates.take(&mut [rates.ask(&limit, key)]);
+    (0..keys).for_each(|key| assert!(take(key)));
+    // So far apart that none is in a cache by chance.
+    let mut key = 0_u32;
+    bencher.bench_local(|| {
+        key = key.wrapping_add(7919) % keys;
+        take(black_box(key))
     });
 }

@@ -15,6 +15,7 @@ mod json_schema;
 mod mask;
 mod media;
 mod names;
+mod rate_limit;
 mod regex_error;
 mod request_id;
 mod sign;
@@ -32,6 +33,7 @@ pub const BUILTIN: &[Registration] = &[
     Registration::of::<ip_filter::IpFilter>(),
     Registration::of::<json_schema::JsonSchemaCheck>(),
     Registration::of::<mask::Mask>(),
+    Registration::of::<rate_limit::RateLimit>(),
     Registration::of::<request_id::TrustedRequestId>(),
     Registration::of::<sign::Sign>(),
 ];
@@ -81,6 +83,7 @@ mod tests {
             include_str!("ip_filter.rs"),
             include_str!("json_schema.rs"),
             include_str!("mask.rs"),
+            include_str!("rate_limit.rs"),
             include_str!("request_id.rs"),
             include_str!("sign.rs"),
         ];

@@ -168,6 +168,13 @@ pub(crate) const ALL: &[Workload] = &[
         work: Work::Requests(Requests { status: 403, ..PLAIN }),
     },
     Workload {
+        name: "rate-limit",
+        about: "as `plain`; requests are counted per client, against a limit that is not reached",
+        tags: &["limit"],
+        contestants: PROXIES,
+        work: Work::Requests(PLAIN),
+    },
+    Workload {
         name: "policy",
         about: "as `plain`; a request header must be there and equal, a response header is set",
         tags: &["policy"],

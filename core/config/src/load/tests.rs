@@ -176,8 +176,8 @@ fn the_environment_fills_scalars() {
             .config;
     assert_eq!(config.workers.map(|workers| workers.get()), Some(3));
     assert!(matches!(&config.routes[0].action, Action::Respond(r) if r.body.as_deref() == Some("s3cret")));
-    let address = loaded("listeners:\n  - bind: 0.0.0.0:${PORT}\n").config.listeners[0].bind[0];
-    assert_eq!(address.0.port(), 8080);
+    let config = loaded("listeners:\n  - bind: 0.0.0.0:${PORT}\n").config;
+    assert_eq!(config.listeners[0].bind[0].to_string(), "0.0.0.0:8080");
 }
 
 #[test]
@@ -344,7 +344,7 @@ nonsense: 1
         messages(text),
         [
             "1: drain: expected a duration such as `10s`, found string `soon`",
-            "3: listeners[0].bind: expected an IP address and port such as `0.0.0.0:8080` or `[::]:8080`, found string `nowhere`",
+            "3: listeners[0].bind: expected an IP address and port such as `0.0.0.0:8080` or `[::]:8080`, or a Unix socket such as `unix:/run/portcullis.sock`, found string `nowhere`",
             "4: listeners[0].http2.max_streams: expected a whole number, 1 or more, found number 0",
             "5: missing key `certificates` in `tls`",
             "6: unknown key `bnd` in `listeners[1]`",
@@ -380,7 +380,7 @@ routes:
     assert_eq!(
         messages(text),
         [
-            "2: listeners[0].bind[0]: expected an IP address and port such as `0.0.0.0:8080` or `[::]:8080`, found string `nowhere`",
+            "2: listeners[0].bind[0]: expected an IP address and port such as `0.0.0.0:8080` or `[::]:8080`, or a Unix socket such as `unix:/run/portcullis.sock`, found string `nowhere`",
             "2: listeners[0].plugins[0].timeout: expected a duration such as `10s`, found number 5",
             "2: listeners[0].plugins[1]: a second `cors` without a name",
             "4: listeners[2].name: the name `b` is taken",

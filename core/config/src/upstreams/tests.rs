@@ -32,7 +32,7 @@ fn an_upstream_says_how_it_balances_and_what_happens_when_it_fails() {
     assert_eq!(by, Balance::Hash(HashBy::Cookie("s".to_owned())));
     assert!(matches!(read("balance: { sticky: { cookie: s } }").balance, Balance::Sticky(_)));
     assert_eq!(read("protocol: http2").protocol, HttpVersion::Http2);
-    assert_eq!(read("health: { grpc: \"\" }").health.unwrap().grpc.as_deref(), Some(""));
+    assert_eq!(read("protocol: http2, health: { grpc: \"\" }").health.unwrap().grpc.as_deref(), Some(""));
     assert_eq!(read("retries: 3").retries.attempts, 3);
     let retries = read("retries: { on: [connect, 503], budget: { share: 5% } }").retries;
     assert_eq!((retries.attempts, retries.on), (1, vec![RetryOn::Connect, RetryOn::Status(503)]));

@@ -13,6 +13,7 @@ use portcullis_proxy::generation::{ClientLimits, Listener, ListenerLimits, Rate,
 use portcullis_proxy::tls::{
     Certificate, ClientAuth, TlsError, TlsPolicy, TlsSettings, TlsVersion, server_config,
 };
+use portcullis_proxy::{Address, Gate};
 use rustls::ServerConfig;
 
 use super::plugins::Lists;
@@ -29,6 +30,9 @@ pub(crate) struct BuiltTls {
     terms: Digest,
     server: Arc<ServerConfig>,
 }
+
+/// Permissions of a Unix socket's file: its own user may connect.
+const SOCKET_MODE: u32 = 0o600;
 
 /// The setting that errors about the authorities of client certificates are about.
 const AUTHORITIES: &str = "client_auth.ca";
@@ -126,6 +130,7 @@ impl Builder<'_> {
     pub(super) fn listeners(&self, plugins: &[BuiltPlugin], tls: &[BuiltTls]) -> Vec<Arc<Listener>> {
         let config = &self.loaded.config;
         let lists = Lists::new(plugins);
+        let mut given = Vec::new();
         let listener = |listener: &config::Listener| {
             let scope = Scope::Listener(listener.name.as_str().into());
             let chain = lists.chain(&[&Scope::Gateway, &scope]);
@@ -138,9 +143,12 @@ impl Builder<'_> {
                 }
             };
             let tls = tls.iter().find(|tls| tls.listener == listener.name);
+            let bind: Vec<_> = listener.bind.iter().map(listen_address).collect();
             Arc::new(Listener {
                 name: listener.name.as_str().into(),
-                bind: listener.bind.iter().map(|address| address.0).collect(),
+                gate: self.gate(&bind, &mut given),
+                bind,
+                socket_mode: listener.socket_mode.map_or(SOCKET_MODE, |mode| mode.0),
                 proxies: listener.proxy_protocol.as_ref().map(proxies),
                 tls: tls.map(|tls| tls.server.clone()),
                 terms: {
@@ -157,6 +165,26 @@ impl Builder<'_> {
             })
         };
         config.listeners.iter().map(listener).collect()
+    }
+
+    /// The door of a listener: connections are counted on where they came in, whatever it is called by now. Of two
+    /// listeners that were one, the first has it.
+    fn gate(&self, bind: &[Address], given: &mut Vec<Arc<Gate>>) -> Arc<Gate> {
+        let running = self.running.iter().flat_map(|running| &running.generation.listeners);
+        let mut at_these = running.filter(|listener| listener.bind.iter().any(|at| bind.contains(at)));
+        let is_free = |gate: &Arc<Gate>| !given.iter().any(|other| Arc::ptr_eq(other, gate));
+        let gate = at_these.find_map(|listener| Some(&listener.gate).filter(|gate| is_free(gate)));
+        let gate = gate.cloned().unwrap_or_default();
+        given.push(gate.clone());
+        gate
+    }
+}
+
+/// An address of the configuration as the data plane has it.
+pub fn listen_address(address: &config::ListenAddress) -> Address {
+    match address {
+        config::ListenAddress::Tcp(address) => Address::Tcp(*address),
+        config::ListenAddress::Unix(path) => Address::Unix(path.as_path().into()),
     }
 }
 
@@ -208,7 +236,7 @@ fn proxies(config: &config::Proxies) -> Arc<[IpNet]> {
 
 fn redirect_https(config: config::RedirectHttps) -> RedirectHttps {
     RedirectHttps {
-        port: (config.port != 443).then_some(config.port),
+        port: Some(config.port.get()).filter(|port| *port != 443),
         status: StatusCode::from_u16(config.status.code()).unwrap_or(StatusCode::PERMANENT_REDIRECT),
     }
 }

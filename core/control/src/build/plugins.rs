@@ -108,7 +108,7 @@ impl Builder<'_> {
 
     /// What is odd about an instance that could be built.
     fn remark(&mut self, planned: &Planned, built: &BuiltPlugin) {
-        for warning in &built.taken.warnings {
+        for warning in built.taken.warnings.iter().chain(&built.taken.notices) {
             let found = planned.place.error(&planned.table, &warning.path, warning.message.clone());
             self.findings.push(found.into_warning());
         }
@@ -146,7 +146,7 @@ impl BuiltPlugin {
             instance,
             recipe: self.recipe,
             files: self.files.clone(),
-            taken: self.taken.clone(),
+            taken: Taken { notices: Vec::new(), ..self.taken.clone() },
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
-use portcullis_config as config;
+use portcullis_config::{self as config, join};
 use portcullis_plugin::RouteMeta;
 use portcullis_proxy::generation::{Action, Rewrite, Route, Template};
 use portcullis_proxy::mirror::Mirror;
@@ -203,7 +203,7 @@ impl Builder<'_> {
                 (Ok(name), Ok(value)) => {
                     headers.insert(name, value);
                 }
-                _ => self.error(&format!("{path}.{name}"), "this cannot be sent as a header"),
+                _ => self.error(&join(path, name.as_str()), "this cannot be sent as a header"),
             }
         }
         (headers.len() == config.len()).then_some(headers)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_lc_rs::{hmac, rand};
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
-use portcullis_config as config;
+use portcullis_config::{self as config, join};
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::proxy_protocol::Version;
 use portcullis_proxy::tls::Certificate;
@@ -68,7 +68,7 @@ impl Builder<'_> {
     }
 
     fn upstream(&mut self, config: &config::Upstream) -> Option<BuiltUpstream> {
-        let path = format!("upstreams.{}", config.name);
+        let path = join("upstreams", &config.name);
         let running = self.running.and_then(|running| running.upstream(&config.name));
         let tls = if speaks_tls(config) { Some(self.client_tls(&path, config, running)?) } else { None };
         let is_same = |running: &&BuiltUpstream| {
@@ -343,7 +343,7 @@ fn ejection(config: &config::Eject) -> Ejection {
         window: config.window.0,
         min_requests: config.min_requests.get(),
         time: config.time.0,
-        max_time: config.max_time.0,
+        max_time: config.max_time.0.max(config.time.0),
         max_ejected: config.max_ejected.0,
     }
 }

@@ -35,7 +35,7 @@ impl Gateway {
 
     /// A client that has asked for a path.
     fn asking(&self, path: &str) -> TcpStream {
-        let address = self.status.borrow().listeners[0].addresses[0].actual;
+        let address = self.status.borrow().listeners[0].addresses[0].actual.to_string();
         let mut client = TcpStream::connect(address).unwrap();
         client.set_read_timeout(Some(LONG)).unwrap();
         write!(client, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();

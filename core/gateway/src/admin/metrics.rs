@@ -113,6 +113,13 @@ fn connections(page: &mut Page, metrics: &Metrics) {
     page.gauge("exchanges_open", "exchanges under way").value(&metrics.exchanges_open);
     page.counter("exchanges_refused_total", "requests refused because of `limits.exchanges`")
         .value(&metrics.exchanges_refused);
+    let mut refusals = page.counter(
+        "refusals_total",
+        "answers that the gateway itself gave in place of an upstream, by reason; those of plugins count as theirs",
+    );
+    for (reason, count) in metrics.refusals() {
+        refusals.sample(&[("reason", reason)], count.value());
+    }
     page.gauge("tunnels_open", "exchanges that have become tunnels: WebSockets and other upgrades")
         .value(&metrics.tunnels_open);
     page.gauge("whole_bodies_bytes", "bytes of bodies held in memory; `limits.whole_bodies` bounds them")
@@ -302,7 +309,7 @@ fn mirrors(page: &mut Page, metrics: &Metrics) {
     }
     let mut skipped = page.counter(
         "mirror_skipped_total",
-        "requests that were not copied: too many copies were under way or the upstream takes none (`busy`), the body was too long or broke off",
+        "requests that were not copied: too many copies were under way or the upstream takes none (`busy`), the body was too long or broke off, or DNS has not told yet where the upstream is (`no_endpoints`)",
     );
     for (route, counted) in &mirrors {
         let reasons = [

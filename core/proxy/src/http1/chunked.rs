@@ -192,8 +192,10 @@ fn size_byte(byte: u8, digits: u8, size: u64) -> Result<State, Refusal> {
     }
 }
 
-/// Fields that frame, route, authenticate or describe the message, which RFC 9110 section 6.5.1 keeps out of trailers.
+/// Fields that frame, route, authenticate, modify or describe the message, which RFC 9110 section 6.5.1 keeps out of
+/// trailers.
 const FORBIDDEN_TRAILERS: &[&str] = &[
+    "age",
     "authorization",
     "cache-control",
     "connection",
@@ -202,17 +204,32 @@ const FORBIDDEN_TRAILERS: &[&str] = &[
     "content-range",
     "content-type",
     "cookie",
+    "date",
     "expect",
+    "expires",
     "host",
+    "http2-settings",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
     "keep-alive",
+    "location",
     "max-forwards",
     "origin",
+    "pragma",
+    "proxy-authenticate",
     "proxy-authorization",
     "proxy-connection",
     "range",
+    "retry-after",
     "set-cookie",
     "te",
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "vary",
+    "warning",
+    "www-authenticate",
 ];

@@ -74,6 +74,7 @@ struct Asked {
     is_1_1: bool,
     is_head: bool,
     is_refused: bool,
+    is_connect: bool,
     wishes: Wishes,
 }
 
@@ -173,12 +174,19 @@ impl Connection<'_> {
             Ok(Head { method, version, .. }) => Asked {
                 is_1_1: *version == Version::HTTP_11,
                 is_head: *method == Method::HEAD,
+                is_connect: *method == Method::CONNECT,
                 is_refused: false,
                 wishes: self.wire.lock().wishes(),
             },
             Err(Refusal { reason, detail, .. }) => {
                 tracing::debug!(peer = %self.client.connection.peer, reason, detail, "head refused");
-                Asked { is_1_1: true, is_head: false, is_refused: true, wishes: Wishes::default() }
+                Asked {
+                    is_1_1: true,
+                    is_head: false,
+                    is_connect: false,
+                    is_refused: true,
+                    wishes: Wishes::default(),
+                }
             }
         }
     }
@@ -241,7 +249,9 @@ impl Connection<'_> {
     fn wants_next(&self, asked: &Asked, framing: Framing) -> bool {
         let Wishes { close, keep_alive, .. } = asked.wishes;
         let wants = if asked.is_1_1 { !close } else { keep_alive && !close };
-        wants && !asked.is_refused && framing != Framing::UntilClose && !self.is_draining.get()
+        // What a client sends behind a CONNECT may be meant for its tunnel (RFC 9931).
+        let ends = asked.is_refused || asked.is_connect;
+        wants && !ends && framing != Framing::UntilClose && !self.is_draining.get()
     }
 
     /// Whether another request can follow this one, as far as can be told before it is answered.

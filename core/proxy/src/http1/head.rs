@@ -157,6 +157,8 @@ impl HeadJudge {
         }
         let method = Method::from_bytes(head.get(line.method).unwrap_or_default()).map_err(|_| METHOD)?;
         let version = if line.is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
+        let ends_with_authority =
+            line.authority.is_some_and(|authority| authority.range.end == line.target.end);
         let (target, authority, scheme) = (head.slice(line.target), None, None);
         if target.first() == Some(&b'/') {
             let target = PathAndQuery::from_maybe_shared(target).map_err(|_| TARGET)?;
@@ -164,7 +166,11 @@ impl HeadJudge {
             return Ok(Head { method, version, target, authority, scheme, headers, upgrade: None });
         }
         let uri = Uri::from_maybe_shared(target).map_err(|_| TARGET)?.into_parts();
-        let (target, authority, scheme) = (uri.path_and_query, uri.authority, uri.scheme);
+        let (mut target, authority, scheme) = (uri.path_and_query, uri.authority, uri.scheme);
+        // The server as a whole (RFC 9112, 3.2.4).
+        if ends_with_authority && method == Method::OPTIONS {
+            target = Some(PathAndQuery::from_static("*"));
+        }
         Ok(Head { method, version, target, authority, scheme, headers, upgrade: None })
     }
 
@@ -303,7 +309,7 @@ pub(crate) fn is_like_framing(name: &[u8]) -> bool {
 }
 
 /// Whether a list names this option.
-fn has_option(list: &[u8], option: &[u8]) -> bool {
+pub(crate) fn has_option(list: &[u8], option: &[u8]) -> bool {
     list.split(|byte| *byte == b',').any(|named| named.trim_ascii().eq_ignore_ascii_case(option))
 }
 

@@ -14,7 +14,7 @@ mod chunked;
 mod connection;
 mod framing;
 #[cfg(any(test, fuzzing))]
-pub mod fuzz;
+pub(crate) mod fuzz;
 mod head;
 mod outbox;
 mod refusal;
@@ -26,7 +26,7 @@ mod wire;
 pub(crate) use self::chunked::is_forbidden_trailer;
 pub(crate) use self::connection::serve_connection;
 pub(crate) use self::framing::{Framing, write_field, write_number};
-pub(crate) use self::head::{decimal, expect, is_like_framing, same_authority, split_authority};
+pub(crate) use self::head::{decimal, expect, has_option, is_like_framing, same_authority, split_authority};
 #[cfg(test)]
 pub(crate) use self::refusal::EXPECTATION;
 pub(crate) use self::refusal::{

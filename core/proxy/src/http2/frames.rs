@@ -27,13 +27,14 @@ const MAX_RESETS: u64 = 200;
 /// Frames that are read before other connections get their turn.
 const TURN: u32 = 512;
 
-/// A frame's head (RFC 9113, 4.1).
+/// A frame's head (RFC 9113, 4.1), and of a reset its code.
 #[derive(Debug, Clone, Copy)]
 struct Head {
     length: u32,
     kind: u8,
     flags: u8,
     stream: u32,
+    code: u32,
 }
 
 const DATA: u8 = 0;
@@ -41,21 +42,34 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 1;
+/// Codes of what a client did wrong (RFC 9113, 7).
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 impl Head {
     const LENGTH: usize = 9;
+    const CODE: usize = 4;
 
-    fn read([l0, l1, l2, kind, flags, s0, s1, s2, s3]: [u8; Head::LENGTH]) -> Self {
+    /// Of the bytes known of it, how many there are to be.
+    fn wanted(known: &[u8]) -> usize {
+        match known {
+            [0, 0, 4, RST_STREAM, _, _, _, _, _, ..] => Head::LENGTH + Head::CODE,
+            _ => Head::LENGTH,
+        }
+    }
+
+    fn read([l0, l1, l2, kind, flags, s0, s1, s2, s3, code @ ..]: [u8; Head::LENGTH + Head::CODE]) -> Self {
         let length = u32::from_be_bytes([0, l0, l1, l2]);
-        Head { length, kind, flags, stream: u32::from_be_bytes([s0, s1, s2, s3]) & !(1 << 31) }
+        let stream = u32::from_be_bytes([s0, s1, s2, s3]) & !(1 << 31);
+        Head { length, kind, flags, stream, code: u32::from_be_bytes(code) }
     }
 }
 
 /// Finds the heads of frames in bytes that come in any pieces.
 #[derive(Default)]
 struct Walk {
-    head: [u8; Head::LENGTH],
+    head: [u8; Head::LENGTH + Head::CODE],
     /// Bytes known of the next head.
     known: usize,
     /// Bytes left of what is no head.
@@ -67,13 +81,15 @@ impl Walk {
         while !bytes.is_empty() {
             let (skipped, rest) = bytes.split_at(self.left.min(bytes.len()));
             self.left -= skipped.len();
-            let missing = &mut self.head[self.known..];
+            let wanted = Head::wanted(&self.head[..self.known]);
+            let missing = &mut self.head[self.known..wanted];
             let (more, rest) = rest.split_at(missing.len().min(rest.len()));
             missing[..more.len()].copy_from_slice(more);
             self.known += more.len();
-            if self.known == Head::LENGTH {
+            if self.known == Head::wanted(&self.head[..self.known]) {
                 let head = Head::read(self.head);
-                (self.known, self.left) = (0, head.length as usize);
+                self.left = Head::LENGTH + head.length as usize - self.known;
+                self.known = 0;
                 each(head);
             }
             bytes = rest;
@@ -83,6 +99,11 @@ impl Walk {
     fn is_between_frames(&self) -> bool {
         self.known == 0 && self.left == 0
     }
+}
+
+/// Whether a frame is one that a body is made of.
+fn is_part_of_body(frame: Head) -> bool {
+    frame.kind == DATA && (frame.length > 0 || frame.flags & END_STREAM != 0)
 }
 
 /// What a client may still send.
@@ -108,7 +129,7 @@ impl Allowance {
                 self.frames += PER_USE;
                 return Ok(());
             }
-            DATA if frame.length > 0 || frame.flags & END_STREAM != 0 => return Ok(()),
+            _ if is_part_of_body(frame) => return Ok(()),
             RST_STREAM => {
                 self.resets += 1;
                 if self.resets > MAX_RESETS && self.resets > self.requests / 2 {
@@ -125,10 +146,12 @@ impl Allowance {
         Ok(())
     }
 
-    fn send(&mut self, frame: Head) {
+    /// Whether it tells that what the client sent was wrong.
+    fn send(&mut self, frame: Head) -> bool {
         if frame.kind == DATA {
             self.frames += PER_USE;
         }
+        frame.kind == RST_STREAM && [PROTOCOL_ERROR, FLOW_CONTROL_ERROR].contains(&frame.code)
     }
 }
 
@@ -166,8 +189,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Counted<S> {
     }
 
     fn sent(&mut self, bytes: &[u8]) {
-        let Counted { writing, allowance, .. } = self;
-        writing.pass(bytes, |frame| allowance.send(frame));
+        let Counted { writing, allowance, client, .. } = self;
+        writing.pass(bytes, |frame| {
+            if allowance.send(frame) {
+                client.worker.metrics.give_up(GivenUp::Http2);
+                tracing::debug!(peer = %client.connection.peer, ?frame, "HTTP/2 stream is malformed");
+            }
+        });
     }
 }
 
@@ -249,6 +277,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 }
 
+/// The property of [`fuzz::frames`](super::fuzz::frames).
+#[cfg(any(test, fuzzing))]
+pub(super) fn check(bytes: &[u8]) {
+    let mut expected = Vec::new();
+    let mut rest = bytes;
+    while let [l0, l1, l2, kind, flags, s0, s1, s2, s3, behind @ ..] = rest {
+        let head = Head::read([*l0, *l1, *l2, *kind, *flags, *s0, *s1, *s2, *s3]);
+        expected.push((head.length, head.kind, head.flags, head.stream));
+        rest = behind.get(head.length as usize..).unwrap_or_default();
+    }
+    for piece in [1, 5, bytes.len().max(1)] {
+        let (mut walk, mut allowance) = (Walk::default(), Allowance::new());
+        let (mut found, mut idle, mut verdict) = (Vec::new(), 0, Ok(()));
+        for piece in bytes.chunks(piece) {
+            walk.pass(piece, |head| {
+                found.push((head.length, head.kind, head.flags, head.stream));
+                let requests = allowance.requests;
+                verdict = verdict.and_then(|()| allowance.receive(head));
+                idle += u64::from(allowance.requests == requests && !is_part_of_body(head));
+                match verdict {
+                    Ok(()) => assert!(idle <= MAX_AHEAD + PER_USE * allowance.requests, "{idle} are borne"),
+                    Err(why) => {
+                        assert!(idle > MAX_AHEAD || allowance.resets > MAX_RESETS, "{why:?} after {idle}")
+                    }
+                }
+            });
+        }
+        assert_eq!(found, expected, "by {piece}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -256,13 +315,13 @@ mod tests {
     use super::*;
 
     fn frame(kind: u8, stream: u32) -> Head {
-        Head { length: 4, kind, flags: 0, stream }
+        Head { length: 4, kind, flags: 0, stream, code: 0 }
     }
 
     #[test]
     fn heads_are_found_in_any_pieces() {
         let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        for (kind, length) in [(4, 0), (1, 300), (0, 16_384), (6, 8), (8, 4)] {
+        for (kind, length) in [(4, 0), (1, 300), (3, 4), (0, 16_384), (6, 8), (3, 5), (8, 4)] {
             let length = u32::to_be_bytes(length);
             bytes.extend([&length[1..], &[kind, 0, 0x80, 0, 0, kind]].concat());
             bytes.resize(bytes.len() + u32::from_be_bytes(length) as usize, 0xff);
@@ -271,9 +330,14 @@ mod tests {
             let mut walk = Walk { left: PREFACE.len(), ..Walk::default() };
             let mut found = Vec::new();
             for piece in bytes.chunks(piece) {
-                walk.pass(piece, |head| found.push((head.kind, head.length, head.stream)));
+                walk.pass(piece, |head| {
+                    found.push((head.kind, head.length, head.stream));
+                    assert!((head.kind, head.length) != (RST_STREAM, 4) || head.code == u32::MAX);
+                });
             }
-            assert_eq!(found, [(4, 0, 4), (1, 300, 1), (0, 16_384, 0), (6, 8, 6), (8, 4, 8)], "by {piece}");
+            let expected =
+                [(4, 0, 4), (1, 300, 1), (3, 4, 3), (0, 16_384, 0), (6, 8, 6), (3, 5, 3), (8, 4, 8)];
+            assert_eq!(found, expected, "by {piece}");
             assert!(walk.is_between_frames());
         }
     }

@@ -2,6 +2,8 @@
 //! they are understood ([`frames`]), and every stream is known ([`streams`]), so that one that is not read is ended.
 
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod streams;
 
 use std::error::Error;
@@ -18,6 +20,7 @@ use http_body_util::{Either, Empty};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use portcullis_plugin::End;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::frames::Counted;
@@ -34,7 +37,9 @@ use crate::timer::LazyTimer;
 /// The first bytes of every HTTP/2 connection (RFC 9113, 3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What a client may send on one stream before it must wait.
-const STREAM_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// The same on all streams of a connection, however many there may be: what is held of uploads that nobody takes.
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// What is held of a stream's response while the client takes nothing: so much, and a piece more.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Requests that wait to be begun and are taken back already (CVE-2023-44487).
@@ -77,13 +82,14 @@ pub(crate) async fn serve_connection(
             let upgraded = is_connect.then(|| hyper::upgrade::on(&mut request));
             let (head, body) = request.into_parts();
             let served = serve(&client, Ok(head.into()), Incoming::Http2(body));
-            async move {
+            // The library moves what serves a stream several times, so that is to be small.
+            Box::pin(async move {
                 let response = served.await?;
                 Ok::<_, Dropped>(match upgraded {
                     Some(upgraded) => switch(response, upgraded),
                     None => response.map(Either::Left),
                 })
-            }
+            })
         })
     };
     let io = Linger::new(opened.stream, Pace::new(limits.write_timeout, limits.min_rate));
@@ -143,10 +149,14 @@ fn switch(
         Err(body) => return Response::from_parts(head, Either::Left(body)),
     };
     let (client, stream) = tunnel.stream();
+    let served = client.clone();
     let task = tokio::task::spawn_local(async move {
         let Ok(upgraded) = upgraded.await else { return };
-        let mut stream = TokioIo::new(upgraded);
-        poll_fn(|cx| tunnel.poll(&mut stream, cx)).await;
+        let mut io = TokioIo::new(upgraded);
+        let end = poll_fn(|cx| tunnel.poll(&mut io, cx)).await;
+        if let (End::UpstreamFailed, Some(streams)) = (end, &served.streams) {
+            streams.spoil(stream);
+        }
     });
     if let Some(streams) = &client.streams {
         streams.serve_on_by(stream, task.abort_handle());
@@ -155,20 +165,17 @@ fn switch(
 }
 
 fn connection_window(streams: u32) -> u32 {
-    // RFC 9113, 6.9.1: a window is at most 2^31-1.
-    (streams + 1).saturating_mul(STREAM_WINDOW).min(i32::MAX as u32)
+    (streams.saturating_add(1)).saturating_mul(STREAM_WINDOW).min(CONNECTION_WINDOW)
 }
 
 /// Runs streams on the worker's own thread.
 #[derive(Clone)]
 struct StreamExecutor(Rc<Client>);
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for StreamExecutor {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamExecutor {
     /// Called as soon as the service has begun the request.
     fn execute(&self, future: F) {
-        let task = tokio::task::spawn_local(async move {
-            future.await;
-        });
+        let task = tokio::task::spawn_local(future);
         if let Some(streams) = &self.0.streams {
             streams.serve_by(task.abort_handle());
         }

@@ -11,6 +11,8 @@ pub(crate) struct Streams {
     begun: Cell<u64>,
     open: RefCell<BTreeMap<u64, Stream>>,
     last_active: Cell<Instant>,
+    /// The stream that has just become a tunnel: the library begins to send what it says by a task of its own.
+    switched: Cell<Option<u64>>,
 }
 
 #[derive(Default)]
@@ -18,11 +20,14 @@ struct Stream {
     /// Since when the response waits for the client to take more of it.
     unread_since: Option<Instant>,
     task: Option<AbortHandle>,
+    /// Of a tunnel, what sends its bytes, and would wait for the client longer than the tunnel lasts.
+    sender: Option<AbortHandle>,
 }
 
 impl Streams {
     pub(crate) fn new() -> Self {
-        Streams { begun: Cell::new(0), open: RefCell::default(), last_active: Cell::new(Instant::now()) }
+        let last_active = Cell::new(Instant::now());
+        Streams { begun: Cell::new(0), open: RefCell::default(), last_active, switched: Cell::new(None) }
     }
 
     pub(crate) fn begin(&self) -> u64 {
@@ -43,17 +48,31 @@ impl Streams {
         }
     }
 
-    /// The stream that began last is served by this task.
+    /// The stream that began last is served by this task, or the tunnel that did.
     pub(super) fn serve_by(&self, task: AbortHandle) {
+        if let Some(switched) = self.switched.take() {
+            if let Some(stream) = self.open.borrow_mut().get_mut(&switched) {
+                stream.sender = Some(task);
+            }
+            return;
+        }
         if let Some(mut last) = self.open.borrow_mut().last_entry() {
             last.get_mut().task.get_or_insert(task);
         }
     }
 
     /// A stream that has become a tunnel is served by this task.
-    pub(super) fn serve_on_by(&self, stream: u64, task: AbortHandle) {
-        if let Some(stream) = self.open.borrow_mut().get_mut(&stream) {
+    pub(super) fn serve_on_by(&self, id: u64, task: AbortHandle) {
+        if let Some(stream) = self.open.borrow_mut().get_mut(&id) {
             stream.task = Some(task);
+            self.switched.set(Some(id));
+        }
+    }
+
+    /// Ends the stream of a tunnel so that its client does not take that for an orderly end.
+    pub(super) fn spoil(&self, id: u64) {
+        if let Some(sender) = self.open.borrow().get(&id).and_then(|stream| stream.sender.as_ref()) {
+            sender.abort();
         }
     }
 
@@ -73,10 +92,8 @@ impl Streams {
         for stream in self.open.borrow_mut().values_mut() {
             if stream.unread_since.is_some_and(|since| since.elapsed() >= limit) {
                 stream.unread_since = None;
-                if let Some(task) = &stream.task {
-                    task.abort();
-                    cut += 1;
-                }
+                stream.task.iter().chain(&stream.sender).for_each(AbortHandle::abort);
+                cut += usize::from(stream.task.is_some());
             }
         }
         cut

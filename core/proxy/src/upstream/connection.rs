@@ -71,6 +71,8 @@ pub(crate) enum AttemptFailure {
     Tls,
     ResponseTimeout,
     Failed,
+    /// The endpoint does not switch protocols, in no way that is known of it.
+    NoUpgrade,
     /// A response, but one after which another attempt may help.
     Status(StatusCode),
     /// The time for all attempts together is over.
@@ -114,8 +116,7 @@ async fn send_counted(
     body: &mut Option<RequestBody>,
     running: Running<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
-    // A tunnel takes a connection of its own.
-    if head.upgrade.is_none() && upstream.may_speak_http2(endpoint) {
+    if upstream.may_speak_http2(endpoint) {
         // Boxed, so that what waits for HTTP/1 stays small.
         if let Some(result) = Box::pin(send_http2(upstream, endpoint, head, body)).await {
             return result.map(|response| response.map(|body| body.counted(running)));
@@ -134,7 +135,9 @@ async fn send_counted(
             result => return result.map(|response| response.map(|body| body.counted(running))),
         }
     }
-    match Box::pin(dial(upstream, endpoint, client)).await {
+    // One that works over HTTP/2 need not do so over HTTP/1 as well.
+    let only_http1 = head.upgrade.is_some() && upstream.may_speak_http2(endpoint);
+    match Box::pin(dial(upstream, endpoint, client, only_http1)).await {
         Ok(transport) if transport.is_http2(upstream.protocol) => {
             // It has changed its mind since it was asked last.
             endpoint.choose_http1(false);
@@ -142,36 +145,56 @@ async fn send_counted(
         }
         Ok(transport) => {
             let conn = Conn::new(Http::One(Http1::new(transport)), upstream, endpoint, client);
-            let result = conn.exchange(head, body.take().unwrap_or(RequestBody::Empty)).await;
-            result.map(|response| response.map(|body| body.counted(running)))
+            match conn.exchange(head, body.take().unwrap_or(RequestBody::Empty)).await {
+                Ok(response) => Ok(response.map(|body| body.counted(running))),
+                Err(AttemptError { kind: AttemptFailure::Failed, .. }) if only_http1 => Err(no_upgrade()),
+                Err(error) => Err(error),
+            }
         }
+        Err(AttemptFailure::Tls) if only_http1 => Err(no_upgrade()),
         Err(kind) => Err(AttemptError { kind, unsent: body.take(), reused: false }),
     }
 }
 
-/// The same over HTTP/2; none if the endpoint chooses HTTP/1.
+fn no_upgrade() -> AttemptError {
+    AttemptError { kind: AttemptFailure::NoUpgrade, unsent: None, reused: false }
+}
+
+/// The same over HTTP/2; none if the endpoint chooses HTTP/1, or is to choose it for another protocol.
 async fn send_http2(
     upstream: &Arc<Upstream>,
     endpoint: &Arc<Endpoint>,
     head: RequestHead<'_>,
     body: &mut Option<RequestBody>,
 ) -> Option<Result<Response<UpstreamBody>, AttemptError>> {
-    match http2::place(upstream, endpoint).await {
-        Ok(place) => {
-            let conn = Conn::new(Http::Two(http2::Stream::new(place?)), upstream, endpoint, None);
+    let placed = match head.upgrade {
+        None => http2::place(upstream, endpoint).await,
+        Some(_) => http2::place_for_tunnel(upstream, endpoint, &head).await,
+    };
+    match placed {
+        Ok(Some(place)) => {
+            let conn = Conn::new(Http::Two(http2::Stream::new(place)), upstream, endpoint, None);
             Some(conn.exchange(head, body.take().unwrap_or(RequestBody::Empty)).await)
         }
+        Ok(None) if endpoint.is_secure() => None,
+        Ok(None) => Some(Err(no_upgrade())),
         Err(kind) => Some(Err(AttemptError { kind, unsent: body.take(), reused: false })),
     }
 }
 
-/// Opens a connection to an endpoint, for the requests of this client alone if the endpoint is told.
+/// Opens a connection to an endpoint, for the requests of this client alone if the endpoint is told, and for HTTP/1
+/// alone if it is to speak that in spite of what was configured.
 pub(super) async fn dial(
     upstream: &Upstream,
     endpoint: &Endpoint,
     client: Option<&Addresses>,
+    only_http1: bool,
 ) -> Result<Transport, AttemptFailure> {
-    let failure = match upstream.connect(endpoint, client).await {
+    let connected = match only_http1 {
+        true => upstream.connect_http1(endpoint, client).await,
+        false => upstream.connect(endpoint, client).await,
+    };
+    let failure = match connected {
         Ok(transport) => {
             upstream.metrics.connects.increment();
             return Ok(transport);
@@ -219,6 +242,7 @@ impl Conn {
         let upload = body.upload();
         let (patience, mut seen) = (self.upstream.timeouts.response, 0);
         self.timer.start(patience);
+        self.http.wait();
         self.http.start(&head, body);
         let received = poll_fn(|cx| {
             if let Poll::Ready(received) = self.http.poll_head(cx) {
@@ -253,10 +277,7 @@ impl Conn {
                 }
                 Err(AttemptError { kind, unsent, reused })
             }
-            None => {
-                self.http.doubt();
-                Err(AttemptError { kind: AttemptFailure::ResponseTimeout, unsent: None, reused: false })
-            }
+            None => Err(AttemptError { kind: AttemptFailure::ResponseTimeout, unsent: None, reused: false }),
         }
     }
 
@@ -302,6 +323,9 @@ impl Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
+        if let (Http::Two(stream), Some(since)) = (&self.http, self.timer.begun) {
+            stream.give_up(since);
+        }
         self.end_request();
     }
 }
@@ -349,10 +373,10 @@ impl Http {
         }
     }
 
-    /// No answer came in time.
-    fn doubt(&self) {
+    /// From now on the endpoint is waited for.
+    fn wait(&mut self) {
         if let Http::Two(stream) = self {
-            stream.doubt();
+            stream.wait();
         }
     }
 
@@ -376,12 +400,12 @@ impl Http {
     }
 }
 
-/// The connection after a 101, which is never one of HTTP/2.
+/// The connection after a 101.
 impl AsyncRead for Http {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Http::One(http) => Pin::new(http).poll_read(cx, buf),
-            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+            Http::Two(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -390,21 +414,21 @@ impl AsyncWrite for Http {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Http::One(http) => Pin::new(http).poll_write(cx, buf),
-            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+            Http::Two(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Http::One(http) => Pin::new(http).poll_flush(cx),
-            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+            Http::Two(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Http::One(http) => Pin::new(http).poll_shutdown(cx),
-            Http::Two(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+            Http::Two(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -470,7 +494,7 @@ impl UpstreamBody {
 
     /// The connection behind a 101.
     pub(crate) fn into_switched(self) -> Option<Switched> {
-        self.conn.filter(|conn| matches!(conn.http, Http::One(_))).map(Switched)
+        self.conn.map(Switched)
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
@@ -489,6 +513,7 @@ impl UpstreamBody {
             Poll::Pending => {
                 if !std::mem::replace(&mut self.waiting, true) {
                     conn.timer.start(conn.upstream.timeouts.body);
+                    conn.http.wait();
                 }
                 std::task::ready!(conn.timer.poll_expired(cx));
                 // The upstream may have nothing to say before it has the request.
@@ -496,7 +521,6 @@ impl UpstreamBody {
                     conn.timer.start(conn.upstream.timeouts.body);
                     std::task::ready!(conn.timer.poll_expired(cx));
                 }
-                conn.http.doubt();
                 Broken::Closed
             }
         };

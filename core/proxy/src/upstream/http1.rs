@@ -234,7 +234,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     }
 
     /// What is still to come of the response's body.
-    pub(super) fn size_hint(&self) -> SizeHint {
+    pub(crate) fn size_hint(&self) -> SizeHint {
         match &self.download {
             Download::Body(Decoder::End) => SizeHint::with_exact(0),
             Download::Body(Decoder::Length(left)) => SizeHint::with_exact(*left),

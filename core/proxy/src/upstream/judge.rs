@@ -85,6 +85,7 @@ impl Upstream {
             AttemptFailure::Status(_)
             | AttemptFailure::OutOfTime
             | AttemptFailure::Deadline
+            | AttemptFailure::NoUpgrade
             | AttemptFailure::Overloaded
             | AttemptFailure::PendingTimeout => return,
         };
@@ -150,7 +151,10 @@ impl Upstream {
         // Counting and ejecting are one step, or two workers together would eject too many.
         let counting = self.metrics.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
         let others = self.endpoints.iter().filter(|other| other.id != at.endpoint.id && other.is_ejected());
-        let allowed = self.endpoints.len() * usize::from(ejection.max_ejected) / 100;
+        let share = self.endpoints.len() * usize::from(ejection.max_ejected);
+        // Of a few, a small share is one of them, but the last one is not.
+        let least = usize::from(share > 0 && self.endpoints.len() > 1);
+        let allowed = (share / 100).max(least);
         if others.count() >= allowed || (at.role != Role::Probe && at.endpoint.is_ejected()) {
             return;
         }

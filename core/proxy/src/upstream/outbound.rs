@@ -114,6 +114,7 @@ fn error_of(failure: AttemptFailure) -> OutboundError {
         | AttemptFailure::OutOfTime
         | AttemptFailure::Deadline => OutboundError::Timeout,
         AttemptFailure::Failed
+        | AttemptFailure::NoUpgrade
         | AttemptFailure::Status(_)
         | AttemptFailure::Overloaded
         | AttemptFailure::PendingTimeout => OutboundError::Failed,

@@ -96,6 +96,7 @@ impl Retries {
             AttemptFailure::Status(_) => true,
             AttemptFailure::OutOfTime
             | AttemptFailure::Deadline
+            | AttemptFailure::NoUpgrade
             | AttemptFailure::Overloaded
             | AttemptFailure::PendingTimeout => false,
         }

@@ -145,12 +145,27 @@ impl Upstream {
         endpoint: &Endpoint,
         client: Option<&Addresses>,
     ) -> Result<Transport, ConnectError> {
-        let connected = timeout(self.timeouts.connect, endpoint.connect(client)).await;
-        let connected = connected.unwrap_or(Err(ConnectError::Timeout));
+        let connected = self.connect_within(endpoint.connect(client, None)).await;
         if let Err(error) = &connected {
             self.note(endpoint, error);
         }
         connected
+    }
+
+    /// The same for HTTP/1 alone, which an endpoint of another protocol need not speak.
+    pub(super) async fn connect_http1(
+        &self,
+        endpoint: &Endpoint,
+        client: Option<&Addresses>,
+    ) -> Result<Transport, ConnectError> {
+        self.connect_within(endpoint.connect(client, Some(b"http/1.1"))).await
+    }
+
+    async fn connect_within(
+        &self,
+        connecting: impl Future<Output = Result<Transport, ConnectError>>,
+    ) -> Result<Transport, ConnectError> {
+        timeout(self.timeouts.connect, connecting).await.unwrap_or(Err(ConnectError::Timeout))
     }
 
     /// Notes why an endpoint could not be used. What is wrong with TLS will not pass by itself, so that is
@@ -167,7 +182,12 @@ impl Upstream {
 }
 
 impl Endpoint {
-    async fn connect(&self, client: Option<&Addresses>) -> Result<Transport, ConnectError> {
+    /// With TLS this protocol is offered, if it is to be another one than was configured.
+    async fn connect(
+        &self,
+        client: Option<&Addresses>,
+        protocol: Option<&[u8]>,
+    ) -> Result<Transport, ConnectError> {
         let mut transport = match &self.way.address {
             Address::Socket(address) => tcp(TcpStream::connect(address).await?),
             Address::Name(name) => tcp(self.connect_by_name(name).await?),
@@ -178,7 +198,7 @@ impl Endpoint {
         }
         match (&self.way.tls, transport) {
             // Boxed, because a handshake is large and the rest of an attempt is not.
-            (Some(tls), Transport::Tcp(stream)) => Box::pin(secure(tls, stream)).await,
+            (Some(tls), Transport::Tcp(stream)) => Box::pin(secure(tls, stream, protocol)).await,
             (_, transport) => Ok(transport),
         }
     }
@@ -205,9 +225,12 @@ fn tcp(stream: TcpStream) -> Transport {
     Transport::Tcp(stream)
 }
 
-async fn secure(tls: &Tls, stream: TcpStream) -> Result<Transport, ConnectError> {
+async fn secure(tls: &Tls, stream: TcpStream, protocol: Option<&[u8]>) -> Result<Transport, ConnectError> {
     let connector = TlsConnector::from(tls.config.clone());
-    let connected = connector.connect(tls.name.clone(), stream).await;
+    let connected = match protocol {
+        None => connector.connect(tls.name.clone(), stream).await,
+        Some(name) => connector.with_alpn(vec![name.to_vec()]).connect(tls.name.clone(), stream).await,
+    };
     connected.map(|stream| Transport::Tls(Box::new(stream))).map_err(ConnectError::Tls)
 }
 

@@ -14,7 +14,6 @@ use http::{HeaderValue, StatusCode};
 use portcullis_plugin::{
     BodyFilter, Decision, End, Exchange, Hook, HookName, Needs, Plugin, PluginError, RouteMeta,
 };
-use portcullis_proxy::DataPlane;
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::chain::{Chain, Instance, OnError};
 use portcullis_proxy::generation::{
@@ -23,6 +22,7 @@ use portcullis_proxy::generation::{
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::routes::{PathPattern, RouteMatch, RouteTable};
 use portcullis_proxy::upstream::{Endpoint, Timeouts, Upstream};
+use portcullis_proxy::{DataPlane, Gate};
 
 /// A free port of this machine.
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -45,6 +45,7 @@ pub struct Setup {
     pub plugin_timeout: Duration,
     pub plugins: Vec<(Arc<dyn Plugin>, OnError)>,
     pub limits: ListenerLimits,
+    pub gate: Arc<Gate>,
     pub max_body: Option<u64>,
     pub budget: u64,
     /// The host that the route names to the upstream.
@@ -72,6 +73,7 @@ impl Setup {
             plugin_timeout: Duration::from_millis(200),
             plugins: Vec::new(),
             limits,
+            gate: Arc::default(),
             max_body: Some(1 << 20),
             budget: 1 << 20,
             rewrite_host: None,
@@ -126,12 +128,14 @@ impl Setup {
         };
         let listener = Listener {
             name: self.listener_name.into(),
-            bind: vec![bind],
+            bind: vec![bind.into()],
+            socket_mode: 0,
             proxies: None,
             tls: None,
             redirect_https: None,
             limits: self.limits,
             client_limits: ClientLimits::default(),
+            gate: self.gate.clone(),
             chain: chain.clone(),
             terms: 0,
             route_chains: vec![chain],
@@ -159,9 +163,9 @@ impl Setup {
         let metrics = Arc::new(Metrics::new(1));
         let plane = DataPlane::new(1, metrics.clone(), Vec::new()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let bound = plane.bind(&[ANY]).unwrap();
+        let bound = plane.bind(&[ANY.into()]).unwrap();
         runtime.block_on(plane.swap(self.generation(1, &metrics, ANY), bound));
-        let address = plane.addresses()[0].1;
+        let address = plane.addresses()[0].1.to_string().parse().unwrap();
         Gateway { plane: Some(plane), runtime, metrics, address }
     }
 }
@@ -188,7 +192,7 @@ impl Gateway {
 
     pub fn swap(&self, setup: &Setup, number: u64) {
         let plane = self.plane.as_ref().unwrap();
-        let bound = plane.bind(&[ANY]).unwrap();
+        let bound = plane.bind(&[ANY.into()]).unwrap();
         self.runtime.block_on(plane.swap(setup.generation(number, &self.metrics, ANY), bound));
     }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -17,21 +17,30 @@ use h2::client::{Builder, SendRequest};
 use h2::{Ping, PingPong};
 use http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
+use tokio::sync::{SetOnce, watch};
+use tokio::time::{Instant, timeout};
 
+use super::tunnel::is_handshake;
 use crate::timer::LazyTimer;
 use crate::upstream::connection::{Conn, dial};
 use crate::upstream::http1::{Broken, MAX_HEAD};
 use crate::upstream::transport::ConnectError;
-use crate::upstream::{AttemptFailure, Endpoint, Protocol, Upstream};
+use crate::upstream::{AttemptFailure, Endpoint, Protocol, RequestHead, Upstream};
 
 /// Requests on a connection at a time, whatever the endpoint allows; more open another.
 const MAX_STREAMS: usize = 100;
 /// What an endpoint may send of one response before it must wait until that is taken.
-const STREAM_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 128 * 1024;
 /// The same of all responses of a connection: those that nobody takes must not keep others from theirs.
 const CONNECTION_WINDOW: u32 = (MAX_STREAMS as u32 + 1) * STREAM_WINDOW;
-/// How long a connection on which an answer did not come in time may take to show that it works.
+/// What small pieces of responses that nobody takes may cost, at 256 bytes each less its length: as much as windows
+/// of all requests full of pieces of 50 bytes. Beyond, the connection ends with all of them.
+const SMALL_PIECES: usize = 64 * 1024 * 1024;
+/// Stands for the number of requests that an endpoint allows until its settings tell that.
+const UNTOLD: usize = usize::MAX - 1;
+/// For how long an endpoint that owes answers may say nothing at all before its connection has to show that it works.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How long it may take to show that.
 const PING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What requests and the task of a connection know in common.
@@ -43,12 +52,26 @@ struct Link {
     served: AtomicU64,
     /// Bytes that the socket took.
     written: AtomicU64,
-    /// An answer did not come in time: the connection has to show that it works.
+    /// Bytes that came from it.
+    heard: AtomicU64,
+    /// The silence in which requests were given up last.
+    silence: Mutex<Option<Silence>>,
+    /// That was too long: the connection has to show that it works.
     is_doubted: AtomicBool,
+    /// Whether the endpoint takes an extended `CONNECT`, once its settings say so; none if they never came.
+    takes_connect: SetOnce<Option<bool>>,
     /// Milliseconds without a request after which it is closed.
     idle: AtomicU64,
     task: AtomicWaker,
     is_secure: bool,
+}
+
+/// A time in which an endpoint owed answers and said nothing.
+#[derive(Clone, Copy)]
+struct Silence {
+    since: Instant,
+    /// What had been heard before.
+    heard: u64,
 }
 
 /// What became of a connection that was to be opened.
@@ -78,6 +101,8 @@ pub(in crate::upstream) struct Place {
     link: Arc<Link>,
     /// What the socket had taken when the place was.
     written: u64,
+    /// What had been heard when the wait for the endpoint began.
+    heard: u64,
 }
 
 /// A place for a request, on a new connection if those that are there have none; none if the endpoint chose HTTP/1.
@@ -113,6 +138,20 @@ pub(in crate::upstream) async fn place(
     }
 }
 
+/// The same for a handshake, if the endpoint takes an extended `CONNECT` for it (RFC 8441); else none, too.
+pub(in crate::upstream) async fn place_for_tunnel(
+    upstream: &Arc<Upstream>,
+    endpoint: &Arc<Endpoint>,
+    head: &RequestHead<'_>,
+) -> Result<Option<Place>, AttemptFailure> {
+    let Some(place) = place(upstream, endpoint).await? else { return Ok(None) };
+    let settings = timeout(upstream.timeouts.connect, place.link.takes_connect.wait());
+    match *settings.await.map_err(|_| AttemptFailure::ConnectTimeout)? {
+        Some(takes) => Ok(Some(place).filter(|_| takes && is_handshake(head))),
+        None => Err(AttemptFailure::Failed),
+    }
+}
+
 /// What an endpoint's connections have for a request.
 enum Look {
     Place(Place),
@@ -144,10 +183,13 @@ fn look(endpoint: u32) -> Look {
 /// wait for it too.
 fn open(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> watch::Receiver<Opening> {
     let (told, opening) = watch::channel(Opening::Waits);
-    CONNECTIONS.with_borrow_mut(|all| all.entry(endpoint.id).or_default().push(opening.clone()));
+    CONNECTIONS.with_borrow_mut(|all| {
+        sweep(all);
+        all.entry(endpoint.id).or_default().push(opening.clone());
+    });
     let (upstream, endpoint) = (upstream.clone(), endpoint.clone());
     let task = async move {
-        match dial(&upstream, &endpoint, None).await {
+        match dial(&upstream, &endpoint, None, false).await {
             Ok(io) if io.is_http2(upstream.protocol) => {
                 upstream.metrics.http2_connects.increment();
                 let (name, idle) = (upstream.name.clone(), upstream.timeouts.idle);
@@ -156,6 +198,7 @@ fn open(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> watch::Receiver<O
                 if let Err(error) = run(io, &told, idle, endpoint.is_secure()).await {
                     tracing::debug!(upstream = &*name, endpoint = &*endpoint.authority, %error, "connection ended");
                 }
+                told.send_replace(Opening::Over);
             }
             Ok(io) if upstream.protocol == Protocol::Auto => {
                 endpoint.choose_http1(true);
@@ -180,6 +223,15 @@ fn open(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> watch::Receiver<O
     opening
 }
 
+/// Forgets connections that have ended, and endpoints that have none: those of an endpoint that is gone are asked for no
+/// more.
+fn sweep(all: &mut BTreeMap<u32, Vec<watch::Receiver<Opening>>>) {
+    all.retain(|_, connections| {
+        connections.retain(|opening| !opening.is_closed());
+        !connections.is_empty()
+    });
+}
+
 /// Drives a connection from its preface to its end.
 async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     io: S,
@@ -191,54 +243,107 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     let mut builder = Builder::new();
     builder
         .enable_push(false)
-        .initial_max_send_streams(MAX_STREAMS)
+        .initial_max_send_streams(UNTOLD)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(SMALL_PIECES)
         .max_header_list_size(MAX_HEAD as u32);
     let (sender, mut running) =
         builder.handshake(Counted { io, link: link.clone() }).await.map_err(Broken::Http2)?;
-    let mut doubt = Doubt { pings: running.ping_pong(), is_asked: false, clock: LazyTimer::new() };
+    let mut doubt = Doubt::of(running.ping_pong());
     let mut rest = Rest { served: None, clock: LazyTimer::new() };
     told.send_replace(Opening::Open(sender, link.clone()));
-    poll_fn(|cx| {
+    let ended = poll_fn(|cx| {
         link.task.register(cx.waker());
-        if doubt.poll(&link, cx).is_ready() {
-            return Poll::Ready(Err(Broken::Closed));
+        // What there is to hear is heard before anything is judged by it.
+        if let Poll::Ready(ended) = Pin::new(&mut running).poll(cx) {
+            return Poll::Ready(ended.map_err(Broken::Http2));
         }
-        if rest.poll(&link, cx).is_ready() {
+        if !link.takes_connect.initialized() && running.max_concurrent_send_streams() != UNTOLD {
+            link.has_settings(&told.borrow());
+        }
+        let is_given_up = match doubt.poll(&link, cx) {
+            Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        if is_given_up || rest.poll(&link, cx).is_ready() {
             // With the last that could use it, it ends in order.
             told.send_replace(Opening::Over);
         }
-        Pin::new(&mut running).poll(cx).map_err(Broken::Http2)
-    })
-    .await
+        Poll::Pending
+    });
+    let ended = ended.await;
+    // Nobody waits for them any more; a second word is not heard.
+    let _ = link.takes_connect.set(None);
+    ended
 }
 
-/// Has a connection that is doubted show that it works.
+impl Link {
+    /// The endpoint's settings have come.
+    fn has_settings(&self, opening: &Opening) {
+        if let Opening::Open(sender, _) = opening {
+            let _ = self.takes_connect.set(Some(sender.is_extended_connect_protocol_enabled()));
+        }
+    }
+
+    /// Whether it has been silent for too long when requests that waited since then are given up.
+    fn is_silent(&self, heard: u64, since: Instant) -> bool {
+        let mut silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = silence.filter(|silence| silence.heard == heard).map(|silence| silence.since);
+        let since = before.map_or(since, |before| before.min(since));
+        *silence = Some(Silence { since, heard });
+        since.elapsed() >= SILENCE
+    }
+}
+
+/// Has a connection that is doubted show that it works, by whatever it says.
 struct Doubt {
     pings: Option<PingPong>,
+    /// A ping has not been answered yet.
     is_asked: bool,
+    /// What had been heard when the doubt began, while there is one.
+    since: Option<u64>,
+    /// What had been heard with the last answer to a ping.
+    answered: Option<u64>,
     clock: LazyTimer,
 }
 
 impl Doubt {
-    /// Ready when it did not.
-    fn poll(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(pings) = self.pings.as_mut().filter(|_| link.is_doubted.load(Relaxed)) else {
+    fn of(pings: Option<PingPong>) -> Self {
+        Doubt { pings, is_asked: false, since: None, answered: None, clock: LazyTimer::new() }
+    }
+
+    /// Ready when it does not, and when it does so again and again and answers nothing else: then it gets no more
+    /// requests, because servers of gRPC take many pings for an attack.
+    fn poll(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let Some(pings) = &mut self.pings else { return Poll::Pending };
+        let heard = link.heard.load(Relaxed);
+        if self.is_asked && pings.poll_pong(cx).is_ready() {
+            (self.is_asked, self.answered) = (false, Some(heard));
+        }
+        if !link.is_doubted.load(Relaxed) {
             return Poll::Pending;
-        };
-        if !std::mem::replace(&mut self.is_asked, true) {
-            self.clock.start(PING_PATIENCE);
-            if pings.send_ping(Ping::opaque()).is_err() {
-                return Poll::Ready(());
+        }
+        match self.since {
+            None if self.answered == Some(heard) => {
+                link.is_doubted.store(false, Relaxed);
+                return Poll::Ready(Ok(()));
             }
+            None => {
+                self.since = Some(heard);
+                self.clock.start(PING_PATIENCE);
+                // One that was asked before and has not answered still is.
+                self.is_asked |= pings.send_ping(Ping::opaque()).is_ok();
+            }
+            Some(since) if since != heard => {
+                self.since = None;
+                link.is_doubted.store(false, Relaxed);
+                return Poll::Pending;
+            }
+            Some(_) => {}
         }
-        if let Poll::Ready(Ok(_)) = pings.poll_pong(cx) {
-            self.is_asked = false;
-            link.is_doubted.store(false, Relaxed);
-            return Poll::Pending;
-        }
-        self.clock.poll_expired(cx)
+        self.clock.poll_expired(cx).map(|()| Err(Broken::Closed))
     }
 }
 
@@ -276,7 +381,8 @@ impl Place {
         }
         link.places.fetch_add(1, Relaxed);
         let is_reused = link.served.fetch_add(1, Relaxed) > 0;
-        Some(Place { sender, is_reused, written: link.written.load(Relaxed), link: link.clone() })
+        let (written, heard) = (link.written.load(Relaxed), link.heard.load(Relaxed));
+        Some(Place { sender, is_reused, written, heard, link: link.clone() })
     }
 
     /// The scheme of requests on it.
@@ -289,10 +395,19 @@ impl Place {
         self.link.written.load(Relaxed) == self.written
     }
 
-    /// The connection has to show that it works before others use it.
-    pub(super) fn doubt(&self) {
-        self.link.is_doubted.store(true, Relaxed);
-        self.link.task.wake();
+    /// From now on the endpoint is waited for.
+    pub(super) fn wait(&mut self) {
+        self.heard = self.link.heard.load(Relaxed);
+    }
+
+    /// The endpoint was waited for since then, and is no longer. If it has said nothing for too long, the connection
+    /// has to show that it works before others use it.
+    pub(super) fn give_up(&self, since: Instant) {
+        let is_quiet = self.link.heard.load(Relaxed) == self.heard;
+        if is_quiet && self.link.is_silent(self.heard, since) {
+            self.link.is_doubted.store(true, Relaxed);
+            self.link.task.wake();
+        }
     }
 }
 
@@ -308,7 +423,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A socket that counts what it takes.
+/// A socket that counts what it takes and what comes from it.
 struct Counted<S> {
     io: S,
     link: Arc<Link>,
@@ -320,7 +435,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.link.heard.fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        read
     }
 }
 
@@ -358,5 +476,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_have_ended_are_forgotten_with_endpoints_that_have_no_others() {
+        let (held, open) = watch::channel(Opening::Waits);
+        let ended = || watch::channel(Opening::Over).1;
+        let mut all = BTreeMap::from([(1, vec![ended(), open, ended()]), (2, vec![ended()])]);
+        sweep(&mut all);
+        assert_eq!((all.len(), all[&1].len()), (1, 1));
+        drop(held);
+        sweep(&mut all);
+        assert!(all.is_empty());
     }
 }
