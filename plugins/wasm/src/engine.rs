@@ -20,7 +20,7 @@ pub(crate) const TICK: Duration = Duration::from_millis(1);
 pub(crate) const WATCH: u32 = 4;
 
 /// Looks at every tick after a guest took long or had a budget of less than [`WATCH`].
-const HASTE: u32 = 100;
+const HASTE: u32 = 20;
 
 /// Largest memory that a module may be granted; the pool reserves as much address space per slot anyway.
 pub(crate) const MAX_MEMORY: Size = Size::mib(256);
