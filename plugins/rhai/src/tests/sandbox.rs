@@ -79,6 +79,13 @@ fn memory_has_a_bound() {
 }
 
 #[test]
+fn variables_have_a_bound() {
+    let with = |count: usize| format!("fn on_request(ctx) {{ {} }}", "let x = 1;".repeat(count));
+    assert!(build(&with(200)).on_request(&mut complete()).is_ok());
+    assert_budget(&failure(&"let x = 1;".repeat(300)), "too many variables");
+}
+
+#[test]
 fn every_limit_bites_where_it_was_set() {
     for (limits, body, part) in [
         (json!({ "operations": 100, "time": "4s" }), "for i in 0..100 { let x = i; }", "100 operations"),
