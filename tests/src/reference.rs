@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 /// Text is wrapped to this many columns.
 const WIDTH: usize = 120;
 
+/// The level of the first headings.
+const HEADING: usize = 3;
+
 /// Definitions that are not described key by key: plugins have pages of their own.
 const PLUGIN: &str = "ChainEntry";
 
@@ -57,29 +60,15 @@ impl Reference {
     }
 
     /// The tables of a section, such as `upstreams`, or of the file as a whole (the empty section) but for those of
-    /// the sections in `without`.
-    pub fn tables(&self, section: &str, without: &[&str]) -> Vec<Table> {
+    /// the sections that have `pages` of their own.
+    pub fn tables(&self, section: &str, pages: &[&str]) -> Vec<Table> {
         let mut tables = Vec::new();
         let schema = match section {
             "" => &self.root,
             section => &self.root["properties"][section],
         };
-        self.descend(schema, "", without, &mut tables);
-        let paths: Vec<_> = tables.iter().map(|table| table.path.clone()).collect();
-        for table in &mut tables {
-            for key in &mut table.keys {
-                let path = join(&table.path, &key.name);
-                let below =
-                    paths.iter().find(|known| **known == path || known.starts_with(&format!("{path}.")));
-                key.keys = match below {
-                    _ if table.path.is_empty() && without.contains(&&*path) => {
-                        Some(format!("[{path}]({path}.md)"))
-                    }
-                    Some(below) => Some(format!("[`{below}`](#{})", below.replace('.', ""))),
-                    None => None,
-                };
-            }
-        }
+        self.descend(schema, "", pages, &mut tables);
+        link(&mut tables, pages);
         tables
     }
 
@@ -106,27 +95,27 @@ impl Reference {
         found
     }
 
-    fn descend(&self, schema: &Value, path: &str, without: &[&str], tables: &mut Vec<Table>) {
+    fn descend(&self, schema: &Value, path: &str, pages: &[&str], tables: &mut Vec<Table>) {
         let (name, resolved) = self.resolved(schema);
         if name == Some(PLUGIN) {
             return;
         }
         if let Some((key, value)) = only(resolved).filter(|_| name.is_none()) {
-            return self.descend(value, &join(path, key), without, tables);
+            return self.descend(value, &join(path, key), pages, tables);
         }
         let properties = properties(resolved);
         if !properties.is_empty() {
             let about = resolved["description"].as_str().unwrap_or_default();
             let keys = self.keys(resolved);
             tables.push(Table { path: path.to_owned(), about: one_line(about), keys });
-            for (key, value, _) in properties.iter().filter(|(key, ..)| !without.contains(&key.as_str())) {
-                self.descend(value, &join(path, key), without, tables);
+            for (key, value, _) in properties.iter().filter(|(key, ..)| !pages.contains(&key.as_str())) {
+                self.descend(value, &join(path, key), pages, tables);
             }
             return;
         }
         let inner = ["items", "additionalProperties"].into_iter().filter_map(|key| resolved.get(key));
         for form in forms(resolved).chain(inner) {
-            self.descend(form, path, without, tables);
+            self.descend(form, path, pages, tables);
         }
     }
 
@@ -209,13 +198,13 @@ impl Reference {
 }
 
 impl Table {
-    /// The table in Markdown, below a heading of this level.
-    pub fn shown(&self, level: usize) -> String {
+    /// The table in Markdown.
+    pub fn shown(&self) -> String {
         let mut text = String::new();
         if !self.path.is_empty() {
             let depth = self.path.matches('.').count().min(2);
             // Writing to a string cannot fail.
-            let _ = write!(text, "\n{} `{}`\n\n", "#".repeat(level + depth), self.path);
+            let _ = write!(text, "\n{} `{}`\n\n", "#".repeat(HEADING + depth), self.path);
             if !self.about.is_empty() {
                 text += &format!("{}\n", wrapped("", &self.about));
             }
@@ -251,6 +240,22 @@ impl Key {
         }
         let keys = self.keys.as_ref().map(|link| format!(" Keys: {link}.")).unwrap_or_default();
         format!("{line}. {}{keys}", self.text)
+    }
+}
+
+/// Tells at each key where the keys of the table behind it are described.
+fn link(tables: &mut [Table], pages: &[&str]) {
+    let paths: Vec<_> = tables.iter().map(|table| table.path.clone()).collect();
+    for table in tables {
+        for key in &mut table.keys {
+            let path = join(&table.path, &key.name);
+            let is_below = |known: &&String| **known == path || known.starts_with(&format!("{path}."));
+            key.keys = match paths.iter().find(is_below) {
+                _ if pages.contains(&&*path) => Some(format!("[{path}]({path}.md)")),
+                Some(below) => Some(format!("[`{below}`](#{})", below.replace('.', ""))),
+                None => None,
+            };
+        }
     }
 }
 

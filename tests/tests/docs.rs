@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use http::StatusCode;
 use portcullis_tests::reference::{Reference, Table, bare};
 use portcullis_tests::tools::{Authority, guest, has};
-use portcullis_tests::{Gateway, Origin, Setup, repository, request, run, run_in, until};
+use portcullis_tests::{Gateway, Origin, Setup, program, repository, request, run, until};
 use serde_json::Value;
 
 /// Sections of the configuration that have a page of their own.
@@ -46,7 +47,7 @@ fn reference() -> Reference {
 }
 
 fn shown(tables: &[Table]) -> String {
-    tables.iter().map(|table| table.shown(3)).collect()
+    tables.iter().map(Table::shown).collect()
 }
 
 #[test]
@@ -132,8 +133,11 @@ fn every_block_is_a_configuration() {
     for name in ["configuration", "listeners", "upstreams", "routes"] {
         for block in blocks(&page(&format!("{name}.md"))) {
             fs::write(setup.dir().join("gateway.yaml"), completed(&block)).unwrap();
-            let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
-            assert!(checked.status.success(), "{name}.md: {}\n{block}", checked.err);
+            let mut check = Command::new(program());
+            check.args(["check", "gateway.yaml"]).current_dir(setup.dir()).env("STICKY_KEY", "k".repeat(32));
+            let checked = check.output().unwrap();
+            let said = String::from_utf8_lossy(&checked.stderr);
+            assert!(checked.status.success(), "{name}.md: {said}\n{block}");
         }
     }
 }
@@ -274,15 +278,17 @@ fn counting(origin: &Origin, module: &[u8]) -> Gateway {
     let config = "
 upstreams:
   origin: { endpoints: [\"http://${ORIGIN}\"], breaker: {}, adaptive: {} }
+  shadow: { endpoints: [\"http://${ORIGIN}\"] }
 routes:
   - name: api
     match: { prefix: /api }
     plugins:
       - ext_authz: { upstream: origin }
       - json_schema: { schema: {} }
+      - rate_limit: { limits: [{ key: client, token_bucket: { rate: 10/s, burst: 20 } }] }
       - wasm: { file: m.wasm, config: { prefixes: [/internal] } }
     upstream: origin
-    mirror: { upstream: origin }
+    mirror: { upstream: shadow }
 ";
     let setup = Setup::new(config).file("m.wasm", module);
     let gateway = setup.before(origin).start();

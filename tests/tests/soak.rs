@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use portcullis_tests::{Gateway, Http2, Setup, guest, nobody, request, server, until};
+use portcullis_tests::tools::guest;
+use portcullis_tests::{Gateway, Http2, Setup, nobody, request, server, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How many seconds, if not these.

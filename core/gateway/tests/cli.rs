@@ -376,7 +376,7 @@ fn a_hangup_reloads_and_the_service_manager_hears_of_it() {
     let (dir, path) = with_config(SERVING);
     let socket_path = dir.path().join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&socket_path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
     let told = || {
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).unwrap();

@@ -282,10 +282,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 pub(super) fn check(bytes: &[u8]) {
     let mut expected = Vec::new();
     let mut rest = bytes;
-    while let [l0, l1, l2, kind, flags, s0, s1, s2, s3, behind @ ..] = rest {
-        let head = Head::read([*l0, *l1, *l2, *kind, *flags, *s0, *s1, *s2, *s3]);
+    while let Some(known) = rest.get(..Head::wanted(rest)) {
+        let mut head = [0; Head::LENGTH + Head::CODE];
+        head[..known.len()].copy_from_slice(known);
+        let head = Head::read(head);
         expected.push((head.length, head.kind, head.flags, head.stream));
-        rest = behind.get(head.length as usize..).unwrap_or_default();
+        rest = rest.get(Head::LENGTH + head.length as usize..).unwrap_or_default();
     }
     for piece in [1, 5, bytes.len().max(1)] {
         let (mut walk, mut allowance) = (Walk::default(), Allowance::new());
