@@ -199,7 +199,7 @@ fn imports_come_from_the_scripts_own_directory() {
         let script = (0..count).map(import).collect::<String>() + "fn on_request(ctx) { }";
         let file =
             |tester: PluginTester, at: usize| tester.file(&format!("policies/lib/l{at}.rhai"), "fn f() { }");
-        let tester = (0..count).fold(PluginTester::new().file("policies/x.rhai", &script), file);
+        let tester = (0..count).fold(PluginTester::new().file("policies/x.rhai", script), file);
         build_from(tester, json!({}))
     };
     assert!(many(32).is_ok());
