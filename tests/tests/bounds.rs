@@ -42,7 +42,7 @@ const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
 const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
-const UPGRADES: &str = "tests/tests/upgrades.rs";
+const UPGRADES: &str = "tests/tests/upgrades/main.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
 const TRAFFIC: &str = "tests/tests/traffic.rs";
 

@@ -144,10 +144,10 @@ impl Check<'_> {
     /// Port 0 is a fresh port each time, so it cannot be taken; but only its address tells which it is.
     fn addresses(&mut self, config: &Config) {
         let mut users = HashMap::new();
-        if let Admin::On(admin) = config.admin {
-            if admin.bind.0.port() != 0 {
-                users.insert(ListenAddress::Tcp(admin.bind.0), "the admin interface".to_owned());
-            }
+        if let Admin::On(admin) = config.admin
+            && admin.bind.0.port() != 0
+        {
+            users.insert(ListenAddress::Tcp(admin.bind.0), "the admin interface".to_owned());
         }
         for (index, listener) in config.listeners.iter().enumerate() {
             for (position, address) in listener.bind.iter().enumerate() {

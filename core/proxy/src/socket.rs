@@ -113,7 +113,7 @@ impl Listening {
         // What a socket may do is what its file may, if that is said before there is one: afterwards would be too late
         // for who was faster.
         let socket = File::from(OwnedFd::from(socket));
-        socket.set_permissions(Permissions::from_mode(0))?;
+        socket.set_permissions(Permissions::from_mode(0o0))?;
         let socket = Socket::from(OwnedFd::from(socket));
         socket.set_nonblocking(true)?;
         socket.bind(&SockAddr::unix(path)?)?;
