@@ -32,6 +32,10 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "core/config/src/check.rs MAX_WEIGHT",
         Bites("core/config/src/traffic.rs", "what_makes_no_sense_is_told"),
     ),
+    (
+        "core/config/src/check.rs MIN_STICKY_KEY",
+        Bites("tests/tests/cases.rs", "broken_inputs_are_shown_where_they_are"),
+    ),
     ("core/config/src/check.rs MAX_WORKERS", Bites(LOADING, "what_contradicts_is_refused")),
     (
         "core/config/src/diagnostics.rs SHOWN",
@@ -53,8 +57,8 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "core/config/src/reader.rs MOST_GAPS",
         Bites("core/config/src/reader/tests.rs", "attempts_have_a_bound"),
     ),
-    ("core/config/src/values.rs LARGEST", Bites("core/config/src/values.rs", "other_words")),
-    ("core/config/src/values.rs LONGEST", Bites("core/config/src/values.rs", "durations_need_a_unit")),
+    ("core/config/src/values.rs LARGEST", Bites("core/config/src/values/tests.rs", "other_words")),
+    ("core/config/src/values.rs LONGEST", Bites("core/config/src/values/tests.rs", "durations_need_a_unit")),
     (
         "core/config/src/listen.rs LONGEST_SOCKET",
         Bites("core/config/src/listen.rs", "listeners_are_at_addresses_or_paths"),
@@ -188,6 +192,13 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         Bites("plugin-sdk/native/src/metrics.rs", "a_long_value_is_cut"),
     ),
     ("plugin-sdk/native/src/plugin.rs STATE_SCHEMA", Not("a version")),
+    (
+        "plugin-sdk/native/src/rate.rs MAX_TAKES",
+        Bites("plugins/builtin/src/rate_limit/tests.rs", "what_is_wrong_is_named_where_it_stands"),
+    ),
+    ("plugin-sdk/native/src/rate/table.rs FIRST_ROOM", Not("where a table begins to grow")),
+    ("plugin-sdk/native/src/rate/table.rs LOOKED_AT", Not("how often is looked for room")),
+    ("plugin-sdk/native/src/rate/table.rs SHARDS", Not("a number of locks")),
     (
         "plugin-sdk/native/src/units.rs LONGEST",
         Bites("plugin-sdk/native/src/units.rs", "what_is_no_quantity_is_refused_with_an_example"),
