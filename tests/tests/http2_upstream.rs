@@ -56,6 +56,17 @@ fn requests_share_a_connection() {
 }
 
 #[test]
+fn a_server_as_a_whole_is_asked_over_http2_too() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "");
+    for target in ["*", "http://g"] {
+        let seen = gateway.ask(&request("OPTIONS", target).header("host", "g")).json();
+        let told = ["method", "path", "version"].map(|name| seen[name].clone());
+        assert_eq!(told, [json!("OPTIONS"), json!("*"), json!("HTTP/2.0")], "{target}: {seen}");
+    }
+}
+
+#[test]
 fn requests_beyond_a_connection_open_another() {
     let origin = Origin::start();
     let gateway = before(origin.address(), "");
