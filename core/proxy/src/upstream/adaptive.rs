@@ -276,7 +276,8 @@ mod tests {
         learned.publish(&draining(u64::MAX / 2), 25);
         assert_eq!(learned.limit(&ADAPTIVE), 25);
         let learner = draining(30_000);
-        (learned.limit.store(25, Relaxed), learned.until.store(1, Relaxed));
+        learned.limit.store(25, Relaxed);
+        learned.until.store(1, Relaxed);
         *learned.learner() = Learner { until: 1, ..learner };
         std::iter::repeat_with(now).find(|now| *now > 1);
         assert_eq!(learned.limit(&ADAPTIVE), 100);
