@@ -56,6 +56,17 @@ fn requests_share_a_connection() {
 }
 
 #[test]
+fn a_server_as_a_whole_is_asked_over_http2_too() {
+    let origin = Origin::start();
+    let gateway = before(origin.address(), "");
+    for target in ["*", "http://g"] {
+        let seen = gateway.ask(&request("OPTIONS", target).header("host", "g")).json();
+        let told = ["method", "path", "version"].map(|name| seen[name].clone());
+        assert_eq!(told, [json!("OPTIONS"), json!("*"), json!("HTTP/2.0")], "{target}: {seen}");
+    }
+}
+
+#[test]
 fn requests_beyond_a_connection_open_another() {
     let origin = Origin::start();
     let gateway = before(origin.address(), "");
@@ -465,8 +476,16 @@ fn a_silent_connection_is_found_out_by_calls_whose_time_is_short_too() {
     let mut client = Http2::open(gateway.address());
     let mut streams = (1..).step_by(2);
     until("another connection", || {
-        let call = [("content-type", "application/grpc"), ("grpc-timeout", "150m")];
-        client.get(streams.next().unwrap(), "/a.B/C", &call);
+        let call = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "g"),
+            (":path", "/a.B/C"),
+            ("content-type", "application/grpc"),
+            ("grpc-timeout", "150m"),
+        ];
+        let call = call.map(|(name, value)| (name.into(), value.into()));
+        client.fields(streams.next().unwrap(), true, &call);
         client.read_until(Http2::HEADERS);
         gateway.metric(CONNECTS, &[]) >= 2.0
     });

@@ -220,6 +220,8 @@ mod tests {
 
     #[test]
     fn claims_are_known_by_their_length_and_however_their_words_are_joined() {
+        let known: Vec<&str> = (0..64).flat_map(claims).copied().collect();
+        assert_eq!(known.len(), 23, "{known:?}");
         for length in 0..64 {
             for claim in claims(length) {
                 assert_eq!(claim.len(), length, "{claim}");
@@ -264,5 +266,24 @@ mod tests {
         assert_eq!(told_of_proxy[X_FORWARDED_FOR], "6.6.6.6, 10.0.0.1");
         assert_eq!(told_of_proxy[FORWARDED], "for=6.6.6.6, for=10.0.0.1;proto=http");
         assert_eq!((left.len(), &left["x-forwarded-prefix"]), (6, &"/x".parse::<HeaderValue>().unwrap()));
+    }
+    #[test]
+    fn scheme_and_host_are_told_unless_a_proxy_has_told_them() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let told = |peer: &str, said: &[(&'static str, &'static str)]| {
+            let (peer, mut told) = (peer.parse().unwrap(), Told::new());
+            ForwardedBy::new(peer, true).tell(peer, &trusted, &headers(said), &mut told);
+            told.into_iter().collect::<HeaderMap>()
+        };
+        let host = ("host", "a.example");
+        assert_eq!(told("10.0.0.1", &[host, ("x-forwarded-port", "1")])[X_FORWARDED_PROTO], "https");
+        let proxied = told("10.0.0.1", &[host, ("x-forwarded-proto", "http")]);
+        assert!(!proxied.contains_key(X_FORWARDED_PROTO) && proxied[X_FORWARDED_HOST] == "a.example");
+        assert!(!told("10.0.0.1", &[host, ("x-forwarded-host", "b")]).contains_key(X_FORWARDED_HOST));
+        assert!(!told("10.0.0.1", &[]).contains_key(X_FORWARDED_HOST));
+        // What a plugin said in a stranger's name.
+        let plugin = told("203.0.113.9", &[host, ("x-forwarded-for", "6.6.6.6")]);
+        assert_eq!(plugin[X_FORWARDED_FOR], "203.0.113.9");
+        assert_eq!(plugin[FORWARDED], "for=203.0.113.9;proto=https");
     }
 }

@@ -259,6 +259,19 @@ mod tests {
     }
 
     #[test]
+    fn a_request_names_its_host_in_one_place_and_in_lower_case() {
+        let named = |request: http::request::Builder| {
+            let (request, fault) = head(request);
+            assert_eq!((fault, request.headers().len()), (None, usize::from(!request.host().is_empty())));
+            request.host().to_owned()
+        };
+        assert_eq!(named(get("http://a.example/").version(Version::HTTP_2)), "a.example");
+        assert_eq!(named(get("http://A.example/").version(Version::HTTP_2)), "a.example");
+        assert_eq!(named(get("/").header(HOST, "A.Example")), "a.example");
+        assert_eq!(named(get("/").version(Version::HTTP_10)), "");
+    }
+
+    #[test]
     fn what_http2_lets_pass_is_judged_like_http1() {
         for (headers, expected) in [
             (&[("content-length", "5")][..], None),
@@ -304,8 +317,16 @@ mod tests {
     fn heads_are_bounded_and_methods_known() {
         let many = (0..5).fold(get("http://a/"), |request, at| request.header(format!("x-{at}"), 1));
         assert_eq!(head(many).1, Some(Fault::TooManyHeaders));
-        let long = get("http://a/").header("x-long", "x".repeat(200)).version(Version::HTTP_2);
-        assert_eq!(head(long).1, Some(Fault::HeadTooLarge));
+        let few = (0..4).fold(get("http://a/"), |request, at| request.header(format!("x-{at}"), 1));
+        assert_eq!(head(few).1, None);
+        // 32 are added for each, as HTTP/2 counts; a head of HTTP/1 was judged as it was read.
+        let long = |version, length| {
+            let request = get("http://a/").header(HOST, "a").header("x-long", "x".repeat(length));
+            head(request.version(version)).1
+        };
+        assert_eq!(long(Version::HTTP_2, 200 - 2 * 32 - "hostax-long".len()), None);
+        assert_eq!(long(Version::HTTP_2, 201 - 2 * 32 - "hostax-long".len()), Some(Fault::HeadTooLarge));
+        assert_eq!(long(Version::HTTP_11, 300), None);
         assert_eq!(head(http::Request::trace("http://a/")).1, Some(Fault::MethodUnsupported));
         assert_eq!(head(http::Request::connect("a.example:443")).1, Some(Fault::MethodUnsupported));
         assert_eq!(unreadable().method().as_str(), "-");

@@ -75,4 +75,15 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, [("host", "a"), ("te", "trailers"), ("x-other", "2")]);
     }
+    #[test]
+    fn of_te_alone_trailers_stay() {
+        let left = |value: &'static str| {
+            let mut headers: HeaderMap = [(TE, HeaderValue::from_static(value))].into_iter().collect();
+            strip_hop_by_hop(&mut headers);
+            headers.remove(TE)
+        };
+        assert_eq!(left("trailers").unwrap(), "trailers");
+        assert_eq!(left("Trailers").unwrap(), "trailers");
+        assert_eq!((left("gzip"), left("")), (None, None));
+    }
 }

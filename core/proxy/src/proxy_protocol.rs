@@ -321,6 +321,7 @@ mod tests {
         assert_eq!(parse(line(107).as_bytes()), Ok(Some((Header::Own, 107))));
         assert_eq!(parse(line(108).as_bytes()), Err(Malformed("its line is too long")));
         assert_eq!(parse(&line(107).as_bytes()[..106]), Ok(None));
+        assert_eq!(parse(&line(108).as_bytes()[..107]).unwrap_err().to_string(), "its line is too long");
     }
 
     #[test]

@@ -251,6 +251,8 @@ mod tests {
         for (raw, normal) in [
             ("/%61%2D%5f%7E%2e%41", "/a-_~.A"),
             ("/%c3%a9%3a", "/%C3%A9%3A"),
+            ("/%c3%A9/x", "/%C3%A9/x"),
+            ("/%C3%A9%3a/x", "/%C3%A9%3A/x"),
             ("//", "/"),
             ("//a///b//", "/a/b/"),
             ("/.", "/"),
@@ -339,6 +341,14 @@ mod tests {
             assert!(!normal.contains("//") && !normal.split('/').any(removable), "{raw} {normal}");
         }
         assert!(accepted > 5_000);
+    }
+
+    #[test]
+    fn a_query_is_what_can_stand_behind_a_path() {
+        assert!(["", "a=b&c=[\"{}\"]?/%zz", "!~"].into_iter().all(is_query));
+        for wrong in ["a b", "a#b", "\u{e9}", "a\r", "\x7f", "\0"] {
+            assert!(!is_query(wrong), "{wrong:?}");
+        }
     }
 
     #[test]
