@@ -41,6 +41,7 @@ const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
 const UPGRADES: &str = "tests/tests/upgrades/main.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
+const ATTEMPTS: &str = "tests/tests/attempts.rs";
 const TRAFFIC: &str = "tests/tests/traffic.rs";
 
 /// The numbers, times and sizes of the configuration, by their path in the schema.
@@ -76,6 +77,7 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("routes.mirror.body", Bites(TRAFFIC, "a_body_that_streams_is_copied_up_to_its_limit")),
     ("routes.mirror.max_requests", Bites(TRAFFIC, "a_shadow_that_is_behind_or_gone_costs_nothing")),
     ("routes.mirror.share", Bites(TRAFFIC, "a_share_of_the_requests_is_copied")),
+    ("routes.timeout", Bites(ATTEMPTS, "a_route_has_a_time_of_its_own")),
     ("routes.upstream.split.weight", Bites(TRAFFIC, "requests_are_spread_as_the_weights_say")),
     ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
     (
@@ -159,6 +161,7 @@ const CONFIGURED: &[(&str, Known)] = &[
         Bites(OVERLOAD, "requests_wait_for_others_to_end_as_many_as_may_and_as_long"),
     ),
     ("upstreams.timeouts.response", Bites(PROXYING, "a_slow_origin_is_a_504")),
+    ("upstreams.timeouts.total", Bites(ATTEMPTS, "a_request_has_its_time_to_the_end_of_its_response")),
     ("upstreams.timeouts.tunnel", Bites(UPGRADES, "a_tunnel_through_which_nothing_passes_is_closed")),
     ("workers", Bites("core/config/src/load/tests.rs", "what_contradicts_is_refused")),
     ("body_limit.request", Bites(BUDGETS, "bodies_are_bounded_both_ways")),
@@ -206,7 +209,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("admit.rs SHARDS", Not("a number of locks")),
     ("body.rs SLICE", Not("how much is handed over at once")),
     ("client.rs BEGIN", Bites("core/proxy/tests/data_plane.rs", "silent_connections_do_not_hold_up_a_drain")),
-    ("grpc.rs DAY", Bites("core/proxy/src/grpc.rs", "a_time_limit_is_read_and_told")),
+    ("grpc.rs DAY", Bites("core/proxy/src/grpc.rs", "a_time_limit_is_read_of_calls_and_told")),
     ("head.rs HEADER_OVERHEAD", Not("what a header counts beyond its bytes")),
     ("http1/chunked.rs MAX_EXTENSION", Bites(VERDICTS, "chunked_bodies")),
     ("http1/chunked.rs MAX_EXTENSIONS", Bites(VERDICTS, "chunked_bodies")),
@@ -237,9 +240,11 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http1/response.rs LINES", Not("a guess, to grow less often")),
     ("http1/wire.rs MIN_READ", Not("how much is read at once; what is not read waits in the socket")),
     ("http1/wire.rs MAX_READ", Not("how much is read at once; what is not read waits in the socket")),
+    ("http2/frames.rs CODE", Not("of a reset's code")),
     ("http2/frames.rs DATA", Not("a type of frame")),
     ("http2/frames.rs END_STREAM", Not("a flag")),
     ("http2/frames.rs ENHANCE_YOUR_CALM", Not("a code")),
+    ("http2/frames.rs FLOW_CONTROL_ERROR", Not("a code")),
     ("http2/frames.rs GOAWAY", Not("a type of frame")),
     ("http2/frames.rs HEADERS", Not("a type of frame")),
     ("http2/frames.rs LENGTH", Not("of a frame's head")),
@@ -247,6 +252,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http2/frames.rs MAX_RESETS", Bites(ABUSE, "streams_taken_back_one_by_one_end_the_connection")),
     ("http2/frames.rs PER_SECOND", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
     ("http2/frames.rs PER_USE", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
+    ("http2/frames.rs PROTOCOL_ERROR", Not("a code")),
     ("http2/frames.rs RST_STREAM", Not("a type of frame")),
     ("http2/frames.rs TURN", Not("how often others get their turn")),
     (
@@ -384,8 +390,13 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
     (
         "upstream/retry.rs MAX_STALE",
-        Bites("core/proxy/tests/data_plane.rs", "an_upstream_that_closes_idle_connections_costs_no_request"),
+        Bites(
+            "core/proxy/src/upstream/retry.rs",
+            "a_connection_that_was_closed_costs_one_more_attempt_over_a_new_one_and_no_retry",
+        ),
     ),
+    ("upstream/slots.rs REQUEST", Not("a unit")),
+    ("upstream/slots.rs UNANSWERED", Not("a unit")),
     (
         "worker.rs ACCEPT_PAUSE",
         Bites(DEPLOY, "without_descriptors_nobody_new_is_served_and_everybody_once_there_are_some"),

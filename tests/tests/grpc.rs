@@ -155,7 +155,8 @@ upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"], protocol: http2 } }
     let gateway = Setup::new(config).before(&origin).start();
     let call = |path: &str| {
         let url = format!("http://{}{path}", gateway.address());
-        let headers = ["-H", "content-type: application/grpc", "-H", "grpc-timeout: 200m"];
+        let headers =
+            ["-H", ":method: POST", "-H", "content-type: application/grpc", "-H", "grpc-timeout: 200m"];
         attempt("nghttp", &[&["-v", &url], headers.as_slice()].concat()).out
     };
     let told = call("/hold");

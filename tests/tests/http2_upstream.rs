@@ -476,8 +476,16 @@ fn a_silent_connection_is_found_out_by_calls_whose_time_is_short_too() {
     let mut client = Http2::open(gateway.address());
     let mut streams = (1..).step_by(2);
     until("another connection", || {
-        let call = [("content-type", "application/grpc"), ("grpc-timeout", "150m")];
-        client.get(streams.next().unwrap(), "/a.B/C", &call);
+        let call = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "g"),
+            (":path", "/a.B/C"),
+            ("content-type", "application/grpc"),
+            ("grpc-timeout", "150m"),
+        ];
+        let call = call.map(|(name, value)| (name.into(), value.into()));
+        client.fields(streams.next().unwrap(), true, &call);
         client.read_until(Http2::HEADERS);
         gateway.metric(CONNECTS, &[]) >= 2.0
     });

@@ -264,6 +264,9 @@ fn a_body_that_is_held_whole_is_copied_and_shares_the_memory_of_all() {
     // The request itself and its copy together would need more.
     ask("12345678");
     assert_eq!((skipped(&gateway, "busy"), shadow.requests().len()), (1.0, 1));
+    let gateway = mirrored(&origin, shadow.address, "body: 5B", whole);
+    gateway.ask(&request("POST", "/a").body("123456"));
+    assert_eq!(skipped(&gateway, "too_long"), 1.0);
 }
 
 #[test]

@@ -241,6 +241,10 @@ impl Check<'_> {
             let message = "only an upstream can speak something else";
             self.error(&format!("{path}.upgrades"), message, None);
         }
+        if route.timeout.is_some() && route.whole && !matches!(route.action, Action::Upstream(_)) {
+            let message = "only what is sent to an upstream takes time";
+            self.error(&format!("{path}.timeout"), message, None);
+        }
         match &route.action {
             Action::Upstream(target) => {
                 for (place, name) in target.upstreams() {

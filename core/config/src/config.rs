@@ -411,6 +411,9 @@ pub struct Route {
     /// What answers them.
     #[schemars(flatten)]
     pub action: Action,
+    /// Time for all of a request, in place of the upstream's `timeouts.total`. Default: the upstream's.
+    /// Example: `2s`.
+    pub timeout: Option<Duration>,
     /// Copies of these requests for another upstream. Default: none.
     pub mirror: Option<Mirror>,
     /// Whether all of it but the plugins could be read. What a route with errors matches and does is unknown.

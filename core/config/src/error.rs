@@ -205,6 +205,7 @@ fn expected_words(expected: &str) -> String {
         "a sequence" => "a list",
         "a map" => "a table",
         "unit" => "nothing",
+        "a nonzero u16" => "a whole number from 1 to 65535",
         other if other.starts_with("a nonzero ") => "a whole number, 1 or more",
         other if other.starts_with("struct variant ") || other.starts_with("struct ") => "a table",
         other if other.starts_with("a tuple of size ") => {

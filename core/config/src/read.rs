@@ -168,6 +168,7 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
         rewrite: Rewrite::default(),
         upgrades: Vec::new(),
         action: Action::Respond(Respond::default()),
+        timeout: None,
         mirror: None,
         whole: false,
         captures_known: false,
@@ -181,6 +182,7 @@ fn route(place: Place<'_, '_>) -> Option<Route> {
     route.rewrite = table.optional("rewrite").unwrap_or_default();
     route.upgrades = table.list("upgrades");
     route.action = action(&mut table).unwrap_or(route.action);
+    route.timeout = table.optional("timeout").map(|Wait(length)| length);
     route.mirror = table.optional("mirror");
     let read = table.errors.len() == errors;
     route.plugins = table.items("plugins", |place| Some(chain_entry(place)));

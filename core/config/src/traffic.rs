@@ -272,6 +272,8 @@ mod tests {
                 "respond: {}, mirror: { upstream: a }",
                 "routes[0].mirror: only what is sent to an upstream can be copied",
             ),
+            ("respond: {}, timeout: 1s", "routes[0].timeout: only what is sent to an upstream takes time"),
+            ("upstream: a, timeout: 0s", "routes[0].timeout: must be longer than zero"),
         ] {
             let error = read(settings).unwrap_err();
             assert!(error.starts_with(expected), "{settings}: {error}");

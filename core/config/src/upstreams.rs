@@ -11,7 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::{Certificate, Status, TlsVersion, at_least_one, seconds};
 use crate::resilience::{Adaptive, Breaker, Deadline, Hedge};
-use crate::values::{Address, Duration, HeaderName, HostName, PathPrefix, Percent, is_token, positive};
+use crate::values::{
+    Address, Duration, HeaderName, HostName, PathPrefix, Percent, is_token, positive, some_positive,
+};
 
 /// A group of endpoints that serve the same.
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
@@ -56,8 +58,8 @@ pub struct Upstream {
     /// Requests under way at a time, over all workers; more wait or are answered with 503. Default: no limit.
     /// Example: `500`.
     pub max_requests: Option<NonZeroU32>,
-    /// Let no more requests be under way than the upstream keeps up with, as its own answers show, and not more than
-    /// `max_requests`. Default: no such limit. Example: `{}`.
+    /// Let no more requests wait for their response's headers than the upstream keeps up with, as its own answers show,
+    /// and not more than `max_requests`. Default: no such limit. Example: `{}`.
     pub adaptive: Option<Adaptive>,
     /// Requests that may wait for others to end, for as long as `timeouts.pending` says; more are answered with 503.
     /// Default `0`. Example: `100`.
@@ -297,12 +299,10 @@ pub struct Retries {
     pub attempts: u8,
     /// How long one attempt may take to the response's headers, beside the `timeouts`. Default: no
     /// further limit.
-    #[schemars(with = "Option<Duration>")]
-    #[serde(deserialize_with = "maybe_positive")]
+    #[serde(deserialize_with = "some_positive")]
     pub per_try_timeout: Option<Duration>,
-    /// How long all attempts together may take to the response's headers. Default: no limit.
-    #[schemars(with = "Option<Duration>")]
-    #[serde(deserialize_with = "maybe_positive")]
+    /// How long all attempts together may take to the response's headers. Default: no limit but `timeouts.total`.
+    #[serde(deserialize_with = "some_positive")]
     pub timeout: Option<Duration>,
     /// After which failures: `connect` (no connection), `timeout` (no response in time), `broken` (the connection
     /// broke, or what came was not HTTP), and status codes. Default `[connect, timeout, broken]`.
@@ -344,6 +344,11 @@ pub struct Timeouts {
     /// Time from the end of the request to the response's headers. Default `30s`.
     #[serde(deserialize_with = "positive")]
     pub response: Duration,
+    /// Time for all of a request that the plugins have let pass: its body, every attempt, and the response to its end,
+    /// which breaks off then. A route's `timeout` is in its place. It does not bind what has become a WebSocket or
+    /// another upgraded connection. Default: no limit. Example: `15s`.
+    #[serde(deserialize_with = "some_positive")]
+    pub total: Option<Duration>,
     /// Time to wait for other requests to end, where their number is limited. Default `1s`.
     #[serde(deserialize_with = "positive")]
     pub pending: Duration,
@@ -467,6 +472,7 @@ impl Default for Timeouts {
         Self {
             connect: seconds(2),
             response: seconds(30),
+            total: None,
             pending: seconds(1),
             idle: seconds(60),
             body: seconds(60),
@@ -498,10 +504,6 @@ fn grpc_service<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Str
         return Ok(Some(name));
     }
     Err(de::Error::custom("expected the name of a gRPC service such as `shop.v1.Orders`"))
-}
-
-fn maybe_positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    positive(deserializer).map(Some)
 }
 
 impl<'de> Deserialize<'de> for Balance {

@@ -62,6 +62,7 @@ fn verdict(answer: &Answer) -> Verdict {
             | Fault::ConnectTimeout
             | Fault::UpstreamTls
             | Fault::ResponseTimeout
+            | Fault::OutOfTime
             | Fault::UpstreamFailed,
         ) => Verdict::Failed,
         _ => Verdict::Unknown,
@@ -77,9 +78,12 @@ async fn try_all(
     mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
     let patience = grpc::time_limit(live.request());
-    live.end_after(patience);
+    let total = live.scope().route().and_then(|route| route.timeout).or(upstream.timeouts.total);
+    let asked_for = patience.map(|patience| (patience, Fault::Deadline));
+    let allowed = total.map(|total| (total, Fault::OutOfTime));
+    live.end_after(asked_for.into_iter().chain(allowed).min_by_key(|(length, _)| *length));
     let asked = asked(live, upstream).into_iter().chain(patience).min();
-    let mut tries = Tries::begin(upstream, upstream.wish(live.exchange()), asked);
+    let mut tries = Tries::begin(upstream, upstream.wish(live.exchange()), total, asked);
     loop {
         let repeated = body.copy();
         let sent = match &upstream.hedge {
@@ -165,9 +169,22 @@ async fn once(
 ) -> Result<Sent, Answer> {
     let endpoint = tries.chosen.endpoint;
     note(live, upstream, tries.number, endpoint);
+    // First of all, because what is told of the time that is left must be true after a wait.
+    let slot = match tries.slot().await {
+        Ok(slot) => slot,
+        Err(kind) => {
+            let unsent = Some(body);
+            let result = Err(AttemptError { kind, unsent, reused: false });
+            return Ok(Sent { result, is_idempotent: false });
+        }
+    };
     // Only hooks that may change it make a copy necessary.
     let outgoing = match live.scope().chain().wants(HookName::OnUpstream) {
-        true => Some(prepare(live, upstream, endpoint, host, tries.left()).await?),
+        true => {
+            let prepared = prepare(live, upstream, endpoint, host, tries.left()).await?;
+            tries.starts();
+            Some(prepared)
+        }
         false => None,
     };
     let told = match &outgoing {
@@ -180,18 +197,10 @@ async fn once(
             None => self::outgoing(live.request(), told.clone()),
         });
     }
-    let slot = match tries.slot().await {
-        Ok(slot) => slot,
-        Err(kind) => {
-            let unsent = Some(body);
-            let result = Err(AttemptError { kind, unsent, reused: false });
-            return Ok(Sent { result, is_idempotent: false });
-        }
-    };
     let client = endpoint.is_told_clients().then(|| addresses(live));
     let request = outgoing.as_deref().unwrap_or(live.request());
     let head = head(request, &told, client.as_ref(), live.upgrade.as_deref());
-    let result = send(upstream, endpoint, head, body, tries.limit(), slot).await;
+    let result = send(upstream, endpoint, head, body, tries.terms(), slot).await;
     Ok(Sent { result, is_idempotent: head.method.is_idempotent() })
 }
 
@@ -211,19 +220,23 @@ async fn hedged(
     };
     let first = tries.chosen;
     note(live, upstream, tries.number, first.endpoint);
+    let slot = match tries.slot().await {
+        Ok(slot) => slot,
+        Err(kind) => {
+            let result = Err(AttemptError { kind, unsent: Some(body), reused: false });
+            return Ok(Sent { result, is_idempotent: false });
+        }
+    };
     let request = prepare(live, upstream, first.endpoint, host, tries.left()).await?;
+    tries.starts();
     if let Some(copy) = copy.take() {
         copy.send(Request::clone(&request));
     }
     let is_idempotent = request.method().is_idempotent();
     let sent = |result| Sent { result, is_idempotent };
-    let slot = match tries.slot().await {
-        Ok(slot) => slot,
-        Err(kind) => return Ok(sent(Err(AttemptError { kind, unsent: Some(body), reused: false }))),
-    };
     let client = first.endpoint.is_told_clients().then(|| addresses(live));
     let first_head = head(&request, &[], client.as_ref(), None);
-    let sending = send(upstream, first.endpoint, first_head, body, tries.limit(), slot);
+    let sending = send(upstream, first.endpoint, first_head, body, tries.terms(), slot);
     let mut sending = pin!(sending);
     let leave = match timeout(after, &mut sending).await {
         Ok(result) => return Ok(sent(result)),
@@ -232,11 +245,29 @@ async fn hedged(
     };
     let Some((second, slot, _counted)) = leave else { return Ok(sent(sending.await)) };
     note(live, upstream, tries.number, second.endpoint);
-    let request = prepare(live, upstream, second.endpoint, host, tries.left()).await?;
+    let decider = live.parts().decider.take();
+    let prepared = tokio::select! {
+        biased;
+        result = &mut sending => Err(result),
+        prepared = prepare(live, upstream, second.endpoint, host, tries.left()) => Ok(prepared),
+    };
+    let request = match prepared {
+        Ok(Ok(request)) => request,
+        // The first was faster than the hooks of the second, or they want no second.
+        unprepared => {
+            (live.parts().outgoing, live.parts().decider) = (None, decider);
+            note(live, upstream, tries.number, first.endpoint);
+            return Ok(sent(match unprepared {
+                Err(result) => result,
+                Ok(_) => sending.await,
+            }));
+        }
+    };
+    upstream.metrics.hedges.increment();
     let began = Instant::now();
     let client = second.endpoint.is_told_clients().then(|| addresses(live));
     let second_head = head(&request, &[], client.as_ref(), None);
-    let hedging = send(upstream, second.endpoint, second_head, same, tries.limit(), slot);
+    let hedging = send(upstream, second.endpoint, second_head, same, tries.terms(), slot);
     let mut hedging = pin!(hedging);
     let (result, is_second) = tokio::select! {
         biased;
@@ -256,6 +287,12 @@ async fn hedged(
             if !error.reused {
                 upstream.failed(second, error.kind, began.elapsed());
             }
+            sending.await
+        }
+        // An error comes sooner than what was asked for, and wins nothing.
+        (Ok(response), true) if response.status().is_server_error() => {
+            upstream.answered(second, response.status(), began.elapsed());
+            response.into_body().release();
             sending.await
         }
         (answered, true) => {
@@ -281,9 +318,11 @@ fn fault_of(kind: AttemptFailure) -> Fault {
         AttemptFailure::Unreachable => Fault::Unreachable,
         AttemptFailure::ConnectTimeout => Fault::ConnectTimeout,
         AttemptFailure::Tls => Fault::UpstreamTls,
-        AttemptFailure::ResponseTimeout | AttemptFailure::OutOfTime => Fault::ResponseTimeout,
+        AttemptFailure::ResponseTimeout => Fault::ResponseTimeout,
+        AttemptFailure::OutOfTime => Fault::OutOfTime,
         AttemptFailure::Failed | AttemptFailure::Status(_) => Fault::UpstreamFailed,
         AttemptFailure::Deadline => Fault::Deadline,
+        AttemptFailure::SlowUpload => Fault::BodyTimeout,
         AttemptFailure::NoUpgrade => Fault::NoUpgrade,
         AttemptFailure::Overloaded => Fault::Overloaded,
         AttemptFailure::PendingTimeout => Fault::PendingTimeout,
@@ -338,7 +377,8 @@ fn told(
     told.extend(host.map(|host| (HOST, host.clone())));
     let tell = upstream.deadline.as_ref().and_then(|deadline| deadline.tell.as_ref());
     told.extend(tell.zip(left).map(|(name, left)| (name.clone(), deadline::tell(name, left))));
-    told.extend(live.deadline.as_ref().and(left).map(grpc::told));
+    let is_told = live.deadline.is_some() && grpc::is_call(live.request());
+    told.extend(left.filter(|_| is_told).map(grpc::told));
     told
 }
 

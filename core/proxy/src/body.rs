@@ -238,7 +238,12 @@ impl UploadState {
     /// bytes had passed when last asked.
     pub(crate) fn goes_on(&self, seen: &mut u64) -> bool {
         let before = std::mem::replace(seen, self.bytes.load(Relaxed));
-        !self.ended.load(Relaxed) && (self.starving.load(Relaxed) || *seen != before)
+        self.waits_for_client() || !self.ended.load(Relaxed) && *seen != before
+    }
+
+    /// Whether it can't go on before the client does.
+    pub(crate) fn waits_for_client(&self) -> bool {
+        !self.ended.load(Relaxed) && self.starving.load(Relaxed)
     }
 
     pub(crate) fn take_failure(&self) -> Option<UploadFailure> {
@@ -539,14 +544,14 @@ impl ResponseBody {
                 Source::Empty | Source::Switched(_) => None,
                 Source::Whole(bytes) if bytes.is_empty() => None,
                 Source::Whole(bytes) => Some(Ok(Frame::data(bytes.split_to(bytes.len().min(SLICE))))),
-                Source::Upstream(body) => match body.poll_frame(cx) {
-                    Poll::Ready(frame) => frame,
-                    Poll::Pending => {
-                        let Some(deadline) = &mut self.live.deadline else { return Poll::Pending };
-                        ready!(deadline.poll_expired(cx));
-                        return self.fail(End::UpstreamFailed, "the client's time is over");
+                Source::Upstream(body) => {
+                    let over = self.live.deadline.as_mut().map(|deadline| deadline.poll_over(cx));
+                    if let Some(Poll::Ready(fault)) = over {
+                        self.live.fail(&fault);
+                        return self.fail(End::UpstreamFailed, "the time for the response is over");
                     }
-                },
+                    ready!(body.poll_frame(cx))
+                }
             };
             let chunk = match frame {
                 Some(Ok(frame)) => match frame.into_data() {

@@ -1,5 +1,6 @@
 //! The life of a request, from its head to the response that carries it away.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -435,7 +436,14 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
         Source::Whole(body) => body,
         Source::Upstream(mut body) => {
             let mut held = live.scope().generation.budget.hold();
-            let read = whole(&mut body, limit as u64, &mut held, Fault::ResponseTooLarge).await;
+            let reading = whole(&mut body, limit as u64, &mut held, Fault::ResponseTooLarge);
+            let read = match &mut live.deadline {
+                None => reading.await,
+                Some(deadline) => tokio::select! {
+                    read = reading => read,
+                    fault = poll_fn(|cx| deadline.poll_over(cx)) => Err(fault),
+                },
+            };
             live.held.push(held);
             let (read, trailers) = read?;
             live.trailers = trailers;

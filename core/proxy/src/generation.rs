@@ -140,6 +140,8 @@ pub struct Route {
     pub rewrite: Rewrite,
     /// What is done with it.
     pub action: Action,
+    /// How long all of a request may take that is sent upstream, in place of what the upstream says.
+    pub timeout: Option<Duration>,
     /// Where copies go of what is sent upstream.
     pub mirror: Option<Arc<Mirror>>,
     /// What is counted.

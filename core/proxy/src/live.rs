@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, StatusCode};
@@ -50,6 +51,18 @@ impl Scope {
     }
 }
 
+/// A time by which something has to be over, and what it is if it is not.
+pub(crate) struct Deadline {
+    clock: LazyTimer,
+    fault: Fault,
+}
+
+impl Deadline {
+    pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+        self.clock.poll_expired(cx).map(|()| self.fault.clone())
+    }
+}
+
 /// A living exchange. Dropping it, at whatever point, is its end: it is counted, and queued for
 /// `on_log`. Boxed, because it changes hands often.
 pub(crate) struct Live {
@@ -76,8 +89,8 @@ pub(crate) struct Live {
     pub(crate) is_reply: bool,
     /// What followed a response that was read whole.
     pub(crate) trailers: Option<Box<HeaderMap>>,
-    /// Rings when the client waits no longer.
-    pub(crate) deadline: Option<Box<LazyTimer>>,
+    /// Until when its response has to have ended.
+    pub(crate) deadline: Option<Box<Deadline>>,
     start: Instant,
     end: Option<End>,
     response_bytes: u64,
@@ -190,12 +203,12 @@ impl Live {
         self.response_bytes += bytes;
     }
 
-    /// The exchange has so long until the end of its response.
-    pub(crate) fn end_after(&mut self, patience: Option<Duration>) {
-        self.deadline = patience.map(|patience| {
-            let mut timer = LazyTimer::new();
-            timer.start(patience);
-            Box::new(timer)
+    /// The exchange has so long until the end of its response; a longer one has this fault.
+    pub(crate) fn end_after(&mut self, patience: Option<(Duration, Fault)>) {
+        self.deadline = patience.map(|(patience, fault)| {
+            let mut clock = LazyTimer::new();
+            clock.start(patience);
+            Box::new(Deadline { clock, fault })
         });
     }
 

@@ -193,8 +193,10 @@ pub struct UpstreamMetrics {
     pub lookups: Counter,
     /// Questions about them that DNS did not answer, or in part, or with nothing.
     pub lookup_failures: Counter,
-    /// Attempts that failed after a connection was there, timeouts included.
+    /// Attempts that failed after a connection was there, timeouts and responses that broke off included.
     pub failures: Counter,
+    /// Attempts that met a connection which was closed already, and were made once more over another.
+    pub stale: Counter,
     /// Attempts after the first.
     pub retries: Counter,
     /// Attempts that were not made because too many retries were under way.
@@ -429,6 +431,7 @@ impl Metrics {
             lookups: Counter::new(rows),
             lookup_failures: Counter::new(rows),
             failures: Counter::new(rows),
+            stale: Counter::new(rows),
             retries: Counter::new(rows),
             retries_refused: Counter::new(rows),
             hedges: Counter::new(rows),

@@ -148,7 +148,7 @@ impl Mirrored {
             return;
         };
         mirror.metrics.sent.increment();
-        let mut tries = Tries::begin(upstream, wish, None);
+        let mut tries = Tries::begin(upstream, wish, upstream.timeouts.total, None);
         let endpoint = tries.chosen.endpoint;
         let (method, target, version, mut headers) = head.into_parts();
         headers.insert(
@@ -163,7 +163,7 @@ impl Mirrored {
         let client = endpoint.is_told_clients().then_some(&client);
         let (method, target, headers) = (head.method(), head.target(), head.headers());
         let sending = RequestHead { method, target, headers, told: &[], client, upgrade: None };
-        let result = send(upstream, endpoint, sending, RequestBody::Whole(bytes), tries.limit(), slot).await;
+        let result = send(upstream, endpoint, sending, RequestBody::Whole(bytes), tries.terms(), slot).await;
         if let Some(passage) = passage {
             passage.judge(match &result {
                 Ok(response) if response.status().is_server_error() => Verdict::ServerError,

@@ -63,6 +63,8 @@ pub(crate) enum Fault {
     UpstreamTls,
     /// No response from the upstream in time.
     ResponseTimeout,
+    /// The upstream did not end what it was asked for in the time for all of it.
+    OutOfTime,
     /// The upstream's connection failed, or what came was not HTTP.
     UpstreamFailed,
     /// No response from the upstream in the time that the request gave.
@@ -117,6 +119,7 @@ impl Fault {
             Fault::ConnectTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.connect_timeout"),
             Fault::UpstreamTls => (Upstream, StatusCode::BAD_GATEWAY, "upstream.tls"),
             Fault::ResponseTimeout => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.response_timeout"),
+            Fault::OutOfTime => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.timeout"),
             Fault::UpstreamFailed => (Upstream, StatusCode::BAD_GATEWAY, "upstream.failed"),
             Fault::Deadline => (Upstream, StatusCode::GATEWAY_TIMEOUT, "upstream.deadline"),
             Fault::NoUpgrade => (Upstream, StatusCode::BAD_GATEWAY, "upstream.no_upgrade"),

@@ -5,11 +5,16 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::sync::{Mutex, mpsc};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use portcullis_plugin::{BodyWish, Decision, End, Exchange, Hook, HookName, Needs, Plugin};
+use http::StatusCode;
+use portcullis_plugin::{BodyWish, Decision, End, Exchange, Hook, HookName, Needs, Plugin, Reply};
 use portcullis_proxy::chain::OnError;
+use portcullis_proxy::metrics::Metrics;
+use portcullis_proxy::upstream::Endpoint;
 use support::*;
 use tokio::sync::oneshot;
 
@@ -261,4 +266,59 @@ fn a_hook_that_panics_in_its_wait_is_its_own_failure() {
     let gateway = Setup::to(origin()).plugin(Waits).plugin(ends).start();
     assert_eq!(status(&gateway.get("/api/x")), 500);
     assert_eq!(ended.recv_timeout(PATIENCE).unwrap().2.as_deref(), Some("p0 plugin.panic"));
+}
+
+/// Has nothing to say to first attempts, and keeps second ones waiting or refuses them.
+struct Second {
+    seen: Mutex<mpsc::Sender<()>>,
+    attempts: AtomicUsize,
+    refuses: bool,
+}
+
+impl Plugin for Second {
+    fn needs(&self) -> Needs {
+        Needs::hooks([HookName::OnUpstream])
+    }
+
+    fn on_upstream<'a>(&'a self, _: &'a mut Exchange) -> Hook<'a> {
+        if self.attempts.fetch_add(1, SeqCst) == 0 {
+            return Hook::CONTINUE;
+        }
+        self.seen.lock().unwrap().send(()).unwrap();
+        match self.refuses {
+            true => Decision::Respond(Box::new(Reply::deny(StatusCode::FORBIDDEN, "test.second"))).into(),
+            false => Hook::Wait(Box::pin(std::future::pending())),
+        }
+    }
+}
+
+#[test]
+fn the_hooks_of_a_second_attempt_neither_hold_up_the_first_nor_answer_for_it() {
+    for refuses in [false, true] {
+        let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = origin.local_addr().unwrap();
+        let (seen, second) = mpsc::channel();
+        let (ends, ended) = Ends::new();
+        let mut setup = Setup::to(address).plugin(ends).plugin(Second {
+            seen: Mutex::new(seen),
+            attempts: AtomicUsize::new(0),
+            refuses,
+        });
+        let other = Endpoint::new(&address.to_string(), &Metrics::new(1)).unwrap();
+        setup.hedge = Some((Arc::new(other), Duration::from_millis(1)));
+        setup.plugin_timeout = 6 * PATIENCE;
+        let gateway = setup.start();
+        let mut client = gateway.connect();
+        client.write_all(b"GET /api/x HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n").unwrap();
+        let (mut first, _) = origin.accept().unwrap();
+        second.recv_timeout(PATIENCE).unwrap();
+        first.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst").unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("first"), "{answer}");
+        let ended = ended.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(ended, (End::Complete, Some(StatusCode::OK), None), "refuses: {refuses}");
+        let counted = gateway.metrics.upstream("origin");
+        assert_eq!((counted.hedges.value(), counted.in_flight.value()), (0, 0));
+    }
 }

@@ -4,16 +4,18 @@
 //! that its constants have values. The second time those values are known: they are put in place of
 //! the names, and a name that nobody defined is an error with its position, before any request.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
 use portcullis_plugin::{BuildContext, BuildError, HookName};
 use rhai::{
-    AST, ASTNode, Dynamic, Engine, EvalAltResult, Expr, Module, ModuleResolver, OptimizationLevel, Position,
-    Scope, Shared, Stmt,
+    AST, ASTNode, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Module, ModuleResolver,
+    OptimizationLevel, Position, Scope, Shared, Stmt,
 };
 use serde_json::{Map, Value};
+use thread_local::ThreadLocal;
 
 use crate::call;
 use crate::callees;
@@ -25,6 +27,10 @@ use crate::value;
 /// Imported files that a script may have, those of its imports included.
 const MAX_IMPORTS: usize = 32;
 
+/// Names with types of arguments that a thread keeps the function of: more than any script has calls,
+/// for those whose names are made from what a client sends.
+const MAX_RESOLVED: usize = 4096;
+
 /// A script that is ready to be called.
 pub(crate) struct Program {
     pub(crate) engine: Engine,
@@ -33,6 +39,48 @@ pub(crate) struct Program {
     pub(crate) hooks: Vec<(HookName, Position)>,
     /// Its file, for messages.
     pub(crate) file: String,
+    /// Which functions its names mean, as the calls of each thread found out.
+    resolved: ThreadLocal<RefCell<Caches>>,
+}
+
+impl Program {
+    /// Calls a function of the script with one argument.
+    pub(crate) fn call(&self, function: &str, argument: Dynamic) -> Result<Dynamic, Box<EvalAltResult>> {
+        let resolved = self.resolved.get_or_default();
+        // A call does not lead to another of the same script; if it did, it would look up by itself.
+        match resolved.try_borrow_mut() {
+            Ok(mut resolved) => self.call_with(&mut resolved, function, argument),
+            Err(_) => self.call_with(&mut Caches::new(), function, argument),
+        }
+    }
+
+    fn call_with(
+        &self,
+        resolved: &mut Caches,
+        function: &str,
+        argument: Dynamic,
+    ) -> Result<Dynamic, Box<EvalAltResult>> {
+        make_room(resolved);
+        let mut global = self.engine.new_global_runtime_state();
+        global.lib.push(self.ast.shared_lib().clone());
+        let (mut scope, mut argument) = (Scope::new(), argument);
+        EvalContext::new(&self.engine, &mut global, resolved, &mut scope, None).call_fn_raw(
+            function,
+            false,
+            false,
+            &mut [&mut argument],
+        )
+    }
+}
+
+/// Leaves what is known for the next call: neither that of a call which broke off within an imported
+/// function, nor more than a thread keeps.
+fn make_room(resolved: &mut Caches) {
+    resolved.rewind_fn_resolution_caches(1);
+    let names = resolved.fn_resolution_cache_mut();
+    if names.dict.len() > MAX_RESOLVED {
+        names.clear();
+    }
 }
 
 /// Reads and compiles the script `file`.
@@ -63,7 +111,7 @@ pub(crate) fn load(
     callees::check(&loader.engine, &loader.drafts)?;
     let mut engine = loader.engine;
     engine.register_global_module(constants_module(loader.constants));
-    Ok(Program { engine, ast, hooks, file: file.to_owned() })
+    Ok(Program { engine, ast, hooks, file: file.to_owned(), resolved: ThreadLocal::new() })
 }
 
 /// A file as it was read.
@@ -341,5 +389,22 @@ impl ModuleResolver for Modules {
         position: Position,
     ) -> Result<Shared<Module>, Box<EvalAltResult>> {
         self.find(path).ok_or_else(|| EvalAltResult::ErrorModuleNotFound(path.to_owned(), position).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_that_a_thread_keeps_are_bounded() {
+        let mut resolved = Caches::new();
+        for count in [MAX_RESOLVED, MAX_RESOLVED + 1] {
+            let names = resolved.fn_resolution_cache_mut();
+            names.dict.extend((0..count as u64).map(|name| (name, None)));
+            make_room(&mut resolved);
+            let kept = resolved.fn_resolution_cache_mut().dict.len();
+            assert_eq!(kept, if count > MAX_RESOLVED { 0 } else { count });
+        }
     }
 }

@@ -6,7 +6,7 @@ use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, Decision, ErrorKind, Exchange, Hook, HookName,
     Needs, Plugin, PluginError, PluginType, Size,
 };
-use rhai::{CallFnOptions, Dynamic, Position, Scope};
+use rhai::{Dynamic, Position};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -81,12 +81,9 @@ impl Script {
     }
 
     fn call(&self, hook: HookName, argument: Dynamic) -> Result<Decision, PluginError> {
-        let Program { engine, ast, file, .. } = &self.program;
-        // Top-level statements ran at load, and a scope that is thrown away needs no rewinding.
-        let options = CallFnOptions::new().eval_ast(false).rewind_scope(false);
-        let mut scope = Scope::new();
-        engine
-            .call_fn_with_options::<Dynamic>(options, &mut scope, ast, hook.as_str(), (argument,))
+        let Program { file, .. } = &self.program;
+        self.program
+            .call(hook.as_str(), argument)
             .map_err(|error| Fault::new(*error, &self.limits).into_plugin_error(file, hook, self.start(hook)))
             .and_then(|result| {
                 decision(result).map_err(|message| self.fault(ErrorKind::Trap, hook, &message))

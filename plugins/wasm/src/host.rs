@@ -1,7 +1,7 @@
 //! What a guest can reach: the exchange lent to it, its configuration, a bounded log, the clock.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -10,7 +10,7 @@ use wasmtime::{Error, ResourceLimiter, Result, UpdateDeadline, bail};
 
 use crate::bindings::exchange::Message;
 use crate::bindings::{exchange, host, types};
-use crate::engine::{Engines, MAX_TABLE_ELEMENTS};
+use crate::engine::{Engines, MAX_TABLE_ELEMENTS, TICK, WATCH};
 
 /// Lines that a guest may log per call of a hook, and their length in bytes.
 const LOG_LINES: u32 = 16;
@@ -20,6 +20,9 @@ const LOG_LINE: usize = 1024;
 /// clock counts one tick per interruption and host functions are not interrupted.
 const MAX_JSON: usize = 64 << 10;
 const MAX_HEADER_VALUE: usize = 64 << 10;
+
+/// A guest that is interrupted so soon was only looked at in an unlucky moment, and goes on.
+const GRACE: Duration = Duration::from_micros(250);
 
 /// What one instance's host functions work on.
 pub(crate) struct Host {
@@ -32,6 +35,7 @@ pub(crate) struct Host {
     pub(crate) last_words: Option<String>,
     /// Ticks that this call may take.
     pub(crate) budget: u32,
+    begun: Instant,
     /// Where the thread's own clock stood when a call that holds it began.
     held_since: Duration,
     pace: Pace,
@@ -76,6 +80,7 @@ impl Host {
             last_words: None,
             pace: Pace::Yield,
             budget: 0,
+            begun: Instant::now(),
             held_since: Duration::ZERO,
             ticks: 0,
             memory: 0,
@@ -87,20 +92,31 @@ impl Host {
     pub(crate) fn begin(&mut self, budget: u32, pace: Pace) {
         (self.budget, self.pace, self.ticks, self.lines) = (budget, pace, 0, 0);
         (self.breach, self.last_words) = (None, None);
+        self.begun = Instant::now();
         if pace == Pace::Hold {
             self.held_since = thread_time();
         }
         self.about.engines.ticker.stir();
+        if budget < WATCH {
+            self.about.engines.ticker.hurry();
+        }
     }
 
-    /// The guest has run to the end of a tick: another one, or the end.
+    /// The guest is interrupted: another tick, or the end.
     pub(crate) fn tick(&mut self) -> Result<UpdateDeadline> {
-        self.ticks += 1;
+        let ticker = &self.about.engines.ticker;
+        ticker.stir();
+        let stretch = if self.ticks > 0 { TICK } else { self.begun.elapsed() };
+        if stretch < GRACE {
+            return Ok(UpdateDeadline::Continue(1));
+        }
+        // Between two looks nobody runs for longer: the rest the machine took for others.
+        self.ticks += (stretch.as_micros().div_ceil(TICK.as_micros()) as u32).min(ticker.pace());
+        ticker.hurry();
         if self.ticks > self.budget && !self.was_kept_waiting() {
             self.breach = Some(Breach::Cpu);
             bail!("CPU budget");
         }
-        self.about.engines.ticker.stir();
         Ok(match self.pace {
             Pace::Yield => UpdateDeadline::Yield(1),
             Pace::Hold => UpdateDeadline::Continue(1),
@@ -513,8 +529,7 @@ mod tests {
         assert!(json::<serde_json::Value>(&format!("\"{}\"", "x".repeat(MAX_JSON))).is_err());
     }
 
-    #[test]
-    fn what_a_guest_logs_stays_one_line() {
+    fn host() -> Host {
         let about = About {
             name: "guest".into(),
             config: "{}".into(),
@@ -522,7 +537,35 @@ mod tests {
             transfer: 0,
             engines: Engines::with(1, 1).unwrap(),
         };
-        let mut host = Host::new(Arc::new(about));
+        Host::new(Arc::new(about))
+    }
+
+    #[test]
+    fn a_stretch_between_two_looks_counts_by_its_ticks() {
+        let mut host = host();
+        let mut ticks = |ran: u64| {
+            host.begin(5, Pace::Yield);
+            host.begun -= Duration::from_micros(ran);
+            let update = host.tick().unwrap();
+            (host.ticks, matches!(update, UpdateDeadline::Yield(_)))
+        };
+        // The pace is that of looks, until the first guest takes long.
+        assert_eq!(ticks(0), (0, false));
+        assert_eq!(ticks(3500), (4, true));
+    }
+
+    #[test]
+    fn a_guest_that_goes_on_beyond_its_ticks_is_stopped() {
+        let mut host = host();
+        host.begin(1, Pace::Yield);
+        host.begun -= TICK / 2;
+        assert!(host.tick().is_ok() && host.tick().is_err());
+        assert_eq!(host.breach, Some(Breach::Cpu));
+    }
+
+    #[test]
+    fn what_a_guest_logs_stays_one_line() {
+        let mut host = host();
         let written = crate::tests::logged(|| {
             let forged =
                 "hi\n2026-01-01T00:00:00Z  INFO portcullis: all is well\r\u{1b}[2J\u{202e}".to_owned();

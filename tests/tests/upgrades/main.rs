@@ -495,7 +495,15 @@ fn a_tunnel_over_http2_goes_on_while_its_client_reads_however_slowly() {
     client.read_until(Http2::HEADERS);
     // A binary message of 200 KiB, which comes back (RFC 6455, 5.2).
     client.write(Http2::DATA, 0, 1, &[0x82, 0xff, 0, 0, 0, 0, 0, 3, 0x20, 0, 0, 0, 0, 0]).unwrap();
-    (0..25).for_each(|_| client.write(Http2::DATA, 0, 1, &[7; 8 << 10]).unwrap());
+    let (piece, mut room) = ([7; 8 << 10], 60 << 10);
+    for _ in 0..25 {
+        while room < piece.len() {
+            let (_, stream, more) = client.read_until(Http2::WINDOW_UPDATE);
+            room += if stream == 1 { u32::from_be_bytes(more.try_into().unwrap()) as usize } else { 0 };
+        }
+        client.write(Http2::DATA, 0, 1, &piece).unwrap();
+        room -= piece.len();
+    }
     let begin = Instant::now();
     while begin.elapsed() < 3 * PATIENT {
         let (_, _, data) = client.read_until(Http2::DATA);

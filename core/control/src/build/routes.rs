@@ -92,6 +92,7 @@ impl Builder<'_> {
             rewrite: rewrite?,
             upgrades: route.upgrades.iter().filter_map(protocol).collect(),
             action: action?,
+            timeout: route.timeout.map(|timeout| timeout.0),
             mirror: all_or_nothing(mirror)?,
             metrics: self.services.metrics.route(&route.name),
         })

@@ -251,6 +251,7 @@ impl Recipe {
             timeouts: Timeouts {
                 connect: config.timeouts.connect.0,
                 response: config.timeouts.response.0,
+                total: config.timeouts.total.map(|total| total.0),
                 idle: config.timeouts.idle.0,
                 body: config.timeouts.body.0,
                 tunnel: config.timeouts.tunnel.0,

@@ -248,8 +248,13 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     );
     counters(
         "upstream_failures_total",
-        "attempts that failed on an open connection, timeouts included",
+        "attempts that failed on an open connection, timeouts and responses that broke off included",
         |upstream| &upstream.failures,
+    );
+    counters(
+        "upstream_stale_total",
+        "attempts that met a connection which was closed already, and were made once more over a new one",
+        |upstream| &upstream.stale,
     );
     counters("upstream_retries_total", "attempts after the first", |upstream| &upstream.retries);
     counters(

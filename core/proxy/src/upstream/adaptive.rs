@@ -5,8 +5,8 @@
 //! is not overloaded is learned from its own answers, and learned anew from time to time; if it seems
 //! to be overloaded then, with so few requests under way for a moment that it can't be.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Upstream;
@@ -23,8 +23,8 @@ const LEARN: Duration = Duration::from_secs(30);
 const UNLOADED: u64 = 125;
 /// The part of the limit that is left meanwhile, if it counts as overloaded.
 const DRAINED: u32 = 4;
-/// Steps after which learning is given up: the upstream does not answer what it has.
-const PATIENCE: u32 = 20;
+/// How long that may take. Then it is given up: the upstream does not answer what it has.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The largest limit; `max_requests` sets a smaller one.
 const LARGEST: f64 = 1_000_000.0;
 
@@ -42,6 +42,8 @@ pub struct Adaptive {
 pub struct Learned {
     /// The limit; 0 before anything was learned.
     limit: AtomicU32,
+    /// When learning anew is to be given up; milliseconds of [`now`], 0 at other times.
+    until: AtomicU64,
     window: Window,
     learner: Mutex<Learner>,
 }
@@ -53,6 +55,8 @@ struct Learner {
     unloaded: u64,
     /// When that was learned; milliseconds of [`now`].
     since: u64,
+    /// When learning anew is to be given up.
+    until: u64,
     phase: Phase,
 }
 
@@ -60,16 +64,38 @@ struct Learner {
 enum Phase {
     #[default]
     Steady,
-    /// Waits for requests to end, with the limit drained for so many steps.
-    Drain(u32),
+    /// Waits for requests to end, with the limit drained.
+    Drain,
     /// Sees how long the upstream takes now.
     Measure,
 }
 
 impl Learned {
-    /// The limit now.
+    /// The limit now. While all wait for answers there is none to end that, so time does.
     pub(super) fn limit(&self, adaptive: &Adaptive) -> u32 {
+        match self.until.load(Relaxed) {
+            0 => {}
+            until if now() < until => {}
+            _ => self.give_up(now()),
+        }
         self.limit.load(Relaxed).max(adaptive.min)
+    }
+
+    fn give_up(&self, now: u64) {
+        let mut learner = self.learner();
+        if learner.is_late(now) {
+            learner.give_up(now);
+            self.publish(&learner, learner.limit as u32);
+        }
+    }
+
+    fn learner(&self) -> MutexGuard<'_, Learner> {
+        self.learner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, learner: &Learner, limit: u32) {
+        self.limit.store(limit, Relaxed);
+        self.until.store(if learner.phase == Phase::Steady { 0 } else { learner.until }, Relaxed);
     }
 }
 
@@ -81,13 +107,13 @@ impl Upstream {
         let seen = learned.window.turn(now, STEP, MIN_ANSWERS);
         learned.window.count(false, took);
         let Some(mean) = seen.and_then(|seen| seen.mean()) else { return };
-        let mut learner = learned.learner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut learner = learned.learner();
         let most = self.max_requests.map_or(LARGEST, f64::from);
-        let limit = learner.step(adaptive, most, mean, self.metrics.slots.taken(), now);
-        learned.limit.store(limit, Relaxed);
+        let limit = learner.step(adaptive, most, mean, self.metrics.slots.unanswered(), now);
+        learned.publish(&learner, limit);
         drop(learner);
         // There may be room for several more.
-        (0..self.metrics.slots.pending()).for_each(|_| self.metrics.slots.wake());
+        self.admit();
     }
 }
 
@@ -99,18 +125,18 @@ impl Learner {
         self.limit = self.limit.clamp(least, most.max(least));
         let mean = mean.max(1);
         match self.phase {
+            _ if self.is_late(now) => self.give_up(now),
             Phase::Steady if self.unloaded == 0 => self.learned(mean, now),
             Phase::Steady if now.saturating_sub(self.since) >= millis(LEARN) => {
                 if mean * 100 <= self.unloaded * UNLOADED {
                     self.learned(mean, now);
                 } else {
-                    self.phase = Phase::Drain(0);
+                    (self.until, self.phase) = (now.saturating_add(millis(PATIENCE)), Phase::Drain);
                 }
             }
             Phase::Steady => self.unloaded = self.unloaded.min(mean),
-            Phase::Drain(_) if running <= self.drained(adaptive) => self.phase = Phase::Measure,
-            Phase::Drain(PATIENCE) => (self.since, self.phase) = (now, Phase::Steady),
-            Phase::Drain(steps) => self.phase = Phase::Drain(steps + 1),
+            Phase::Drain if running <= self.drained(adaptive) => self.phase = Phase::Measure,
+            Phase::Drain => {}
             Phase::Measure => self.learned(mean, now),
         }
         if self.phase != Phase::Steady {
@@ -127,6 +153,15 @@ impl Learner {
 
     fn learned(&mut self, mean: u64, now: u64) {
         (self.unloaded, self.since, self.phase) = (mean, now, Phase::Steady);
+    }
+
+    fn is_late(&self, now: u64) -> bool {
+        self.phase != Phase::Steady && now >= self.until
+    }
+
+    /// Goes on with what is known.
+    fn give_up(&mut self, now: u64) {
+        (self.since, self.phase) = (now, Phase::Steady);
     }
 
     fn drained(&self, adaptive: &Adaptive) -> u32 {
@@ -185,14 +220,66 @@ mod tests {
     }
 
     #[test]
-    fn learning_is_given_up_where_requests_do_not_end() {
+    fn errors_teach_nothing_of_what_requests_take() {
+        use crate::upstream::balance::Role;
+        use crate::upstream::{AttemptFailure, Endpoint, Hedge};
+        use http::StatusCode;
+        let metrics = crate::metrics::Metrics::new(1);
+        let endpoint = std::sync::Arc::new(Endpoint::new("a:1", &metrics).unwrap());
+        let upstream = Upstream {
+            adaptive: Some(ADAPTIVE),
+            hedge: Some(Hedge::P95),
+            ..Upstream::new("api", vec![endpoint], metrics.upstream("api"))
+        };
+        let answered = |status| upstream.answered(upstream.chosen(0, Role::Ordinary), status, STEP);
+        let learned = || {
+            let counted = upstream.metrics.learned.window.count(false, Duration::ZERO);
+            (counted.requests - 1, upstream.hedge_after(&Hedge::P95))
+        };
+        answered(StatusCode::BAD_GATEWAY);
+        assert_eq!(learned(), (0, None));
+        answered(StatusCode::NOT_FOUND);
+        assert_eq!(learned(), (2, Some(STEP)), "the look counts as well");
+        upstream.failed(upstream.chosen(0, Role::Ordinary), AttemptFailure::Unreachable, STEP);
+        assert_eq!(learned().0, 3, "who is not there says nothing");
+        upstream.failed(upstream.chosen(0, Role::Ordinary), AttemptFailure::ResponseTimeout, STEP);
+        assert_eq!(learned().0, 5, "who is silent has taken as long at least");
+    }
+
+    /// One that has just begun to learn anew.
+    fn draining(at: u64) -> Learner {
         let mut learner = Learner { limit: 100.0, unloaded: NEEDS, ..Learner::default() };
-        let step = |learner: &mut Learner, at: u64| learner.step(&ADAPTIVE, 500.0, 9 * NEEDS, 400, at);
-        assert_eq!(step(&mut learner, 40_000), 25, "drained");
-        for _ in 0..=PATIENCE {
-            step(&mut learner, 40_000);
-        }
+        assert_eq!(learner.step(&ADAPTIVE, 500.0, 9 * NEEDS, 400, at), 25, "drained");
+        learner
+    }
+
+    #[test]
+    fn learning_is_given_up_where_requests_do_not_end() {
+        let mut learner = draining(40_000);
+        assert_eq!(learner.step(&ADAPTIVE, 500.0, 9 * NEEDS, 400, 41_999), 25);
+        learner.step(&ADAPTIVE, 500.0, 9 * NEEDS, 400, 42_000);
         assert_eq!((learner.phase, learner.unloaded), (Phase::Steady, NEEDS));
         assert!(learner.limit < 100.0);
+    }
+
+    #[test]
+    fn learning_is_given_up_where_nothing_is_answered() {
+        let learned = Learned::default();
+        let learner = draining(40_000);
+        learned.publish(&learner, 25);
+        *learned.learner() = learner;
+        learned.give_up(41_999);
+        assert_eq!(learned.limit.load(Relaxed), 25);
+        learned.give_up(42_000);
+        assert_eq!((learned.limit.load(Relaxed), learned.until.load(Relaxed)), (100, 0));
+        // Whoever asks for the limit gives it up.
+        learned.publish(&draining(u64::MAX / 2), 25);
+        assert_eq!(learned.limit(&ADAPTIVE), 25);
+        let learner = draining(30_000);
+        learned.limit.store(25, Relaxed);
+        learned.until.store(1, Relaxed);
+        *learned.learner() = Learner { until: 1, ..learner };
+        std::iter::repeat_with(now).find(|now| *now > 1);
+        assert_eq!(learned.limit(&ADAPTIVE), 100);
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::http1::{Broken, Http1, RequestHead};
 use super::judge::Running;
-use super::retry::TryLimit;
+use super::retry::{Terms, TryLimit};
 use super::slots::Slot;
 use super::transport::{ConnectError, Transport, is_of_tls};
 use super::{Endpoint, Upstream, http2, pool};
@@ -79,28 +79,34 @@ pub(crate) enum AttemptFailure {
     OutOfTime,
     /// The time that the request itself gave is over.
     Deadline,
+    /// The time is over, and the client was waited for.
+    SlowUpload,
     /// The upstream has as many requests as it may have, and as many wait.
     Overloaded,
     /// The upstream has had as many requests as it may have for too long.
     PendingTimeout,
 }
 
-/// Sends a request to an endpoint, over an idle connection if a live one is there.
+/// Sends a request to an endpoint, over an idle connection if a live one is there and will do.
 pub(crate) async fn send(
     upstream: &Arc<Upstream>,
     endpoint: &Arc<Endpoint>,
     head: RequestHead<'_>,
     body: RequestBody,
-    limit: Option<TryLimit>,
+    terms: Terms,
     slot: Slot<'_>,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
+    let Terms { limit, fresh } = terms;
+    let upload = limit.and_then(|_| body.upload());
     let mut body = Some(body);
     let failure = {
         // Pinned, because two copies of it would be large.
-        let sending = pin!(send_counted(upstream, endpoint, head, &mut body, Running::begin(slot, endpoint)));
+        let running = Running::begin(slot, endpoint);
+        let sending = pin!(send_counted(upstream, endpoint, head, &mut body, running, fresh));
         let Some(TryLimit { length, failure }) = limit else { return sending.await };
         match timeout(length, sending).await {
             Ok(sent) => return sent,
+            Err(_) if upload.is_some_and(|upload| upload.waits_for_client()) => AttemptFailure::SlowUpload,
             Err(_) => failure,
         }
     };
@@ -115,6 +121,7 @@ async fn send_counted(
     head: RequestHead<'_>,
     body: &mut Option<RequestBody>,
     running: Running<'_>,
+    fresh: bool,
 ) -> Result<Response<UpstreamBody>, AttemptError> {
     if upstream.may_speak_http2(endpoint) {
         // Boxed, so that what waits for HTTP/1 stays small.
@@ -124,7 +131,9 @@ async fn send_counted(
     }
     // Others need not know, and share their connections.
     let client = head.client.filter(|_| endpoint.is_told_clients());
-    while let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, client, cx))).await {
+    while !fresh
+        && let Some(mut conn) = poll_fn(|cx| Poll::Ready(pool::check_out(endpoint.id, client, cx))).await
+    {
         // A connection outlives reloads, the settings it was opened under must not.
         if !Arc::ptr_eq(&conn.upstream, upstream) {
             conn.upstream = upstream.clone();
@@ -525,6 +534,9 @@ impl UpstreamBody {
             }
         };
         tracing::debug!(upstream = &*conn.upstream.name, error = %failed, "response broke off");
+        if !matches!(failed, Broken::Upload) {
+            conn.upstream.broke_off(&conn.endpoint);
+        }
         self.conn = None;
         Poll::Ready(Some(Err(UpstreamBodyError)))
     }

@@ -1,6 +1,6 @@
 //! What attempts tell of endpoints: ejection, return, and how many requests are under way.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -85,6 +85,7 @@ impl Upstream {
             AttemptFailure::Status(_)
             | AttemptFailure::OutOfTime
             | AttemptFailure::Deadline
+            | AttemptFailure::SlowUpload
             | AttemptFailure::NoUpgrade
             | AttemptFailure::Overloaded
             | AttemptFailure::PendingTimeout => return,
@@ -96,6 +97,12 @@ impl Upstream {
             self.learn(took);
         }
         self.has_failed(at, why);
+    }
+
+    /// Learns from a response that broke off behind its head.
+    pub(super) fn broke_off(&self, endpoint: &Arc<Endpoint>) {
+        self.metrics.failures.increment();
+        self.has_failed(Chosen { endpoint, index: 0, role: Role::Ordinary }, "broke_off");
     }
 
     /// Learns from an attempt that somebody stopped waiting for: it takes at least so long.
@@ -192,14 +199,16 @@ impl<'u> Running<'u> {
         Running { upstream, endpoint }
     }
 
-    /// Leaves it to somebody else to say when the request has ended.
+    /// The response has begun: whoever has it says when the request has ended.
     pub(super) fn hand_over(self) {
+        self.upstream.begin_response();
         std::mem::forget(self);
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
+        self.upstream.begin_response();
         self.upstream.end(self.endpoint);
     }
 }

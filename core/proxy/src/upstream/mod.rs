@@ -143,6 +143,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// From the request's end of sending its head to the response's head.
     pub response: Duration,
+    /// From the first attempt to the end of the response.
+    pub total: Option<Duration>,
     /// A pooled connection unused.
     pub idle: Duration,
     /// Between two chunks of a response's body.
@@ -167,6 +169,7 @@ impl Default for Timeouts {
         Timeouts {
             connect: Duration::from_secs(2),
             response: Duration::from_secs(30),
+            total: None,
             idle: Duration::from_secs(60),
             body: Duration::from_secs(60),
             tunnel: Duration::from_secs(300),

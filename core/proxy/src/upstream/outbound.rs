@@ -1,13 +1,14 @@
 //! Calls that plugins make themselves, over the worker's own connections.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{Request, Response};
 use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     AttemptError, AttemptFailure, HostHeader, RequestHead, Tries, Upstream, UpstreamBody, Verdict, send,
@@ -39,9 +40,8 @@ impl UpstreamClient {
             return Err(OutboundError::Unreachable);
         }
         let Ok(passage) = upstream.pass() else { return Err(OutboundError::Unreachable) };
-        // Whoever lets a call wait for too long has failed, although the caller is the one to give up.
-        let answered = timeout(limits.timeout, try_all(upstream, request)).await;
-        let answered = answered.unwrap_or(Err(AttemptFailure::Deadline));
+        let end = Instant::now() + limits.timeout;
+        let answered = try_all(upstream, request, limits.timeout).await;
         if let Some(passage) = passage {
             passage.judge(match &answered {
                 Ok(response) if response.status().is_server_error() => Verdict::ServerError,
@@ -52,7 +52,8 @@ impl UpstreamClient {
         }
         let (head, mut body) = answered.map_err(error_of)?.into_parts();
         let mut held = self.budget.hold();
-        let read = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge).await;
+        let reading = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge);
+        let read = timeout_at(end, reading).await.map_err(|_| OutboundError::Timeout)?;
         let body = read.map_err(|fault| match fault {
             Fault::ResponseTooLarge => OutboundError::TooLarge,
             _ => OutboundError::Failed,
@@ -61,16 +62,19 @@ impl UpstreamClient {
     }
 }
 
-/// Sends the request, again where that is safe, as a client's is.
+/// Sends the request, again where that is safe, as a client's is. An endpoint that lets the caller wait for all of
+/// its time has failed, so the attempts themselves end with that time.
 async fn try_all(
     upstream: &Arc<Upstream>,
     request: Request<Bytes>,
+    time: Duration,
 ) -> Result<Response<UpstreamBody>, AttemptFailure> {
     let (head, body) = request.into_parts();
     let root = PathAndQuery::from_static("/");
     let target = head.uri.path_and_query().unwrap_or(&root);
     let is_idempotent = head.method.is_idempotent();
-    let mut tries = Tries::begin(upstream, upstream.wish_of(&head.headers), None);
+    let total = upstream.timeouts.total.map_or(time, |total| total.min(time));
+    let mut tries = Tries::begin(upstream, upstream.wish_of(&head.headers), Some(total), None);
     loop {
         let endpoint = tries.chosen.endpoint;
         let host = (!head.headers.contains_key(HOST)).then(|| match &upstream.host {
@@ -86,8 +90,8 @@ async fn try_all(
             client: None,
             upgrade: None,
         };
-        let (slot, limit) = (tries.slot().await?, tries.limit());
-        match send(upstream, endpoint, sending, RequestBody::Whole(body.clone()), limit, slot).await {
+        let (slot, terms) = (tries.slot().await?, tries.terms());
+        match send(upstream, endpoint, sending, RequestBody::Whole(body.clone()), terms, slot).await {
             Ok(response) => {
                 let status = response.status();
                 tries.answered(status);
@@ -116,6 +120,7 @@ fn error_of(failure: AttemptFailure) -> OutboundError {
         AttemptFailure::Failed
         | AttemptFailure::NoUpgrade
         | AttemptFailure::Status(_)
+        | AttemptFailure::SlowUpload
         | AttemptFailure::Overloaded
         | AttemptFailure::PendingTimeout => OutboundError::Failed,
     }
@@ -123,9 +128,6 @@ fn error_of(failure: AttemptFailure) -> OutboundError {
 
 impl Outbound for UpstreamClient {
     fn send(&self, request: Request<Bytes>, limits: OutboundLimits) -> OutboundFuture<'_> {
-        Box::pin(async move {
-            let call = timeout(limits.timeout, self.call(request, limits));
-            call.await.unwrap_or(Err(OutboundError::Timeout))
-        })
+        Box::pin(self.call(request, limits))
     }
 }

@@ -11,8 +11,8 @@ use super::slots::Slot;
 use super::{AttemptFailure, Upstream};
 use crate::metrics::UpstreamMetrics;
 
-/// Attempts on connections that turned out to be closed, for requests that may be repeated; they do
-/// not count as retries, because the endpoint did not fail.
+/// Times that a request is sent once more because a connection was closed, or would take it no more, just when it was
+/// used again. They are no retries, because the endpoint did not fail, and are over with the time for all attempts.
 const MAX_STALE: u32 = 3;
 
 /// When there is another attempt.
@@ -22,7 +22,7 @@ pub struct Retries {
     pub attempts: u32,
     /// How long one attempt may take to the response's head, beside the upstream's timeouts.
     pub per_try: Option<Duration>,
-    /// How long all attempts together may take to the response's head.
+    /// How long all attempts together may take to the response's head, beside the time for all of the request.
     pub total: Option<Duration>,
     /// After no connection.
     pub on_connect: bool,
@@ -45,6 +45,14 @@ pub(crate) struct TryLimit {
     pub(crate) failure: AttemptFailure,
 }
 
+/// On what terms an attempt is made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    pub(crate) limit: Option<TryLimit>,
+    /// Over a connection that has served nobody yet.
+    pub(crate) fresh: bool,
+}
+
 /// The attempts of one request.
 pub(crate) struct Tries<'u> {
     upstream: &'u Upstream,
@@ -59,6 +67,8 @@ pub(crate) struct Tries<'u> {
     /// Time for all of them, and what it is when it is over.
     total: Option<(Duration, AttemptFailure)>,
     stale: u32,
+    /// Whether the attempt repeats one to the same endpoint whose connection was of no use any more.
+    fresh: bool,
     /// Endpoints that failed.
     tried: SmallVec<[u32; 4]>,
     /// The retry that is under way, if the attempt is one.
@@ -96,6 +106,7 @@ impl Retries {
             AttemptFailure::Status(_) => true,
             AttemptFailure::OutOfTime
             | AttemptFailure::Deadline
+            | AttemptFailure::SlowUpload
             | AttemptFailure::NoUpgrade
             | AttemptFailure::Overloaded
             | AttemptFailure::PendingTimeout => false,
@@ -104,10 +115,16 @@ impl Retries {
 }
 
 impl<'u> Tries<'u> {
-    /// Begins with the endpoint for the first attempt. The request itself may give less time than is configured.
-    pub(crate) fn begin(upstream: &'u Upstream, wish: Wish, asked: Option<Duration>) -> Self {
+    /// Begins with the endpoint for the first attempt. All of the request has the time `total`; the request itself
+    /// may have asked for less.
+    pub(crate) fn begin(
+        upstream: &'u Upstream,
+        wish: Wish,
+        total: Option<Duration>,
+        asked: Option<Duration>,
+    ) -> Self {
         let now = Instant::now();
-        let total = upstream.retries.total;
+        let total = upstream.retries.total.into_iter().chain(total).min();
         let total = match asked.filter(|asked| total.is_none_or(|total| *asked < total)) {
             Some(asked) => Some((asked, AttemptFailure::Deadline)),
             None => total.map(|total| (total, AttemptFailure::OutOfTime)),
@@ -123,6 +140,7 @@ impl<'u> Tries<'u> {
             began,
             total,
             stale: 0,
+            fresh: false,
             tried: SmallVec::new(),
             retrying: None,
         }
@@ -133,15 +151,24 @@ impl<'u> Tries<'u> {
         self.total.map(|(total, _)| total.saturating_sub(self.start.elapsed()))
     }
 
-    /// How long an attempt may take that begins now.
-    pub(crate) fn limit(&self) -> Option<TryLimit> {
+    /// On what terms an attempt is made that begins now.
+    pub(crate) fn terms(&self) -> Terms {
+        Terms { limit: self.limit(), fresh: self.fresh }
+    }
+
+    /// The attempt begins only now: the endpoint is not to blame for what took time before.
+    pub(crate) fn starts(&mut self) {
+        self.began = Instant::now();
+    }
+
+    fn limit(&self) -> Option<TryLimit> {
         let per_try = self.upstream.retries.per_try;
         let per_try = per_try.map(|length| TryLimit { length, failure: AttemptFailure::ResponseTimeout });
-        let left = self.total.zip(self.left()).map(|((_, failure), length)| TryLimit {
+        let left = self.total.zip(self.left()).map(|((total, failure), length)| TryLimit {
             length,
-            // An endpoint that had all of the time is to blame, unless the request gave too little.
+            // An endpoint that has most of the time is to blame, unless the request gave too little.
             failure: match failure {
-                AttemptFailure::OutOfTime if self.number == 1 => AttemptFailure::ResponseTimeout,
+                AttemptFailure::OutOfTime if length > total / 2 => AttemptFailure::ResponseTimeout,
                 failure => failure,
             },
         });
@@ -155,8 +182,7 @@ impl<'u> Tries<'u> {
         }
         // Boxed, because few wait.
         let slot = Box::pin(self.upstream.slot_later(self.left())).await;
-        // The endpoint is not to blame for the wait.
-        self.began = Instant::now();
+        self.starts();
         slot
     }
 
@@ -166,6 +192,7 @@ impl<'u> Tries<'u> {
             self.tried.clear();
         }
         self.tried.push(self.chosen.endpoint.id);
+        self.fresh = false;
         self.chosen = self.upstream.choose_again(self.wish, &self.tried);
     }
 
@@ -183,7 +210,6 @@ impl<'u> Tries<'u> {
         }
         let slot = upstream.slot_now()?;
         let counted = upstream.retry()?;
-        upstream.metrics.hedges.increment();
         Some((other, slot, counted))
     }
 
@@ -214,17 +240,19 @@ impl<'u> Tries<'u> {
     /// says whether that is safe, `reused` whether the connection had served before.
     pub(crate) fn again(&mut self, failure: AttemptFailure, reused: bool, may_repeat: bool) -> bool {
         let (upstream, began) = (self.upstream, std::mem::replace(&mut self.began, Instant::now()));
-        if may_repeat && reused && failure == AttemptFailure::Failed && self.stale < MAX_STALE {
+        let has_time = self.left().is_none_or(|left| !left.is_zero());
+        let is_stale = reused && failure == AttemptFailure::Failed;
+        if may_repeat && is_stale && has_time && self.stale < MAX_STALE {
             self.stale += 1;
-            upstream.metrics.failures.increment();
-            // To the same endpoint, which did not fail, over another connection.
+            // To the same endpoint, and over none of the connections that may have been closed with that one.
+            self.fresh = true;
+            upstream.metrics.stale.increment();
             upstream.metrics.repeats.increment();
             return true;
         }
         upstream.failed(self.chosen, failure, self.began.saturating_duration_since(began));
         let is_worth_it =
             may_repeat && self.number <= upstream.retries.attempts && upstream.retries.follow(failure);
-        let has_time = self.left().is_none_or(|left| !left.is_zero());
         self.retrying = None;
         if is_worth_it && has_time {
             self.retrying = upstream.retry();
@@ -296,18 +324,76 @@ mod tests {
             ..Retries::default()
         };
         let upstream = |retries| Upstream { retries, ..upstream() };
-        let limit = |upstream: &Upstream, number, asked: Option<u64>| {
-            let tries = Tries::begin(upstream, Wish::Any, asked.map(Duration::from_secs));
-            Tries { number, ..tries }.limit().map(|limit| (limit.length.as_secs_f64().round(), limit.failure))
+        let limit = |upstream: &Upstream, spent, asked: Option<u64>| {
+            let tries = Tries::begin(upstream, Wish::Any, None, asked.map(Duration::from_secs));
+            let start = tries.start.checked_sub(Duration::from_secs(spent)).unwrap();
+            let limit = Tries { start, ..tries }.limit();
+            limit.map(|limit| (limit.length.as_secs_f64().round(), limit.failure))
         };
         let (short_try, short_total) = (upstream(retries(1, 10)), upstream(retries(10, 5)));
         use AttemptFailure::{Deadline, OutOfTime, ResponseTimeout};
-        assert_eq!(limit(&short_try, 1, None), Some((1.0, ResponseTimeout)));
-        assert_eq!(limit(&short_total, 1, None), Some((5.0, ResponseTimeout)), "the endpoint had all of it");
-        assert_eq!(limit(&short_total, 2, None), Some((5.0, OutOfTime)));
-        assert_eq!(limit(&short_total, 1, Some(2)), Some((2.0, Deadline)));
-        assert_eq!(limit(&short_total, 1, Some(60)), Some((5.0, ResponseTimeout)), "a request gets no more");
-        assert_eq!(limit(&upstream(Retries::default()), 1, None), None);
-        assert_eq!(limit(&upstream(Retries::default()), 1, Some(3)), Some((3.0, Deadline)));
+        assert_eq!(limit(&short_try, 0, None), Some((1.0, ResponseTimeout)));
+        assert_eq!(limit(&short_total, 0, None), Some((5.0, ResponseTimeout)), "the endpoint has all of it");
+        assert_eq!(limit(&short_total, 2, None), Some((3.0, ResponseTimeout)), "or most");
+        assert_eq!(limit(&short_total, 3, None), Some((2.0, OutOfTime)));
+        assert_eq!(limit(&short_total, 6, None), Some((0.0, OutOfTime)));
+        assert_eq!(limit(&short_total, 0, Some(2)), Some((2.0, Deadline)));
+        assert_eq!(limit(&short_total, 0, Some(60)), Some((5.0, ResponseTimeout)), "a request gets no more");
+        assert_eq!(limit(&upstream(Retries::default()), 0, None), None);
+        assert_eq!(limit(&upstream(Retries::default()), 0, Some(3)), Some((3.0, Deadline)));
+    }
+
+    #[test]
+    fn the_shorter_of_two_totals_holds() {
+        let total = |retries: Option<u64>, whole: Option<u64>| {
+            let retries = Retries { total: retries.map(Duration::from_secs), ..Retries::default() };
+            let upstream = Upstream { retries, ..upstream() };
+            let tries = Tries::begin(&upstream, Wish::Any, whole.map(Duration::from_secs), None);
+            tries.left().map(|left| left.as_secs_f64().round())
+        };
+        assert_eq!([total(Some(2), Some(5)), total(Some(5), Some(2))], [Some(2.0), Some(2.0)]);
+        assert_eq!(
+            [total(None, Some(5)), total(Some(5), None), total(None, None)],
+            [Some(5.0), Some(5.0), None]
+        );
+    }
+
+    #[test]
+    fn a_connection_that_was_closed_costs_one_more_attempt_over_a_new_one_and_no_retry() {
+        let retries = Retries { attempts: 1, total: Some(Duration::from_secs(60)), ..Retries::default() };
+        let upstream = Upstream { retries, ..upstream() };
+        let mut tries = Tries::begin(&upstream, Wish::Any, None, None);
+        let again = |tries: &mut Tries<'_>, reused| tries.again(AttemptFailure::Failed, reused, true);
+        assert!(!tries.terms().fresh && again(&mut tries, true) && tries.terms().fresh);
+        assert_eq!(
+            (upstream.metrics.stale.value(), upstream.metrics.retries.value(), tries.number),
+            (1, 0, 1)
+        );
+        assert!(again(&mut tries, false) && !tries.terms().fresh, "a new one that fails is a failure");
+        assert_eq!(
+            (upstream.metrics.stale.value(), upstream.metrics.retries.value(), tries.number),
+            (1, 1, 2)
+        );
+        assert!(
+            again(&mut tries, true) && again(&mut tries, true) && !again(&mut tries, true),
+            "{MAX_STALE}"
+        );
+        let mut unsafe_to_repeat = Tries::begin(&upstream, Wish::Any, None, None);
+        assert!(!unsafe_to_repeat.again(AttemptFailure::Failed, true, false));
+        let late = Tries::begin(&upstream, Wish::Any, None, None);
+        let start = late.start.checked_sub(Duration::from_secs(60)).unwrap();
+        assert!(!again(&mut Tries { start, ..late }, true), "it has no more time than others");
+    }
+
+    #[test]
+    fn a_hedge_goes_to_no_endpoint_that_is_known_to_fail() {
+        let metrics = Metrics::new(1);
+        let endpoint = |name| Arc::new(Endpoint::new(name, &metrics).unwrap());
+        let upstream = Upstream::new("api", vec![endpoint("a:1"), endpoint("b:1")], metrics.upstream("api"));
+        let tries = Tries::begin(&upstream, Wish::Any, None, None);
+        let other = upstream.endpoints.iter().find(|other| other.id != tries.chosen.endpoint.id).unwrap();
+        assert!(tries.hedge().is_some_and(|(chosen, ..)| chosen.endpoint.id == other.id));
+        other.set_healthy(false, Duration::ZERO);
+        assert!(tries.hedge().is_none());
     }
 }

@@ -21,7 +21,7 @@ use portcullis_proxy::generation::{
 };
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::routes::{PathPattern, RouteMatch, RouteTable};
-use portcullis_proxy::upstream::{Endpoint, Timeouts, Upstream};
+use portcullis_proxy::upstream::{Endpoint, Hedge, Timeouts, Upstream};
 use portcullis_proxy::{DataPlane, Gate};
 
 /// A free port of this machine.
@@ -50,6 +50,8 @@ pub struct Setup {
     pub budget: u64,
     /// The host that the route names to the upstream.
     pub rewrite_host: Option<HeaderValue>,
+    /// Another endpoint, for an attempt beside the first after this time.
+    pub hedge: Option<(Arc<Endpoint>, Duration)>,
 }
 
 impl Setup {
@@ -77,6 +79,7 @@ impl Setup {
             max_body: Some(1 << 20),
             budget: 1 << 20,
             rewrite_host: None,
+            hedge: None,
         }
     }
 
@@ -100,8 +103,12 @@ impl Setup {
             })
         });
         let chain = Arc::new(Chain::new(instances.collect()));
+        let mut endpoints = vec![self.endpoint.clone()];
+        endpoints.extend(self.hedge.iter().map(|(other, _)| other.clone()));
         let upstream = Upstream {
+            hedge: self.hedge.as_ref().map(|(_, after)| Hedge::After(*after)),
             timeouts: Timeouts {
+                total: None,
                 connect: Duration::from_secs(2),
                 response: self.response_timeout,
                 idle: Duration::from_secs(30),
@@ -109,7 +116,7 @@ impl Setup {
                 tunnel: Duration::from_secs(5),
             },
             max_idle: 8,
-            ..Upstream::new("origin", vec![self.endpoint.clone()], metrics.upstream("origin"))
+            ..Upstream::new("origin", endpoints, metrics.upstream("origin"))
         };
         let table = RouteTable::new(vec![RouteMatch {
             hosts: Vec::new(),
@@ -119,6 +126,7 @@ impl Setup {
             query: Vec::new(),
         }]);
         let route = Route {
+            timeout: None,
             meta: Arc::new(RouteMeta { name: "api".into(), captures: ["rest".into()].into() }),
             upgrades: vec![HeaderValue::from_static("websocket")],
             rewrite: Rewrite { host: self.rewrite_host.clone(), ..Rewrite::default() },

@@ -67,6 +67,19 @@ fn a_bucket_gives_what_it_holds_and_then_what_comes_back() {
 }
 
 #[test]
+fn a_token_comes_back_rather_late_than_early() {
+    let world = World::new(1000);
+    let limit = world.limit("a", bucket(3, 1, 1));
+    assert!(world.take(&limit, "x"));
+    for (nanos, comes) in
+        [(333_333_333, false), (333_333_334, true), (666_666_667, false), (666_666_668, true)]
+    {
+        world.nanos.store(1000 * SECOND + nanos, Relaxed);
+        assert_eq!(world.take(&limit, "x"), comes, "{nanos}");
+    }
+}
+
+#[test]
 fn a_bucket_tells_how_it_stands() {
     let world = World::new(1000);
     let limit = world.limit("a", bucket(1, 10, 3));

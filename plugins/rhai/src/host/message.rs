@@ -1,8 +1,8 @@
 //! Requests, responses and their headers.
 
 use bytes::Bytes;
+use http::Method;
 use http::header::HeaderMap;
-use http::{HeaderValue, Method};
 use portcullis_plugin::{self as sdk, Exchange, HeadMut, RequestMut};
 use rhai::{Dynamic, ImmutableString};
 
@@ -188,6 +188,8 @@ fn headers(api: &mut Api<'_>) {
         r#"if ctx.request.headers["X-Tenant"] == () { ctx.request.headers["x-tenant"] = "none"; }"#,
         |headers: &mut Headers, name: &str| headers.get(name),
     );
+    // A function for the common type is found at once, one for all types is looked for last.
+    api.writable_index(|headers: &mut Headers, name: &str, value: &str| headers.set_text(name, value));
     api.writable_index(|headers: &mut Headers, name: &str, value: Dynamic| headers.set(name, value));
     api.function(
         "append(name: string, value: string)",
@@ -282,16 +284,22 @@ impl Response {
 
 impl Headers {
     fn get(&self, name: &str) -> Outcome<Dynamic> {
-        let name = verdict::header_name(name)?;
-        self.read(|map| Ok(value::text_or_unit(map.get(&name).and_then(|value| value.to_str().ok()))))
+        self.read(|map| match map.get(name) {
+            Some(value) => Ok(value::text_or_unit(value.to_str().ok())),
+            None => verdict::header_name(name).map(|_| Dynamic::UNIT),
+        })
     }
 
     fn set(&self, name: &str, value: Dynamic) -> Outcome<()> {
-        let name = verdict::header_name(name)?;
         if value.is_unit() {
+            let name = verdict::header_name(name)?;
             return self.change(|mut head| head.remove(&name));
         }
-        let value = header_text(value)?;
+        self.set_text(name, &value::text(value)?)
+    }
+
+    fn set_text(&self, name: &str, value: &str) -> Outcome<()> {
+        let (name, value) = (verdict::header_name(name)?, verdict::header_value(value)?);
         self.change(|mut head| head.set(name, value))
     }
 
@@ -311,10 +319,6 @@ impl Headers {
             Ok(())
         })
     }
-}
-
-fn header_text(value: Dynamic) -> Outcome<HeaderValue> {
-    verdict::header_value(&value::text(value)?)
 }
 
 fn body_text(body: Option<&Bytes>) -> Outcome<Dynamic> {
