@@ -253,9 +253,9 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http2/frames.rs LENGTH", Not("of a frame's head")),
     ("http2/frames.rs MAX_AHEAD", Bites(ABUSE, "frames_that_ask_for_nothing_end_the_connection")),
     ("http2/frames.rs MAX_RESETS", Bites(ABUSE, "streams_taken_back_one_by_one_end_the_connection")),
+    ("http2/frames.rs PROTOCOL_ERROR", Not("a code")),
     ("http2/frames.rs PER_SECOND", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
     ("http2/frames.rs PER_USE", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
-    ("http2/frames.rs PROTOCOL_ERROR", Not("a code")),
     ("http2/frames.rs RST_STREAM", Not("a type of frame")),
     ("http2/frames.rs TURN", Not("how often others get their turn")),
     (

@@ -335,6 +335,9 @@ mod tests {
         assert!(matches!(parse(&with(0x21, 0x11, &added)), Ok(Some((Header::Client(_), 4096)))));
         let beyond = [&added[..], &[4]].concat();
         assert_eq!(parse(&with(0x21, 0x11, &beyond)[..FIXED]), Err(Malformed("it is too long")));
+        let refused = |command, family| parse(&with(command, family, &addresses)).unwrap_err().0;
+        assert_eq!(refused(0x21, 0x12), "it names an unknown protocol");
+        assert_eq!(refused(0x22, 0x11), "it has an unknown command");
         assert_eq!(parse(&with(0x20, 0x11, &[])), Ok(Some((Header::Own, 16))));
         assert_eq!(parse(&with(0x21, 0x31, &[0; 216])), Ok(Some((Header::Own, 232))));
         for (command, family, rest) in [

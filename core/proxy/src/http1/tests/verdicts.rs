@@ -398,3 +398,14 @@ fn the_data_before_a_bad_chunk_line_is_good() {
     assert_eq!(chunked(b"3\r\nabc\r\n0\r\nHost: a\r\n\r\n"), ("http.trailer_forbidden", 3));
     assert_eq!(chunked(b"0\r\n\r\nGET"), ("end", 0));
 }
+
+#[test]
+fn sizes_of_chunks_are_hexadecimal_numbers() {
+    for size in [1, 15, 16, 255, 256, 4096, 70_000] {
+        for digits in [format!("{size:x}"), format!("{size:X}"), format!("{size:016x}")] {
+            let chunk = [digits.as_bytes(), b"\r\n", &vec![b'd'; size], b"\r\nrest"].concat();
+            let read = Chunked::new().advance(&mut BytesMut::from(&chunk[..]), &limits()).unwrap();
+            assert!(matches!(read, Progress::Data(data) if data.len() == size), "{digits}");
+        }
+    }
+}
