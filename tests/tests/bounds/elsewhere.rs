@@ -287,6 +287,10 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "plugins/rhai/src/load.rs MAX_IMPORTS",
         Bites("plugins/rhai/src/tests/language.rs", "imports_come_from_the_scripts_own_directory"),
     ),
+    (
+        "plugins/rhai/src/load.rs MAX_RESOLVED",
+        Bites("plugins/rhai/src/load.rs", "the_names_that_a_thread_keeps_are_bounded"),
+    ),
     ("plugins/rhai/src/value.rs JSON_BYTES_PER_OPERATION", Bites(SANDBOX, "memory_has_a_bound")),
     (
         "plugins/rhai/src/value.rs MAX_NESTING",
@@ -296,12 +300,15 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ("plugins/wasm/src/engine.rs MAX_TABLE_ELEMENTS", Bites(STATE, "a_table_has_a_bound")),
     ("plugins/wasm/src/engine.rs OVERFLOW", Bites(ENGINE, "instances_are_bounded_and_a_permit_comes_back")),
     ("plugins/wasm/src/engine.rs POOLED", Bites(ENGINE, "instances_are_bounded_and_a_permit_comes_back")),
+    ("plugins/wasm/src/engine.rs HASTE", Not("how often is looked")),
     (
-        "plugins/wasm/src/engine.rs QUIET_TICKS",
+        "plugins/wasm/src/engine.rs QUIET",
         Bites(ENGINE, "the_ticker_sleeps_when_nothing_runs_and_wakes_for_a_call"),
     ),
     ("plugins/wasm/src/engine.rs REMINDER", Not("how often is remarked")),
     ("plugins/wasm/src/engine.rs TICK", Not("a unit")),
+    ("plugins/wasm/src/engine.rs WATCH", Not("how often is looked")),
+    ("plugins/wasm/src/host.rs GRACE", Not("for a guest that was looked at in an unlucky moment")),
     (
         "plugins/wasm/src/host.rs LOG_LINE",
         Bites("plugins/wasm/src/host.rs", "what_a_guest_logs_stays_one_line"),
