@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 """Stands between a gateway and the one that is to take over from it, and breaks off what they say to each other.
 
 It takes the place of the program (the real one is $GATEWAY), starts that, and passes on what is said up to the word in

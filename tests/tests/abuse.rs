@@ -191,7 +191,8 @@ fn flood(most: u32, attack: impl FnMut(u32) -> Vec<Frame>) -> (&'static str, u32
     assert_eq!(gateway.get("/").status, 200);
     let reasons = ["http2_frames", "http2_resets", "http2_error"];
     let counted: Vec<_> = reasons.into_iter().filter(|reason| given_up(&gateway, reason) > 0.0).collect();
-    assert_eq!(counted.len(), 1, "{counted:?}");
+    // A malformed stream is counted too, and does not end the connection.
+    assert!(counted.len() == 1 || counted == ["http2_frames", "http2_error"], "{counted:?}");
     (counted[0], turns)
 }
 

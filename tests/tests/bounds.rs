@@ -1,5 +1,5 @@
 //! Every limit has a test in which it bites. What can be configured is read from the program's own schema, what
-//! is built in from the data plane's sources; each is to be found here with the test that sees it bite, or with
+//! is built in from the sources; each is to be found here with the test that sees it bite, or with
 //! the reason why there is none.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
@@ -21,6 +21,9 @@ enum Known {
 }
 
 use Known::{Bites, Not};
+
+#[path = "bounds/elsewhere.rs"]
+mod elsewhere;
 
 const ABUSE: &str = "tests/tests/abuse.rs";
 const DEPLOY: &str = "tests/tests/deploy.rs";
@@ -250,9 +253,9 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http2/frames.rs LENGTH", Not("of a frame's head")),
     ("http2/frames.rs MAX_AHEAD", Bites(ABUSE, "frames_that_ask_for_nothing_end_the_connection")),
     ("http2/frames.rs MAX_RESETS", Bites(ABUSE, "streams_taken_back_one_by_one_end_the_connection")),
+    ("http2/frames.rs PROTOCOL_ERROR", Not("a code")),
     ("http2/frames.rs PER_SECOND", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
     ("http2/frames.rs PER_USE", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
-    ("http2/frames.rs PROTOCOL_ERROR", Not("a code")),
     ("http2/frames.rs RST_STREAM", Not("a type of frame")),
     ("http2/frames.rs TURN", Not("how often others get their turn")),
     (
@@ -490,6 +493,15 @@ fn every_built_in_bound_of_the_data_plane_bites_in_a_test() {
     compare("a bound of the data plane", &found, BUILT_IN);
 }
 
+#[test]
+fn every_built_in_bound_elsewhere_bites_in_a_test() {
+    let mut found = BTreeSet::new();
+    for part in elsewhere::PARTS {
+        constants(&repository().join(part).join("src"), &format!("{part}/src/"), &mut found);
+    }
+    compare("a bound", &found, elsewhere::BUILT_IN);
+}
+
 /// The numbers and times among the constants of a directory, as `file NAME`.
 fn constants(dir: &Path, prefix: &str, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).unwrap() {
@@ -508,7 +520,7 @@ fn constants(dir: &Path, prefix: &str, found: &mut BTreeSet<String>) {
             let Some((_, declared)) = line.split_once("const ") else { continue };
             let Some((constant, rest)) = declared.split_once(": ") else { continue };
             let kind = rest.split([' ', ';']).next().unwrap();
-            if ["usize", "u8", "u16", "u32", "u64", "i32", "Duration"].contains(&kind) {
+            if ["usize", "u8", "u16", "u32", "u64", "i32", "Duration", "StdDuration"].contains(&kind) {
                 found.insert(format!("{name} {constant}"));
             }
         }

@@ -109,6 +109,18 @@ fn an_endless_answer_of_an_external_service_is_its_failure() {
 }
 
 #[test]
+fn a_script_writes_so_many_lines_about_a_request() {
+    let script = b"fn on_request(ctx) { for i in 0..100 { log(`counted ${i}`); } }";
+    let (_origin, gateway) = with("  - rhai: { file: l.rhai }\n", &[("l.rhai", script)]);
+    assert_eq!(gateway.get("/").status, 200);
+    until("the last line", || gateway.log().contains("counted 15"));
+    // What comes later was written later.
+    assert_eq!(gateway.get("/").status, 200);
+    until("the next request's", || gateway.log().matches("counted 15").count() == 2);
+    assert_eq!(gateway.log().matches("counted ").count(), 32);
+}
+
+#[test]
 fn an_answer_that_is_kept_is_asked_for_again_after_its_time() {
     let (authz, origin) = (Origin::named("authz"), Origin::start());
     let asked_in = |ttl: &str| {

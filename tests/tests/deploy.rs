@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Instant;
 
-use portcullis_tests::tools::{Authority, attempt, has, has_module};
+use portcullis_tests::tools::{Authority, PYTHON, attempt, has, has_module};
 use portcullis_tests::{
     Gateway, Http, Http2, Origin, PATIENCE, Setup, program, repository, request, until, wait_for,
 };
@@ -179,7 +179,9 @@ fn a_handover_that_fails_costs_nothing_that_the_new_process_has_taken_in() {
         symlink(program(), &link).unwrap();
         let gateway = setup.program(&link).file("swallow", swallowed).start();
         fs::remove_file(&link).unwrap();
-        symlink(repository().join("tests/peers/handover.py"), &link).unwrap();
+        let between = repository().join("tests/peers/handover.py");
+        fs::write(&link, format!("#!/bin/sh\nexec {PYTHON} {} \"$@\"\n", between.display())).unwrap();
+        fs::set_permissions(&link, fs::Permissions::from_mode(0o755)).unwrap();
         gateway.signal("USR2");
         let new = wait_for("the new process to be ready", || {
             let log = gateway.log();

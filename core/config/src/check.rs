@@ -7,11 +7,11 @@ use crate::config::{
     Action, Admin, ChainEntry, Config, Listener, Match, Rewrite, Route, TlsPolicy, TlsVersion,
 };
 use crate::error::{NodeError, is_misspelt, suggestion};
+use crate::listen::ListenAddress;
 use crate::node::{Node, join};
 use crate::resilience::Deadline;
 use crate::traffic::{Arm, Split, SplitBy, Target, When};
 use crate::upstreams::{Balance, Dns, EndpointAddress, Health, HttpVersion, Scheme, Sticky, Upstream};
-use crate::values::ListenAddress;
 
 /// What fits into the map that headers are kept in, with room for those that plugins add.
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;

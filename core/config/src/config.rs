@@ -9,14 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Span;
 use crate::forms::host_and_port;
+use crate::listen::{FileMode, ListenAddress};
 use crate::node::Node;
 use crate::rates::{MinRate, Rate};
 use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
-    Address, ByteSize, Duration, FileMode, HeaderName, HostPattern, ListenAddress, Method, Network,
-    PathPrefix, PathTemplate, Pattern, Protocol, SizeLimit, positive, some_positive,
+    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
+    Protocol, SizeLimit, positive, some_positive,
 };
 
 /// A whole configuration file.

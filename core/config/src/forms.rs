@@ -9,9 +9,10 @@ use serde::{Deserialize, Deserializer};
 
 use crate::config::Predicate;
 use crate::error::nearest;
+use crate::listen::unix_path;
 use crate::node::shortened;
 use crate::upstreams::{Endpoint, EndpointAddress, HostHeader, Scheme};
-use crate::values::{Pattern, is_host_name, unix_path};
+use crate::values::{Pattern, is_host_name};
 
 impl<'de> Deserialize<'de> for Predicate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -202,7 +203,7 @@ fn split_port(authority: &str) -> Result<(String, Option<u16>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::values::LONGEST_SOCKET;
+    use crate::listen::LONGEST_SOCKET;
     use crate::yaml;
 
     fn read<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {

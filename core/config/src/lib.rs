@@ -12,6 +12,7 @@ mod diagnostics;
 mod error;
 mod forms;
 mod interpolate;
+mod listen;
 mod load;
 mod node;
 mod rates;
@@ -33,6 +34,7 @@ pub use config::{
 pub use de::NodeDeserializer;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
 pub use error::{NodeError, Raised, nearest};
+pub use listen::{FileMode, ListenAddress};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value, join};
 pub use rates::{MinRate, Rate};
@@ -45,6 +47,6 @@ pub use upstreams::{
     Retries, RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
-    Address, ByteSize, Duration, FileMode, HeaderName, HostName, HostPattern, ListenAddress, Method, Network,
-    PathPrefix, PathTemplate, Pattern, Percent, Protocol, SizeLimit,
+    Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
+    PathTemplate, Pattern, Percent, Protocol, SizeLimit,
 };

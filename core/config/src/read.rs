@@ -9,10 +9,11 @@ use crate::config::{
 };
 use crate::diagnostics::Span;
 use crate::error::{NodeError, is_misspelt, nearest};
+use crate::listen::ListenAddress;
 use crate::node::{Key, Node, Value, join};
 use crate::traffic::Target;
 use crate::upstreams::{Eject, Endpoint, Retries, Upstream};
-use crate::values::{Duration, ListenAddress, Percent, positive};
+use crate::values::{Duration, Percent, positive};
 
 /// Keys of a plugin entry that are not its kind.
 const INSTANCE_OPTIONS: [&str; 3] = ["name", "on_error", "timeout"];

@@ -8,9 +8,10 @@ use std::borrow::Cow;
 use crate::config::{
     AdminOptions, Config, InstanceOptions, Predicate, RedirectHttps, RedirectStatus, Status,
 };
+use crate::listen::ListenAddress;
 use crate::traffic::{Split, SplitBy, StickyTable, Target};
 use crate::upstreams::{Balance, Eject, Endpoint, HashBy, Retries, RetryOn, Sticky};
-use crate::values::{Duration, HeaderName, ListenAddress, Pattern};
+use crate::values::{Duration, HeaderName, Pattern};
 
 const CHAIN_ENTRY: &str = "#/$defs/ChainEntry";
 

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration as StdDuration;
 
@@ -42,19 +41,6 @@ pub struct Network(pub IpNet);
 /// An IP address and port to listen on: `0.0.0.0:8080`, `[::]:8080`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address(pub SocketAddr);
-
-/// Where to listen: an IP address and port, or a Unix socket: `unix:/run/portcullis.sock`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ListenAddress {
-    /// An address of TCP.
-    Tcp(SocketAddr),
-    /// The absolute path of a socket.
-    Unix(PathBuf),
-}
-
-/// Permissions of a file, octal: `0660`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileMode(pub u32);
 
 /// A host name, lowercase: `api.example.com`, or `*.example.com` for every name below it, but not itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -200,45 +186,6 @@ impl Text for Address {
 
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map(Self).map_err(|_| expected::<Self>(text))
-    }
-}
-
-impl Text for ListenAddress {
-    const EXPECTED: &'static str = "an IP address and port such as `0.0.0.0:8080` or `[::]:8080`, or a Unix socket such as `unix:/run/portcullis.sock`";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("unix:") {
-            Some(path) => unix_path(path).map(Self::Unix),
-            None => text.parse().map(Self::Tcp).map_err(|_| expected::<Self>(text)),
-        }
-    }
-}
-
-/// The longest path of a socket that the system has room for.
-pub(crate) const LONGEST_SOCKET: usize = 107;
-
-/// The path of a Unix socket.
-pub(crate) fn unix_path(path: &str) -> Result<PathBuf, String> {
-    if !Path::new(path).is_absolute() {
-        return Err("a Unix socket has an absolute path such as `unix:/run/app.sock`".to_owned());
-    }
-    if path.len() > LONGEST_SOCKET {
-        return Err(format!("the path of a Unix socket has {LONGEST_SOCKET} bytes at most"));
-    }
-    if path.contains(char::is_control) {
-        return Err("the path of a Unix socket has no control characters".to_owned());
-    }
-    Ok(path.into())
-}
-
-impl Text for FileMode {
-    const EXPECTED: &'static str = "permissions such as `0660`";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        let is_octal =
-            (3..=4).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
-        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
-        mode.map(Self).ok_or_else(|| expected::<Self>(text))
     }
 }
 
@@ -517,21 +464,6 @@ impl fmt::Display for Address {
     }
 }
 
-impl fmt::Display for ListenAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-impl fmt::Display for FileMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04o}", self.0)
-    }
-}
-
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -625,8 +557,6 @@ text_types! {
     Percent Some("^(100|[0-9]{1,2})%$");
     Network None;
     Address None;
-    ListenAddress None;
-    FileMode Some("^0?[0-7]{3}$");
     HostPattern None;
     HostName None;
     PathTemplate Some("^/");

@@ -520,12 +520,21 @@ mod tests {
     }
 
     #[test]
+    fn a_place_that_is_told_is_cut() {
+        let table = json!({"schema": {"additionalProperties": {"type": "string"}}});
+        let body = json!({ "k".repeat(1000): 1 }).to_string();
+        let (.., detail) = judge(&table, "application/json", &body).unwrap();
+        assert_eq!(detail.unwrap()["at"].as_str().unwrap().len(), MAX_PATH);
+    }
+
+    #[test]
     fn a_wrong_schema_is_refused_where_it_is_wrong() {
         let error = |table| build(table).err().unwrap();
         let wrong = error(json!({"schema": {"properties": {"a": {"type": "strin"}}}}));
         assert_eq!(wrong.path, "schema.properties.a.type", "{wrong}");
         assert_eq!(error(json!({})).path, "");
         assert_eq!(error(json!({"schema": {}, "max_depth": 0})).path, "max_depth");
+        assert_eq!(error(json!({"schema": {}, "max_depth": 101})).path, "max_depth");
         assert!(build(json!({"schema": {"$ref": "https://example.com/schema.json"}})).is_err());
         assert!(build(json!({"schema": {"pattern": "(?=a)b"}})).is_err(), "look-around is not linear");
         let mut tester =

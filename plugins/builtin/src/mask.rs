@@ -401,6 +401,7 @@ mod tests {
             (json!({"patterns": ["email", "phone"]}), "patterns[1]"),
             (json!({"patterns": ["/(/"]}), "patterns[0]"),
             (json!({"patterns": ["/a*/"]}), "patterns[0]"),
+            (json!({"patterns": [r"/(\pL{100}){100}/"]}), "patterns[0]"),
             (json!({"patterns": ["email"], "max_match": "1B"}), "max_match"),
             (json!({"patterns": ["email"], "max_match": "17KiB"}), "max_match"),
         ] {

@@ -475,3 +475,16 @@ impl Idle {
         self.0.get(OWN.with(|own| own % SHELVES))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_a_short_code() {
+        assert!(reason("a.b_c-1".into()).is_ok() && reason("r".repeat(MAX_REASON)).is_ok());
+        for wrong in [String::new(), "A".into(), "a b".into(), "r".repeat(MAX_REASON + 1)] {
+            assert!(reason(wrong.clone()).is_err(), "{wrong}");
+        }
+    }
+}

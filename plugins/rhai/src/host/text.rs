@@ -225,9 +225,10 @@ fn replace(regex: &Regex, text: &str, replacement: &str) -> Outcome<ImmutableStr
     Ok(result.into())
 }
 
+thread_local!(static COMPILED: RefCell<HashMap<Box<str>, Regex>> = RefCell::default());
+
 /// Searches with a compiled expression. Each worker keeps its own, so that nothing is locked.
 fn search<T>(pattern: &str, text: &str, work: impl FnOnce(&Regex) -> Outcome<T>) -> Outcome<T> {
-    thread_local!(static COMPILED: RefCell<HashMap<Box<str>, Regex>> = RefCell::default());
     charge_operations(1 + text.len() / SEARCHED_PER_OPERATION)?;
     COMPILED.with(|compiled| {
         let mut compiled = compiled.try_borrow_mut().map_err(|error| error.to_string())?;
@@ -276,6 +277,20 @@ mod tests {
             assert_eq!(replace(&regex, "banana", "$0$0").unwrap(), "baanaanaa");
             let error = replace(&regex, &"a".repeat(400), &"x".repeat(1000)).unwrap_err();
             assert!(matches!(*error, rhai::EvalAltResult::ErrorTerminated(..)));
+        });
+    }
+
+    #[test]
+    fn expressions_made_from_requests_do_not_pile_up() {
+        let limits = Limits { operations: 10_000_000, ..Limits::default() };
+        metered(&limits, || {
+            for number in 0..3 * PATTERNS {
+                assert!(
+                    search(&format!("^{number}$"), &number.to_string(), |regex| Ok(regex.is_match("1")))
+                        .is_ok()
+                );
+                assert!(COMPILED.with(|compiled| compiled.borrow().len()) <= PATTERNS);
+            }
         });
     }
 

@@ -193,6 +193,17 @@ fn imports_come_from_the_scripts_own_directory() {
     let circle = files().file("policies/lib/auth.rhai", r#"import "lib/auth" as me;"#);
     assert!(build_from(circle, json!({})).err().unwrap().message.contains("imports itself"));
     assert!(build_from(files(), json!({})).err().unwrap().message.contains("no file"));
+
+    let many = |count: usize| {
+        let import = |at: usize| format!("import \"lib/l{at}\" as l{at};\n");
+        let script = (0..count).map(import).collect::<String>() + "fn on_request(ctx) { }";
+        let file =
+            |tester: PluginTester, at: usize| tester.file(&format!("policies/lib/l{at}.rhai"), "fn f() { }");
+        let tester = (0..count).fold(PluginTester::new().file("policies/x.rhai", script), file);
+        build_from(tester, json!({}))
+    };
+    assert!(many(32).is_ok());
+    assert!(many(33).err().unwrap().message.contains("more than 32 imports"));
 }
 
 #[test]

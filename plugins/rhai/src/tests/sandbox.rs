@@ -79,6 +79,14 @@ fn memory_has_a_bound() {
 }
 
 #[test]
+fn variables_have_a_bound() {
+    let variables = |count: usize| (0..count).map(|at| format!("let x{at} = 1;")).collect::<String>();
+    let within = build(&format!("fn on_request(ctx) {{ {} }}", variables(200)));
+    assert!(within.on_request(&mut complete()).is_ok());
+    assert_budget(&failure(&variables(300)), "too many variables");
+}
+
+#[test]
 fn every_limit_bites_where_it_was_set() {
     for (limits, body, part) in [
         (json!({ "operations": 100, "time": "4s" }), "for i in 0..100 { let x = i; }", "100 operations"),

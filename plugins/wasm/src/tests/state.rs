@@ -132,3 +132,24 @@ fn a_slow_start_is_remarked_unless_it_is_done_once() {
     // Every instance has a start function run, but only the first one `configure`.
     assert_eq!(remarks(&["configuration", "on-request"], &configured, json!("fresh")), 0);
 }
+
+#[test]
+fn a_table_has_a_bound() {
+    let with = |elements: usize| {
+        let body = format!("(table {elements} funcref) {}", &*hook("on-request", ""));
+        build(module(&["on-request"], &body), json!({}))?
+            .on_request(&mut exchange())
+            .map_err(|_| BuildError::at("", "runs"))
+    };
+    assert!(with(crate::engine::MAX_TABLE_ELEMENTS).is_ok());
+    assert!(with(crate::engine::MAX_TABLE_ELEMENTS + 1).is_err());
+}
+
+#[test]
+fn configure_is_not_waited_for_without_end() {
+    let with = |code: &str| {
+        let body = [&configure(code), &*hook("on-request", "")].concat();
+        build(module(&["configuration", "on-request"], &body), json!({}))
+    };
+    assert!(with("").is_ok() && with(SPIN).is_err());
+}
