@@ -14,7 +14,7 @@ use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunked::{Chunked, Progress};
-use super::head::{Framing, HeadJudge, HeadVerdict};
+use super::head::{Framing, HeadJudge, HeadVerdict, Wishes};
 use super::outbox::Outbox;
 use super::wire::{Shared, Wire};
 use super::*;
@@ -185,6 +185,21 @@ fn mangled_streams(count: usize) -> impl Iterator<Item = Vec<u8>> {
         bytes
     })
     .take(count)
+}
+
+#[test]
+fn only_options_of_a_name_alone_is_about_the_server() {
+    for (line, target) in [
+        ("OPTIONS http://a", "*"),
+        ("OPTIONS http://a/", "/"),
+        ("OPTIONS http://a?b", "/?b"),
+        ("OPTIONS /", "/"),
+        ("GET http://a", "/"),
+    ] {
+        let (method, at) = (&line[..line.find(' ').unwrap()], if line.contains("//") { "a " } else { "" });
+        let seen = seen(format!("{line} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        assert!(seen[0].starts_with(&format!("{method} {at}{target} ")), "{line}: {seen:?}");
+    }
 }
 
 #[test]

@@ -409,3 +409,26 @@ fn sizes_of_chunks_are_hexadecimal_numbers() {
         }
     }
 }
+
+#[test]
+fn wishes_are_those_of_their_own_fields() {
+    let wishes = |fields: &str| {
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+        let mut judge = HeadJudge::default();
+        assert!(judge.advance(head.as_bytes(), &limits()).unwrap().is_some());
+        judge.wishes()
+    };
+    let none = Wishes::default();
+    // Fields whose names are as long.
+    assert_eq!(
+        wishes("Date: a b\r\nDN: trailers\r\nAccept: x\r\nUser-Agent: close, upgrade, keep-alive"),
+        none
+    );
+    assert_eq!(wishes("If-Modified-By: 5, 5\r\nIf-Modified-Since: x"), none);
+    assert_eq!(wishes("Connection: x, Close\r\nConnection: y"), Wishes { close: true, ..none });
+    assert_eq!(wishes("Connection: keep-alive\r\nConnection: y"), Wishes { keep_alive: true, ..none });
+    assert_eq!(wishes("Connection: Upgrade\r\nConnection: y"), Wishes { upgrade: true, ..none });
+    assert_eq!(wishes("Connection: upgradf, clos, keep_alive"), none);
+    assert_eq!(wishes("TE: gzip, Trailers\r\nTE: x"), Wishes { trailers: true, ..none });
+    assert_eq!(wishes("Expect: 100-Continue"), Wishes { go_ahead: true, ..none });
+}
