@@ -276,7 +276,6 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("http2/mod.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
     ("linger.rs GRACE", Bites("core/proxy/src/linger.rs", "shutdown_waits_for_the_client_but_not_forever")),
-    ("logs.rs BATCH", Not("how often others get their turn")),
     (
         "logs.rs MAX_WAITING",
         Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),

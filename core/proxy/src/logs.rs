@@ -15,8 +15,6 @@ use crate::live::Scope;
 
 /// Ended exchanges that may wait per worker; more are counted and forgotten.
 const MAX_WAITING: usize = 16_384;
-/// Exchanges logged before other tasks of the worker get their turn.
-const BATCH: usize = 32;
 
 /// A worker's queue. Filling it is all that a destructor does; hooks run in a task of their own.
 #[derive(Default)]
@@ -73,22 +71,30 @@ impl LogQueue {
         self.filled.notify_one();
     }
 
+    /// Turn by turn, so that other tasks of the worker get theirs. A turn leaves none of those that waited when it began:
+    /// with fewer a turn than exchanges end between two of them, a busy worker would fall behind until it forgets them.
     async fn drain(&self) {
-        let mut run = 0;
         loop {
-            let Some(mut ended) = self.waiting.borrow_mut().pop_front() else { return };
-            // A plugin that loses the exchange loses this one's log, not the worker's.
-            if AssertUnwindSafe(ended.log()).catch_unwind().await.is_err() {
-                tracing::error!("logging an exchange failed");
+            let turn = self.waiting.borrow().len();
+            if turn == 0 {
+                return;
             }
-            // State that plugins left in the exchange is dropped here; its panics are its own.
-            if let Err(error) = guarded(|| drop(ended)) {
-                tracing::error!(%error, "dropping an exchange failed");
+            for _ in 0..turn {
+                self.log_next().await;
             }
-            run += 1;
-            if run % BATCH == 0 {
-                tokio::task::yield_now().await;
-            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn log_next(&self) {
+        let Some(mut ended) = self.waiting.borrow_mut().pop_front() else { return };
+        // A plugin that loses the exchange loses this one's log, not the worker's.
+        if AssertUnwindSafe(ended.log()).catch_unwind().await.is_err() {
+            tracing::error!("logging an exchange failed");
+        }
+        // State that plugins left in the exchange is dropped here; its panics are its own.
+        if let Err(error) = guarded(|| drop(ended)) {
+            tracing::error!(%error, "dropping an exchange failed");
         }
     }
 }
