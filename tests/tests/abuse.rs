@@ -109,8 +109,9 @@ fn a_client_has_no_more_connections_than_its_budget_over_all_workers() {
         assert!(from(2).is_closed());
     }
     assert_eq!(refused(&gateway, "connections_per_client"), 50.0);
-    let told = gateway.log().matches("connections refused").count();
-    assert_eq!(told, 1, "a line for all of them: {}", gateway.log());
+    let told = || gateway.log().matches("connections refused").count();
+    until("a line to tell of it", || told() > 0);
+    assert_eq!(told(), 1, "a line for all of them: {}", gateway.log());
     // Another client is not concerned, nor is a proxy, who connects for many.
     assert_eq!(ask(&mut from(3)).unwrap(), 200);
     let mut proxied: Vec<Http> = (0..10).map(|_| from(9)).collect();

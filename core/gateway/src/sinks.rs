@@ -18,7 +18,8 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 /// Bytes that wait for a slow target at most: a second or two of a busy gateway.
 const BYTES: usize = 8 << 20;
-/// After this time a thread writes again, what has come meanwhile together: a busy log wakes it rarely.
+/// After this time a thread writes again to a target of exchanges, what has come meanwhile together: a busy log wakes it
+/// rarely.
 const GATHERING: Duration = Duration::from_millis(10);
 /// What a buffer may keep for the next lines.
 const KEPT: usize = 256 << 10;
@@ -47,6 +48,7 @@ struct State {
     written: Condvar,
     dropped: Arc<AtomicU64>,
     reopen: AtomicBool,
+    gathering: Duration,
 }
 
 /// What is not written yet. Locked by those who log for as long as it takes to copy a line.
@@ -75,7 +77,7 @@ impl Sinks {
 
     /// A sink of its own for the execution log, on standard error.
     pub(crate) fn execution(&self) -> io::Result<Arc<Sink>> {
-        self.named("execution", || Ok(Output::Other(Box::new(io::stderr()))))
+        self.named("execution", Duration::ZERO, || Ok(Output::Other(Box::new(io::stderr()))))
     }
 
     /// Makes every file open anew before its next line: after a rotation.
@@ -104,13 +106,18 @@ impl Sinks {
         known.values().filter_map(|known| known.sink.upgrade()).collect()
     }
 
-    fn named(&self, name: &str, open: impl FnOnce() -> io::Result<Output>) -> io::Result<Arc<Sink>> {
+    fn named(
+        &self,
+        name: &str,
+        gathering: Duration,
+        open: impl FnOnce() -> io::Result<Output>,
+    ) -> io::Result<Arc<Sink>> {
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = all.entry(name.to_owned()).or_default();
         if let Some(sink) = known.sink.upgrade() {
             return Ok(sink);
         }
-        let sink = Arc::new(Sink::start(name, open()?, known.dropped.clone())?);
+        let sink = Arc::new(Sink::start(name, open()?, known.dropped.clone(), gathering)?);
         known.sink = Arc::downgrade(&sink);
         Ok(sink)
     }
@@ -119,11 +126,11 @@ impl Sinks {
 impl LogSinks for Sinks {
     fn open(&self, target: &str) -> Result<Arc<dyn LogSink>, String> {
         let opened = match target {
-            "stdout" => self.named(target, || Ok(Output::Other(Box::new(io::stdout())))),
-            "stderr" => self.named(target, || Ok(Output::Other(Box::new(io::stderr())))),
+            "stdout" => self.named(target, GATHERING, || Ok(Output::Other(Box::new(io::stdout())))),
+            "stderr" => self.named(target, GATHERING, || Ok(Output::Other(Box::new(io::stderr())))),
             path => {
                 let path = self.dir.join(path);
-                self.named(&path.to_string_lossy(), || {
+                self.named(&path.to_string_lossy(), GATHERING, || {
                     open_file(&path).map(|file| Output::File { path: path.clone(), file })
                 })
             }
@@ -133,13 +140,14 @@ impl LogSinks for Sinks {
 }
 
 impl Sink {
-    fn start(name: &str, output: Output, dropped: Arc<AtomicU64>) -> io::Result<Self> {
+    fn start(name: &str, output: Output, dropped: Arc<AtomicU64>, gathering: Duration) -> io::Result<Self> {
         let state = Arc::new(State {
             waiting: Mutex::default(),
             filled: Condvar::new(),
             written: Condvar::new(),
             dropped,
             reopen: AtomicBool::new(false),
+            gathering,
         });
         let writing = state.clone();
         thread::Builder::new().name(format!("log {name}")).spawn(move || writing.write_to(output))?;
@@ -225,7 +233,7 @@ impl State {
         waiting.taken = 0;
         self.written.notify_all();
         let may_rest = |waiting: &mut Waiting| !waiting.is_urgent;
-        drop(self.filled.wait_timeout_while(waiting, GATHERING, may_rest));
+        drop(self.filled.wait_timeout_while(waiting, self.gathering, may_rest));
     }
 }
 
@@ -321,7 +329,8 @@ mod tests {
     fn a_stuck_target_blocks_nobody_and_what_it_drops_is_counted() {
         let (release, gate) = sync_channel(0);
         let dropped = Arc::new(AtomicU64::new(0));
-        let sink = Sink::start("stuck", Output::Other(Box::new(Stuck(gate))), dropped.clone()).unwrap();
+        let sink =
+            Sink::start("stuck", Output::Other(Box::new(Stuck(gate))), dropped.clone(), GATHERING).unwrap();
         let line = [b'x'; 64 << 10];
         for _ in 0..1000 {
             sink.write(&line);
@@ -352,7 +361,7 @@ mod tests {
     #[test]
     fn what_the_target_refuses_is_counted() {
         let dropped = Arc::new(AtomicU64::new(0));
-        let sink = Sink::start("full", Output::Other(Box::new(Full)), dropped.clone()).unwrap();
+        let sink = Sink::start("full", Output::Other(Box::new(Full)), dropped.clone(), GATHERING).unwrap();
         sink.write(b"lost\n");
         sink.flush(Instant::now() + PATIENCE);
         assert_eq!(dropped.load(Ordering::Relaxed), 1);
