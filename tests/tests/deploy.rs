@@ -172,37 +172,38 @@ fn a_handover_that_fails_costs_nothing_that_the_new_process_has_taken_in() {
     if !has_module("socket") {
         return;
     }
-    let swallowed = "go";
-    let origin = Origin::start();
-    let setup = Setup::new("").before(&origin).variable("GATEWAY", program().display());
-    let link = setup.dir().join("gateway");
-    symlink(program(), &link).unwrap();
-    let gateway = setup.program(&link).file("swallow", swallowed).start();
-    fs::remove_file(&link).unwrap();
-    let between = repository().join("tests/peers/handover.py");
-    fs::write(&link, format!("#!/bin/sh\nexec {PYTHON} {} \"$@\"\n", between.display())).unwrap();
-    fs::set_permissions(&link, fs::Permissions::from_mode(0o755)).unwrap();
-    gateway.signal("USR2");
-    let new = wait_for("the new process to be ready", || {
-        let log = gateway.log();
-        let said = log.lines().find_map(|line| line.strip_prefix("successor "))?.to_owned();
-        said.split(' ').next()?.parse::<u32>().ok()
-    });
-    // Now only the new one accepts.
-    gateway.signal("STOP");
-    let mut held = gateway.connect();
-    held.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
-    until("the request to be held", || origin.held() == 1);
-    gateway.signal("CONT");
-    gateway.edit("begin", "");
-    until("the new process to drain", || gateway.log().contains("\"draining\""));
-    assert_eq!(gateway.get("/").status, 200);
-    origin.release();
-    assert_eq!(held.answer("GET").unwrap().status, 200, "`{swallowed}` is swallowed");
-    until("the new process to end", || !Path::new(&format!("/proc/{new}")).exists());
-    until("the upgrade to fail", || gateway.log().contains("upgrade failed"));
-    assert_eq!(gateway.get("/").status, 200);
-    gateway.stop();
+    for swallowed in ["go", "done"] {
+        let origin = Origin::start();
+        let setup = Setup::new("").before(&origin).variable("GATEWAY", program().display());
+        let link = setup.dir().join("gateway");
+        symlink(program(), &link).unwrap();
+        let gateway = setup.program(&link).file("swallow", swallowed).start();
+        fs::remove_file(&link).unwrap();
+        let between = repository().join("tests/peers/handover.py");
+        fs::write(&link, format!("#!/bin/sh\nexec {PYTHON} {} \"$@\"\n", between.display())).unwrap();
+        fs::set_permissions(&link, fs::Permissions::from_mode(0o755)).unwrap();
+        gateway.signal("USR2");
+        let new = wait_for("the new process to be ready", || {
+            let log = gateway.log();
+            let said = log.lines().find_map(|line| line.strip_prefix("successor "))?.to_owned();
+            said.split(' ').next()?.parse::<u32>().ok()
+        });
+        // Now only the new one accepts.
+        gateway.signal("STOP");
+        let mut held = gateway.connect();
+        held.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+        until("the request to be held", || origin.held() == 1);
+        gateway.signal("CONT");
+        gateway.edit("begin", "");
+        until("the new process to drain", || gateway.log().contains("\"draining\""));
+        assert_eq!(gateway.get("/").status, 200);
+        origin.release();
+        assert_eq!(held.answer("GET").unwrap().status, 200, "`{swallowed}` is swallowed");
+        until("the new process to end", || !Path::new(&format!("/proc/{new}")).exists());
+        until("the upgrade to fail", || gateway.log().contains("upgrade failed"));
+        assert_eq!(gateway.get("/").status, 200);
+        gateway.stop();
+    }
 }
 
 #[test]
