@@ -48,14 +48,16 @@ fn the_client_is_named_to_the_origin_and_a_client_cannot_name_itself() {
 
 #[test]
 fn a_trusted_proxy_is_believed() {
-    let (_origin, gateway) = forwarding(
-        "trusted_proxies: [127.0.0.0/8]
-plugins: [{ headers: { request: { set: { x-client: \"{client}\" } } } }]
-",
-    );
-    let seen = gateway.ask(&request("GET", "/").header("x-forwarded-for", "203.0.113.9")).json();
-    assert_eq!(seen["headers"]["x-client"], "203.0.113.9");
-    assert_eq!(seen["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1");
+    for network in ["127.0.0.0/8", "::ffff:127.0.0.0/104"] {
+        let (_origin, gateway) = forwarding(&format!(
+            "trusted_proxies: [\"{network}\"]
+plugins: [{{ headers: {{ request: {{ set: {{ x-client: \"{{client}}\" }} }} }} }}]
+"
+        ));
+        let seen = gateway.ask(&request("GET", "/").header("x-forwarded-for", "203.0.113.9")).json();
+        assert_eq!(seen["headers"]["x-client"], "203.0.113.9", "{network}");
+        assert_eq!(seen["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1", "{network}");
+    }
 }
 
 #[test]
