@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use portcullis_tests::{Gateway, Http, Origin, Setup, request, until};
+use portcullis_tests::{Gateway, Http, Origin, Setup, nobody, request, until};
 use serde_json::{Value, json};
 
 fn forwarding(config: &str) -> (Origin, Gateway) {
@@ -110,11 +110,10 @@ fn a_body_that_breaks_off_upstream_breaks_off_for_the_client() {
 
 #[test]
 fn an_origin_that_is_away_is_a_502_with_a_problem_document() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gateway = Setup::new(
         "plugins: [{ access_log: { target: access.log } }]\nupstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }\n",
     )
-    .variable("ORIGIN", closed)
+    .variable("ORIGIN", nobody())
     .start();
     let answer = gateway.get("/x");
     assert_eq!((answer.status, answer.header("content-type")), (502, Some("application/problem+json")));
@@ -237,13 +236,13 @@ fn ambiguous_paths_are_refused_or_normalised_before_routing() {
 #[test]
 fn endpoints_are_taken_by_weight_and_a_dead_one_costs_no_request() {
     let (light, heavy) = (Origin::named("light"), Origin::named("heavy"));
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let config = "
 upstreams:
   origin:
     endpoints: [\"http://${ORIGIN}\", { url: \"http://${HEAVY}\", weight: 3 }, { url: \"http://${DEAD}\", weight: 4 }]
 ";
-    let setup = Setup::new(config).before(&light).variable("HEAVY", heavy.address()).variable("DEAD", closed);
+    let setup =
+        Setup::new(config).before(&light).variable("HEAVY", heavy.address()).variable("DEAD", nobody());
     let gateway = setup.start();
     for _ in 0..80 {
         assert_eq!(gateway.get("/").status, 200);

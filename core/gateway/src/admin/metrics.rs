@@ -641,6 +641,12 @@ mod tests {
     }
 
     #[test]
+    fn the_buckets_that_client_libraries_have_are_there() {
+        let usual = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+        assert!(usual.iter().all(|bound| BUCKETS.contains(bound)) && BUCKETS.is_sorted());
+    }
+
+    #[test]
     fn a_route_without_traffic_has_no_series() {
         let metrics = busy();
         for route in 0..1000 {
