@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use portcullis_plugin::{
     ArtifactStore, BuildHost, BuildWarning, Cache, CpuPool, Instance, InstanceCounters, LogSink, LogSinks,
-    Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey,
+    Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Tasks,
 };
+use portcullis_proxy::WorkerTasks;
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::upstream::{Upstream, UpstreamClient};
@@ -153,6 +154,10 @@ impl BuildHost for Host<'_> {
 
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool> {
         self.services.cpu.clone()
+    }
+
+    fn tasks(&mut self) -> Arc<dyn Tasks> {
+        Arc::new(WorkerTasks)
     }
 
     fn warn(&mut self, warning: BuildWarning) {

@@ -17,7 +17,7 @@ use portcullis_plugin::{Cursor, End, Reply};
 pub use crate::budget::Budget;
 pub(crate) use crate::budget::Held;
 use crate::chain::{Filter, Instance};
-use crate::http1::{self, TRAILER_FORBIDDEN, is_forbidden_trailer};
+use crate::http1::{self, TRAILER_FORBIDDEN, allowed_trailers, is_forbidden_trailer};
 use crate::live::Live;
 use crate::mirror::Tee;
 use crate::pace::Pace;
@@ -181,6 +181,13 @@ impl Filters {
         })
     }
 
+    /// What follows the body, as the filters leave it.
+    fn trailers(&mut self, trailers: &mut HeaderMap) -> Result<(), FilterRefusal> {
+        self.0
+            .iter_mut()
+            .try_for_each(|filter| filter.trailers(trailers).map_err(|reply| refusal(filter, reply)))
+    }
+
     /// What the filters still hold; what one gives at its end passes those after it.
     fn end(&mut self) -> Result<Bytes, FilterRefusal> {
         self.0.iter_mut().try_fold(Bytes::new(), |carried, filter| {
@@ -204,11 +211,11 @@ pub(crate) fn pass_whole(body: Bytes, filters: Vec<Filter>) -> Result<Bytes, Fil
 }
 
 fn pass(filter: &mut Filter, chunk: Option<Bytes>) -> Result<Bytes, FilterRefusal> {
-    filter.pass(chunk).map_err(|reply| FilterRefusal {
-        instance: filter.instance.clone(),
-        cursor: filter.cursor,
-        reply,
-    })
+    filter.pass(chunk).map_err(|reply| refusal(filter, reply))
+}
+
+fn refusal(filter: &Filter, reply: Box<Reply>) -> FilterRefusal {
+    FilterRefusal { instance: filter.instance.clone(), cursor: filter.cursor, reply }
 }
 
 /// What an upload came to, for the exchange to see: the body itself is with the upstream's connection.
@@ -387,13 +394,17 @@ impl Upload {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(chunk) => chunk,
                     Err(frame) => {
-                        let trailers = frame.into_trailers().unwrap_or_default();
+                        let mut trailers = frame.into_trailers().unwrap_or_default();
                         if trailers.keys().any(|name| is_forbidden_trailer(name.as_str().as_bytes())) {
                             self.ended = true;
                             let fault = UploadFailure::Fault(Fault::Screened(TRAILER_FORBIDDEN));
                             return Poll::Ready(Some(Err(self.state.fail(fault))));
                         }
-                        self.trailers = Some(trailers);
+                        if let Err(refusal) = self.filters.trailers(&mut trailers) {
+                            self.ended = true;
+                            return Poll::Ready(Some(Err(self.state.fail(UploadFailure::Refused(refusal)))));
+                        }
+                        self.trailers = Some(allowed_trailers(trailers));
                         continue;
                     }
                 },
@@ -556,8 +567,12 @@ impl ResponseBody {
             let chunk = match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(chunk) => chunk,
-                    Err(trailers) => {
-                        self.tail.push_back(trailers);
+                    Err(frame) => {
+                        let mut trailers = frame.into_trailers().unwrap_or_default();
+                        if let Err(refusal) = self.filters.trailers(&mut trailers) {
+                            return self.refuse(refusal);
+                        }
+                        self.tail.push_back(Frame::trailers(allowed_trailers(trailers)));
                         continue;
                     }
                 },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use portcullis_plugin::{
     Admission, BodyFilter, BodyWish, Connection, Cursor, Decider, Decision, ErrorKind, Exchange, Filtered,
     Hook, HookFuture, HookName, Needs, Plugin, PluginError, Reply, Step, Verdict,
@@ -179,7 +179,7 @@ impl Chain {
     pub(crate) fn request_filters(&self, exchange: &Exchange) -> Vec<Filter> {
         let streams = self
             .wanting(HookName::OnRequestBody)
-            .filter(|(_, instance)| instance.needs.request_body == BodyWish::Stream);
+            .filter(|(_, instance)| filters(instance.needs.request_body, exchange.request_body()));
         let filters = streams.filter_map(|(at, instance)| {
             let cursor = Cursor { plugin: at, hook: HookName::OnRequestBody };
             Filter::new(instance, cursor, || instance.plugin.request_body_filter(exchange))
@@ -190,7 +190,8 @@ impl Chain {
     /// The filters for a streamed response body, in reverse, for plugins that were entered.
     pub(crate) fn response_filters(&self, exchange: &Exchange, entered: u16) -> Vec<Filter> {
         let streams = self.wanting(HookName::OnResponseBody).rev().filter(|(at, instance)| {
-            instance.needs.response_body == BodyWish::Stream && instance.is_entered(*at, entered)
+            filters(instance.needs.response_body, exchange.response_body())
+                && instance.is_entered(*at, entered)
         });
         let filters = streams.filter_map(|(at, instance)| {
             let cursor = Cursor { plugin: at, hook: HookName::OnResponseBody };
@@ -319,6 +320,15 @@ impl Instance {
     }
 }
 
+/// Whether a plugin with this wish may filter a body: one that it would have had whole streams past it otherwise.
+fn filters(wish: BodyWish, whole: Option<&bytes::Bytes>) -> bool {
+    match wish {
+        BodyWish::None => false,
+        BodyWish::Stream => true,
+        BodyWish::Whole { .. } => whole.is_none(),
+    }
+}
+
 /// Calls into a plugin; a panic is the plugin's error and nobody else's.
 pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, PluginError> {
     catch_unwind(AssertUnwindSafe(call))
@@ -356,6 +366,27 @@ impl Filter {
         Some(Filter { instance: instance.clone(), filter, cursor })
     }
 
+    /// Shows the filter what follows the body. A failure follows `on_error`: they pass as they are, or the body is
+    /// refused.
+    pub(crate) fn trailers(&mut self, trailers: &mut HeaderMap) -> Result<(), Box<Reply>> {
+        let filter = &mut self.filter;
+        let Err(error) = guarded(|| filter.trailers(trailers)).and_then(|result| result) else {
+            return Ok(());
+        };
+        self.failed(&error).map_or(Ok(()), Err)
+    }
+
+    /// What a failure leads to: a refusal, unless it is allowed.
+    fn failed(&self, error: &PluginError) -> Option<Box<Reply>> {
+        self.instance.failed(self.cursor.hook, error, None);
+        match self.instance.on_error {
+            OnError::Allow => None,
+            OnError::Deny => {
+                Some(Box::new(Reply::deny(StatusCode::INTERNAL_SERVER_ERROR, error.kind().reason())))
+            }
+        }
+    }
+
     /// Passes a chunk, or the body's end, through the filter. A failure follows `on_error`: the
     /// chunk passes unfiltered, or the body is refused.
     pub(crate) fn pass(&mut self, chunk: Option<bytes::Bytes>) -> Result<bytes::Bytes, Box<Reply>> {
@@ -373,15 +404,7 @@ impl Filter {
                 self.instance.metrics.responses.increment();
                 Err(reply)
             }
-            Err(error) => {
-                self.instance.failed(self.cursor.hook, &error, None);
-                match self.instance.on_error {
-                    OnError::Allow => Ok(original),
-                    OnError::Deny => {
-                        Err(Box::new(Reply::deny(StatusCode::INTERNAL_SERVER_ERROR, error.kind().reason())))
-                    }
-                }
-            }
+            Err(error) => self.failed(&error).map_or(Ok(original), Err),
         }
     }
 }

@@ -103,6 +103,7 @@ fn begin(client: &Rc<Client>, head: Result<Head, Refusal>) -> Option<(Box<Live>,
 
 /// From the request's head to what the client is to get.
 async fn answer(live: &mut Live, body: Incoming) -> Answer {
+    live.parts().has_request_body = !body.is_end_stream();
     let routed = route(live);
     if let Some(answer) = forward(live, HookName::OnRequest).await {
         return answer;
@@ -410,6 +411,7 @@ fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
     }
     // An empty body is dropped without a look, and the upstream's connection would go with it.
     if !live.is_head && Reply::may_have_body(head.status, &Method::GET) && !body.is_end_stream() {
+        live.parts().has_response_body = true;
         return Source::Upstream(body);
     }
     body.release();
@@ -421,6 +423,7 @@ fn put(live: &mut Live, reply: Reply) -> Source {
     (live.is_reply, live.trailers) = (true, None);
     let (status, headers, body) = render(reply, live.exchange().id());
     live.respond(portcullis_plugin::Response::new(status, headers));
+    live.parts().has_response_body = !body.is_empty();
     Source::Whole(body)
 }
 

@@ -29,6 +29,7 @@ mod reply;
 pub mod routes;
 mod socket;
 pub mod split;
+mod tasks;
 mod timer;
 pub mod tls;
 mod tunnel;
@@ -37,6 +38,7 @@ mod worker;
 
 pub use admit::Gate;
 pub use socket::{Address, Listening};
+pub use tasks::WorkerTasks;
 pub use worker::{BindError, Bound, DataPlane, Sockets};
 
 /// What has to hold for whatever bytes come: see `tests/fuzz`.

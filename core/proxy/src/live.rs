@@ -288,5 +288,6 @@ impl Live {
         let parts = self.parts();
         parts.response = Some(response);
         parts.response_body = None;
+        parts.has_response_body = false;
     }
 }

@@ -28,6 +28,11 @@ pub(crate) fn count_as_worker(index: usize) {
     ROW.set(index + 1);
 }
 
+/// Whether the calling thread is a worker.
+pub(crate) fn is_worker() -> bool {
+    ROW.get() > 0
+}
+
 /// Upper bounds of latency buckets, seconds; Prometheus' `le`.
 pub const BUCKETS: [f64; 22] = [
     0.000_001, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005,

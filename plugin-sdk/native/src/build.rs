@@ -17,6 +17,7 @@ use crate::offload::{CpuPool, Offload};
 use crate::outbound::Outbound;
 use crate::rate::{RateTable, Rates};
 use crate::secret::{Secret, SecretRef};
+use crate::tasks::Tasks;
 
 /// What the gateway offers while plugins are built; implemented by the control plane and by
 /// [`PluginTester`](crate::PluginTester).
@@ -67,6 +68,9 @@ pub trait BuildHost {
 
     /// Threads for computations that would hold a worker.
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool>;
+
+    /// The way to run something beside requests.
+    fn tasks(&mut self) -> Arc<dyn Tasks>;
 
     /// Takes a remark about a configuration that works but looks wrong.
     fn warn(&mut self, warning: BuildWarning);
@@ -271,6 +275,11 @@ impl<'a> BuildContext<'a> {
     /// worker for.
     pub fn offload(&mut self) -> Offload {
         Offload::new(self.host.cpu_pool())
+    }
+
+    /// The way to run something beside requests: on the worker whose hook asks for it.
+    pub fn tasks(&mut self) -> Arc<dyn Tasks> {
+        self.host.tasks()
     }
 
     /// Remarks on something that works but looks wrong.

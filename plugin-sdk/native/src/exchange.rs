@@ -47,6 +47,8 @@ pub struct Parts {
     pub request: Request,
     /// Its body, if a plugin wanted it whole.
     pub request_body: Option<Bytes>,
+    /// Whether the request has a body at all, however it is read.
+    pub has_request_body: bool,
     /// The request of the current attempt, while `on_upstream` runs.
     pub outgoing: Option<Request>,
     /// The current or last attempt.
@@ -55,6 +57,8 @@ pub struct Parts {
     pub response: Option<Response>,
     /// Its body, if a plugin wanted it whole.
     pub response_body: Option<Bytes>,
+    /// Whether the response has a body at all, however it is read.
+    pub has_response_body: bool,
     /// The route, once chosen.
     pub route: Option<Arc<RouteMeta>>,
     /// The target on which the route was chosen; captures are ranges of its path.
@@ -93,10 +97,12 @@ impl Parts {
             matched: request.target.clone(),
             request,
             request_body: None,
+            has_request_body: false,
             outgoing: None,
             attempt: None,
             response: None,
             response_body: None,
+            has_response_body: false,
             route: None,
             captures: SmallVec::new(),
             principal: None,
@@ -380,6 +386,11 @@ impl Exchange {
         self.parts().request_body.as_ref()
     }
 
+    /// Whether the request has a body, whether or not anybody holds it.
+    pub fn has_request_body(&self) -> bool {
+        self.parts().has_request_body
+    }
+
     /// Replaces the whole request body; only within `on_request_body`.
     pub fn set_request_body(&mut self, body: Bytes) -> Result<(), PluginError> {
         let parts = self.parts_mut();
@@ -425,6 +436,11 @@ impl Exchange {
     /// The whole response body, if a plugin of the chain wanted it; from `on_response_body` on.
     pub fn response_body(&self) -> Option<&Bytes> {
         self.parts().response_body.as_ref()
+    }
+
+    /// Whether the response has a body, whether or not anybody holds it; from `on_response` on.
+    pub fn has_response_body(&self) -> bool {
+        self.parts().has_response_body
     }
 
     /// Replaces the whole response body; only within `on_response_body`.
@@ -529,6 +545,27 @@ impl Exchange {
     /// How it ended; within `on_log`.
     pub fn outcome(&self) -> Option<&Outcome> {
         self.parts().outcome.as_deref()
+    }
+
+    /// A copy of what is known now, without bodies and plugins' state: for what has to look at the exchange while it is
+    /// with somebody else. What is changed in it changes nothing.
+    pub fn copy(&self) -> Exchange {
+        let parts = self.parts();
+        let mut copy = Parts::new(parts.id.clone(), parts.connection.clone(), parts.request.clone());
+        copy.client = parts.client;
+        copy.attempt.clone_from(&parts.attempt);
+        copy.response.clone_from(&parts.response);
+        copy.has_request_body = parts.has_request_body;
+        copy.has_response_body = parts.has_response_body;
+        copy.route.clone_from(&parts.route);
+        copy.matched.clone_from(&parts.matched);
+        copy.captures.clone_from(&parts.captures);
+        copy.principal.clone_from(&parts.principal);
+        copy.facts.clone_from(&parts.facts);
+        copy.cursor = parts.cursor;
+        copy.decider.clone_from(&parts.decider);
+        copy.outcome.clone_from(&parts.outcome);
+        Exchange::new(copy)
     }
 
     /// Moves the exchange out, for a sandbox to hold during a call. The handle that stays behind is
@@ -659,6 +696,22 @@ mod tests {
         }
         assert_eq!(exchange.fact("f3"), Some(&Value::from(3)));
         assert_eq!((exchange.facts().count(), exchange.core().overflow), (MAX_FACTS, Some("fact")));
+    }
+
+    #[test]
+    fn a_copy_knows_as_much_and_changes_nothing() {
+        let mut exchange = ExchangeBuilder::get("/a/1")
+            .route("a", &[("id", "1")])
+            .response(204, &[("x-a", "1")], "")
+            .build();
+        let mut copy = exchange.copy();
+        copy.request_mut().set_path("/b").unwrap();
+        assert_eq!(
+            (copy.route(), copy.capture("id"), copy.response().unwrap().status().as_u16()),
+            (Some("a"), Some("1"), 204)
+        );
+        assert_eq!((exchange.request().path(), exchange.core_ref().changes.len()), ("/a/1", 0));
+        assert!(copy.response_body().is_none() && !copy.has_response_body());
     }
 
     #[test]

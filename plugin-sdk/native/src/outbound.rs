@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 
 /// Bounds of one call.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +42,10 @@ impl fmt::Display for OutboundError {
 }
 
 impl std::error::Error for OutboundError {}
+
+/// What followed a response's body, as an extension of the response; absent if nothing did.
+#[derive(Debug, Clone)]
+pub struct Trailers(pub HeaderMap);
 
 /// The wait for a response.
 pub type OutboundFuture<'a> =

@@ -49,8 +49,8 @@ pub trait Plugin: Send + Sync {
         Hook::CONTINUE
     }
 
-    /// A filter for this request's body, for [`BodyWish::Stream`](crate::BodyWish::Stream); none to
-    /// let it pass.
+    /// A filter for this request's body, for [`BodyWish::Stream`](crate::BodyWish::Stream), and for
+    /// [`BodyWish::Whole`](crate::BodyWish::Whole) if nobody needed it whole; none to let it pass.
     fn request_body_filter(&self, exchange: &Exchange) -> Option<Box<dyn BodyFilter>> {
         let _ = exchange;
         None
@@ -85,8 +85,7 @@ pub trait Plugin: Send + Sync {
         Hook::CONTINUE
     }
 
-    /// A filter for this response's body, for [`BodyWish::Stream`](crate::BodyWish::Stream); none
-    /// to let it pass.
+    /// The same for this response's body.
     fn response_body_filter(&self, exchange: &Exchange) -> Option<Box<dyn BodyFilter>> {
         let _ = exchange;
         None

@@ -22,7 +22,7 @@ use crate::build::{
 use crate::clock::Clock;
 use crate::connection::{Admission, Connection, TlsSession};
 use crate::exchange::{Cursor, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
-use crate::hook::{Decision, Hook, HookName, PluginError};
+use crate::hook::{Decision, Hook, HookFuture, HookName, PluginError};
 use crate::log::LogSink;
 use crate::message::{Request, Response};
 use crate::metrics::InstanceCounters;
@@ -32,6 +32,7 @@ use crate::plugin::{BuildFailure, Plugin, PluginType, Registration};
 use crate::principal::Principal;
 use crate::rate::RateTable;
 use crate::secret::{Secret, SecretRef};
+use crate::tasks::{Task, Tasks};
 
 type Answer = dyn Fn(&http::Request<Bytes>) -> Result<http::Response<Bytes>, OutboundError> + Send + Sync;
 
@@ -69,6 +70,7 @@ pub struct PluginTester {
     lines: Arc<Lines>,
     counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
     cpu: Arc<TestPool>,
+    tasks: Option<Arc<TestTasks>>,
     warnings: Vec<BuildWarning>,
 }
 
@@ -125,6 +127,19 @@ impl PluginTester {
         held.into_iter().map(|job| job.run()).count()
     }
 
+    /// Lets what plugins have going on beside requests go on, once; how much of it is left. Sleeps are over when the
+    /// clock that was [set](Self::set_time) says so.
+    pub fn run_tasks(&mut self) -> usize {
+        self.test_tasks().run()
+    }
+
+    fn test_tasks(&mut self) -> Arc<TestTasks> {
+        let nanos = &self.nanos;
+        self.tasks
+            .get_or_insert_with(|| Arc::new(TestTasks { clock: nanos.clone(), running: Mutex::default() }))
+            .clone()
+    }
+
     /// Builds an instance of `T`, by way of its registration; errors as a user would get them.
     pub fn build<T: PluginType>(&mut self, table: Value) -> Result<TestedPlugin, BuildError> {
         self.build_registered(&Registration::of::<T>(), table)
@@ -140,7 +155,7 @@ impl PluginTester {
         let mut context = BuildContext::new(instance, self);
         let mut table = <dyn erased_serde::Deserializer<'_>>::erase(table);
         match (kind.build)(&mut table, &mut context) {
-            Ok(plugin) => Ok(TestedPlugin(plugin)),
+            Ok(plugin) => Ok(TestedPlugin { plugin, tasks: self.test_tasks() }),
             Err(BuildFailure::Config(error)) => Err(BuildError::at("", error.to_string())),
             Err(BuildFailure::Build(error)) => Err(error),
         }
@@ -225,6 +240,10 @@ impl BuildHost for PluginTester {
         self.cpu.clone()
     }
 
+    fn tasks(&mut self) -> Arc<dyn Tasks> {
+        self.test_tasks()
+    }
+
     fn warn(&mut self, warning: BuildWarning) {
         self.warnings.push(warning);
     }
@@ -263,6 +282,52 @@ impl CpuPool for TestPool {
     }
 }
 
+/// Runs tasks when told, or while a hook waits.
+struct TestTasks {
+    clock: Arc<AtomicU64>,
+    running: Mutex<Vec<Task>>,
+}
+
+impl TestTasks {
+    fn run(&self) -> usize {
+        // A task may begin others.
+        let tasks = self.running.lock().map(|mut running| std::mem::take(&mut *running)).unwrap_or_default();
+        let mut context = Context::from_waker(Waker::noop());
+        let left = tasks
+            .into_iter()
+            .filter_map(|mut task| task.as_mut().poll(&mut context).is_pending().then_some(task));
+        let left: Vec<_> = left.collect();
+        self.running
+            .lock()
+            .map(|mut running| {
+                running.extend(left);
+                running.len()
+            })
+            .unwrap_or_default()
+    }
+}
+
+impl Tasks for TestTasks {
+    fn spawn(&self, task: Task) {
+        if let Ok(mut running) = self.running.lock() {
+            running.push(task);
+        }
+    }
+
+    fn sleep(&self, time: Duration) -> Task {
+        let clock = Clock::set_by(self.clock.clone());
+        let end = clock.now() + time;
+        Box::pin(std::future::poll_fn(move |context| {
+            if clock.now() >= end {
+                return Poll::Ready(());
+            }
+            // Nobody tells when the time is over.
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }))
+    }
+}
+
 #[derive(Default)]
 struct Lines(Mutex<Vec<String>>);
 
@@ -283,18 +348,21 @@ impl Outbound for FakeUpstream {
 }
 
 /// A plugin under test.
-pub struct TestedPlugin(Arc<dyn Plugin>);
+pub struct TestedPlugin {
+    plugin: Arc<dyn Plugin>,
+    tasks: Arc<TestTasks>,
+}
 
 impl TestedPlugin {
     /// The plugin itself.
     pub fn plugin(&self) -> &Arc<dyn Plugin> {
-        &self.0
+        &self.plugin
     }
 
     /// Calls `on_connection` for a client at `peer`.
     pub fn on_connection(&self, peer: &str) -> Result<Admission, PluginError> {
         let exchange = ExchangeBuilder::get("/").peer(peer).build();
-        self.0.on_connection(exchange.connection())
+        self.plugin.on_connection(exchange.connection())
     }
 
     /// Calls `on_request`.
@@ -311,22 +379,37 @@ impl TestedPlugin {
     pub fn call(&self, hook: HookName, exchange: &mut Exchange) -> Result<Decision, PluginError> {
         exchange.core().cursor = Cursor { plugin: 0, hook };
         let answer = match hook {
-            HookName::OnConnection => match self.0.on_connection(exchange.connection()) {
+            HookName::OnConnection => match self.plugin.on_connection(exchange.connection()) {
                 Ok(Admission::Accept) => Hook::CONTINUE,
                 Ok(Admission::Drop) => Hook::from(Decision::Drop),
                 Err(error) => Hook::Ready(Err(error)),
             },
-            HookName::OnRequest => self.0.on_request(exchange),
-            HookName::OnRequestBody => self.0.on_request_body(exchange),
-            HookName::OnUpstream => self.0.on_upstream(exchange),
-            HookName::OnResponse => self.0.on_response(exchange),
-            HookName::OnResponseBody => self.0.on_response_body(exchange),
-            HookName::OnLog => self.0.on_log(exchange),
+            HookName::OnRequest => self.plugin.on_request(exchange),
+            HookName::OnRequestBody => self.plugin.on_request_body(exchange),
+            HookName::OnUpstream => self.plugin.on_upstream(exchange),
+            HookName::OnResponse => self.plugin.on_response(exchange),
+            HookName::OnResponseBody => self.plugin.on_response_body(exchange),
+            HookName::OnLog => self.plugin.on_log(exchange),
         };
         match answer {
             Hook::Ready(result) => result,
-            Hook::Wait(future) => block_on(future),
+            Hook::Wait(future) => self.wait(future),
         }
+    }
+}
+
+impl TestedPlugin {
+    /// Waits for a verdict. Tasks go on meanwhile, since it may be them that it waits for.
+    fn wait(&self, mut future: HookFuture<'_>) -> Result<Decision, PluginError> {
+        let mut next = std::future::poll_fn(|context| match future.as_mut().poll(context) {
+            Poll::Pending if self.tasks.run() > 0 => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Pending => future.as_mut().poll(context),
+            ready => ready,
+        });
+        block_on(&mut next)
     }
 }
 
@@ -417,7 +500,10 @@ impl ExchangeBuilder {
     #[must_use]
     pub fn body(self, body: impl Into<Bytes>) -> Self {
         let body = body.into();
-        self.with(move |parts| parts.request_body = Some(body))
+        self.with(move |parts| {
+            parts.has_request_body = !body.is_empty();
+            parts.request_body = Some(body);
+        })
     }
 
     /// The route, with captures as names and values that occur in the path.
@@ -447,6 +533,7 @@ impl ExchangeBuilder {
         let body = body.into();
         self.with(move |parts| {
             parts.response = Some(Response::new(status, headers));
+            parts.has_response_body = !body.is_empty();
             parts.response_body = Some(body);
         })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use portcullis_plugin::ArtifactStore;
 use wasmtime::component::Component;
-use wasmtime::{Engine, Result};
+use wasmtime::{Engine, Module, Result};
 
 use crate::engine::Engines;
 
@@ -30,6 +30,25 @@ pub(crate) fn compile(
     load(engines, &artifact)
 }
 
+/// The same for a core module, as it is, on one engine.
+pub(crate) fn compile_core(
+    engine: &Engine,
+    digest: &str,
+    store: Option<Arc<dyn ArtifactStore>>,
+    module: &[u8],
+) -> Result<Module> {
+    let key = format!("core-{}", key(engine, digest));
+    let stored = store.as_ref().and_then(|store| store.load(&key));
+    if let Some(module) = stored.and_then(|artifact| load_core(engine, &artifact).ok()) {
+        return Ok(module);
+    }
+    let artifact = engine.precompile_module(module)?;
+    if let Some(store) = store {
+        store.store(&key, &artifact);
+    }
+    load_core(engine, &artifact)
+}
+
 /// Names what was compiled and for what: the file, the engine's version and settings, the CPU.
 fn key(engine: &Engine, digest: &str) -> String {
     let mut hasher = DefaultHasher::new();
@@ -46,6 +65,12 @@ fn load(engines: &Engines, artifact: &[u8]) -> Result<Vec<Component>> {
     // counts anything tampered with as absent. Engine version, settings and CPU are checked.
     let component = |engine| unsafe { Component::deserialize(engine, artifact) };
     engines.lanes.iter().map(|lane| component(&lane.engine)).collect()
+}
+
+#[allow(unsafe_code, reason = "loading machine code is trusting it")]
+fn load_core(engine: &Engine, artifact: &[u8]) -> Result<Module> {
+    // SAFETY: as above, for what `precompile_module` returned.
+    unsafe { Module::deserialize(engine, artifact) }
 }
 
 #[cfg(test)]

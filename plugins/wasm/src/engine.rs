@@ -11,6 +11,8 @@ use wasmtime::{
     Result,
 };
 
+use crate::proxy_wasm::Shared;
+
 /// How often a guest that takes long is interrupted: it yields to the worker's other exchanges, and
 /// its CPU time is counted in this unit.
 pub(crate) const TICK: Duration = Duration::from_millis(1);
@@ -54,6 +56,8 @@ pub(crate) struct Engines {
     pub(crate) ticker: Arc<Ticker>,
     /// When it was last said that all instances are taken.
     remarked: Mutex<Option<Instant>>,
+    /// What modules for proxy-wasm share.
+    pub(crate) shared: Shared,
 }
 
 /// One engine with a bound on the instances alive in it.
@@ -85,7 +89,7 @@ impl Engines {
             }
         };
         let ticker = Ticker::start(lanes.iter().map(|lane| lane.engine.weak()).collect())?;
-        Ok(Arc::new(Engines { lanes, ticker, remarked: Mutex::default() }))
+        Ok(Arc::new(Engines { lanes, ticker, remarked: Mutex::default(), shared: Shared::default() }))
     }
 
     /// Says, but not for every exchange of a flood, that there was no room for one more instance.

@@ -13,8 +13,8 @@ use crate::bindings::{exchange, host, types};
 use crate::engine::{Engines, MAX_TABLE_ELEMENTS, TICK, WATCH};
 
 /// Lines that a guest may log per call of a hook, and their length in bytes.
-const LOG_LINES: u32 = 16;
-const LOG_LINE: usize = 1024;
+pub(crate) const LOG_LINES: u32 = 16;
+pub(crate) const LOG_LINE: usize = 1024;
 
 /// JSON and header values that the host takes: what parses within a fraction of a tick, since the
 /// clock counts one tick per interruption and host functions are not interrupted.

@@ -317,17 +317,20 @@ impl Guest {
             (None, Some(Trap::StackOverflow)) => {
                 PluginError::new(ErrorKind::Budget, format!("{at} recursed beyond its {MAX_STACK} of stack"))
             }
-            (None, _) => {
-                let cause = trap.map_or_else(|| error.root_cause().to_string(), ToString::to_string);
-                let cause = one_line(cause.trim_start_matches("wasm trap: "));
-                let place = error.downcast_ref::<WasmBacktrace>().and_then(culprit);
-                let place = place.map(|place| format!(" in {place}")).unwrap_or_default();
-                let words = host.last_words.as_ref().map(|words| format!(", after saying: {words}"));
-                let words = words.unwrap_or_default();
-                PluginError::new(ErrorKind::Trap, format!("{at} trapped: {cause}{place}{words}"))
-            }
+            (None, _) => trapped(at, error, host.last_words.as_deref()),
         }
     }
+}
+
+/// What a trap says: why, where, and the guest's last words.
+pub(crate) fn trapped(at: &str, error: &wasmtime::Error, words: Option<&str>) -> PluginError {
+    let trap = error.downcast_ref::<Trap>();
+    let cause = trap.map_or_else(|| error.root_cause().to_string(), ToString::to_string);
+    let cause = one_line(cause.trim_start_matches("wasm trap: "));
+    let place = error.downcast_ref::<WasmBacktrace>().and_then(culprit);
+    let place = place.map(|place| format!(" in {place}")).unwrap_or_default();
+    let words = words.map(|words| format!(", after saying: {words}")).unwrap_or_default();
+    PluginError::new(ErrorKind::Trap, format!("{at} trapped: {cause}{place}{words}"))
 }
 
 fn function<P, R>(
@@ -432,7 +435,7 @@ fn decision(verdict: types::Verdict) -> Result<Decision, String> {
     })
 }
 
-fn reason(reason: String) -> Result<String, String> {
+pub(crate) fn reason(reason: String) -> Result<String, String> {
     let code = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
     if reason.is_empty() || reason.len() > MAX_REASON || !reason.bytes().all(code) {
         return Err(format!("a reason is 1 to {MAX_REASON} of `a-z`, `0-9`, `.`, `_`, `-`"));

@@ -5,15 +5,18 @@ mod handmade;
 mod sdk;
 mod state;
 
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use portcullis_plugin::{
-    Decision, ErrorKind, Exchange, ExchangeBuilder, Hook, Instance, PluginError, PluginTester, TestedPlugin,
+    BodyWish, Decision, ErrorKind, Exchange, ExchangeBuilder, Hook, HookFuture, HookName, Instance, Needs,
+    PluginError, PluginTester, TestedPlugin,
 };
 use serde_json::{Value, json};
 
 use self::handmade::{hook, module};
 use super::*;
+use crate::policy::refusal;
 
 const SPIN: &str = "(loop $again (br $again))";
 /// Some 100 million turns: longer than a tick, much shorter than a second.
@@ -353,9 +356,12 @@ fn limits_and_pins_are_judged_at_load() {
 fn what_a_call_allocates_is_one_small_future() {
     let mut tester = PluginTester::new().file("guest.wasm", request_guest(""));
     let instance = Instance { kind: Module::KIND, name: Module::KIND.into(), state_schema: 0 };
-    let config = serde_json::from_value(table(json!({}))).unwrap();
-    let module = Module::build(config, &mut BuildContext::new(instance, &mut tester)).unwrap();
-    let size = size_of_val(&module.guest.run(HookName::OnRequest, &mut exchange()));
+    let config: Config = serde_json::from_value(table(json!({}))).unwrap();
+    let mut context = BuildContext::new(instance, &mut tester);
+    let engines = context.shared_by_kind(Engines::new);
+    let engines = Result::as_ref(&engines).unwrap();
+    let policy = Policy::build(&config, &request_guest(""), engines, &mut context).unwrap();
+    let size = size_of_val(&policy.guest.run(HookName::OnRequest, &mut exchange()));
     assert!(size <= 1536, "{size}");
 }
 

@@ -175,6 +175,16 @@ pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
         || FORBIDDEN_TRAILERS.iter().any(|forbidden| name == forbidden.as_bytes())
 }
 
+/// Trailers without what must not stand there.
+pub(crate) fn allowed_trailers(mut trailers: HeaderMap) -> HeaderMap {
+    let is_forbidden = |name: &&HeaderName| is_forbidden_trailer(name.as_str().as_bytes());
+    let forbidden: Vec<_> = trailers.keys().filter(is_forbidden).cloned().collect();
+    for name in forbidden {
+        trailers.remove(name);
+    }
+    trailers
+}
+
 impl State {
     const START: State = State::Size { digits: 0, size: 0 };
 }

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::http1::{Broken, MAX_HEAD, MAX_HEADERS, RequestHead};
 use crate::body::RequestBody;
-use crate::http1::is_forbidden_trailer;
+use crate::http1::allowed_trailers;
 use crate::tunnel::WEBSOCKET;
 
 use self::connection::Place;
@@ -183,7 +183,7 @@ impl Stream {
         if trailers.len() > MAX_HEADERS {
             return Poll::Ready(Some(Err(Broken::Malformed("too many trailers"))));
         }
-        let trailers = allowed(trailers);
+        let trailers = allowed_trailers(trailers);
         Poll::Ready((!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers))))
     }
 
@@ -417,16 +417,6 @@ fn length(headers: &mut HeaderMap, status: StatusCode) -> Result<Option<u64>, &'
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     Ok(Some(length))
-}
-
-/// Trailers without what must not stand there.
-fn allowed(mut trailers: HeaderMap) -> HeaderMap {
-    let is_forbidden = |name: &&http::HeaderName| is_forbidden_trailer(name.as_str().as_bytes());
-    let forbidden: Vec<_> = trailers.keys().filter(is_forbidden).cloned().collect();
-    for name in forbidden {
-        trailers.remove(name);
-    }
-    trailers
 }
 
 fn size(headers: &HeaderMap) -> usize {

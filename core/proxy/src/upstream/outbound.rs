@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{Request, Response};
-use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits};
+use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits, Trailers};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -54,11 +54,15 @@ impl UpstreamClient {
         let mut held = self.budget.hold();
         let reading = whole(&mut body, limits.max_body as u64, &mut held, Fault::ResponseTooLarge);
         let read = timeout_at(end, reading).await.map_err(|_| OutboundError::Timeout)?;
-        let body = read.map_err(|fault| match fault {
+        let (body, trailers) = read.map_err(|fault| match fault {
             Fault::ResponseTooLarge => OutboundError::TooLarge,
             _ => OutboundError::Failed,
         })?;
-        Ok(Response::from_parts(head, body.0))
+        let mut response = Response::from_parts(head, body);
+        if let Some(trailers) = trailers {
+            response.extensions_mut().insert(Trailers(*trailers));
+        }
+        Ok(response)
     }
 }
 
