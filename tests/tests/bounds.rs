@@ -379,6 +379,13 @@ const BUILT_IN: &[(&str, Known)] = &[
         "upstream/http2/connection.rs SMALL_PIECES",
         Bites(HTTP2, "small_pieces_that_nobody_takes_are_bounded_and_do_not_end_the_connection_of_others"),
     ),
+    (
+        "upstream/http2/connection.rs TUNNEL_SILENCE",
+        Bites(
+            "tests/tests/upgrades/websockets.rs",
+            "a_tunnel_ends_when_the_server_behind_its_http2_connection_says_nothing_any_more",
+        ),
+    ),
     ("upstream/http2/connection.rs UNTOLD", Not("a number that stands for none")),
     (
         "upstream/http2/connection.rs STREAM_WINDOW",
