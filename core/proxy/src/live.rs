@@ -14,6 +14,7 @@ use crate::body::{FilterRefusal, Held, UploadFailure, UploadState};
 use crate::chain::Chain;
 use crate::client::{Client, Serving};
 use crate::generation::{Listener, Route};
+use crate::grpc::Code;
 use crate::logs::Ended;
 use crate::metrics::{GivenUp, RouteMetrics};
 use crate::reply::Fault;
@@ -89,6 +90,8 @@ pub(crate) struct Live {
     pub(crate) is_reply: bool,
     /// What followed a response that was read whole.
     pub(crate) trailers: Option<Box<HeaderMap>>,
+    /// How the call ended, if it is one of gRPC, as far as the client was told.
+    pub(crate) outcome: Option<Code>,
     /// Until when its response has to have ended.
     pub(crate) deadline: Option<Box<Deadline>>,
     start: Instant,
@@ -122,6 +125,7 @@ impl Live {
             others,
             is_reply: false,
             trailers: None,
+            outcome: None,
             deadline: None,
             start: Instant::now(),
             end: None,
@@ -274,6 +278,7 @@ impl Drop for Live {
             response_bytes: self.response_bytes,
             duration: self.start.elapsed(),
             upstream_duration: self.upstream_duration,
+            grpc_status: self.outcome.map(Code::name),
         }));
         let held = std::mem::take(&mut self.held);
         if !worker.logs.push(Ended { exchange, scope, entered: self.entered, _held: held }) {

@@ -282,6 +282,13 @@ fn upstreams(page: &mut Page, metrics: &Metrics) {
     counters("upstream_circuit_refusals_total", "requests refused because of an open circuit", |upstream| {
         &upstream.circuit_refusals
     });
+    let mut calls =
+        page.counter("grpc_responses_total", "calls of gRPC by how an upstream said that they ended");
+    for (upstream, counted) in &upstreams {
+        for (code, count) in counted.calls() {
+            calls.sample(&[("upstream", upstream), ("code", code)], count);
+        }
+    }
     let mut in_flight = page.gauge("upstream_in_flight", "requests under way to an upstream");
     for (upstream, counted) in &upstreams {
         in_flight.sample(&[("upstream", upstream)], counted.in_flight.value());

@@ -21,6 +21,7 @@ use super::slots::Slot;
 use super::transport::{ConnectError, Transport, is_of_tls};
 use super::{Endpoint, Upstream, http2, pool};
 use crate::body::{RequestBody, UploadState};
+use crate::grpc::{Call, Code};
 use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
@@ -271,7 +272,7 @@ impl Conn {
                 if !reused {
                     self.endpoint.works();
                 }
-                Ok(head.map(|()| UpstreamBody { conn: Some(self), upload, seen, waiting: false }))
+                Ok(head.map(|()| UpstreamBody { conn: Some(self), upload, seen, waiting: false, call: None }))
             }
             Some(Err(error)) => {
                 tracing::debug!(upstream = &*self.upstream.name, %error, reused, "attempt failed");
@@ -450,6 +451,8 @@ pub(crate) struct UpstreamBody {
     upload: Option<Arc<UploadState>>,
     seen: u64,
     waiting: bool,
+    /// A call of gRPC that has not told its outcome yet, and how long its head took.
+    call: Option<(Call, Duration)>,
 }
 
 /// An endpoint's connection that speaks what the client asked for. Its request counts as under way.
@@ -496,6 +499,24 @@ impl UpstreamBody {
         self
     }
 
+    /// The response is to a call of gRPC, and its end tells what came of it.
+    pub(super) fn awaits_outcome(&mut self, call: Call, took: Duration) {
+        self.call = Some((call, took));
+    }
+
+    /// Whether its end tells what came of it.
+    pub(crate) fn is_open_call(&self) -> bool {
+        self.call.is_some()
+    }
+
+    /// Learns from trailers, or the end without any.
+    fn end_call(&mut self, code: Option<Code>) {
+        let (Some((call, took)), Some(conn)) = (self.call.take(), &self.conn) else { return };
+        let code = code.unwrap_or(Code::UNKNOWN);
+        conn.upstream.metrics.count_call(code);
+        conn.upstream.call_ended(&conn.endpoint, call.status(code), took);
+    }
+
     /// Gives the connection back if the response has no body, or skips what is left of it.
     pub(crate) fn release(mut self) {
         self.recycle_if_ended();
@@ -511,6 +532,9 @@ impl UpstreamBody {
         let failed = match conn.http.poll_body(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.waiting = false;
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.end_call(Code::of(trailers));
+                }
                 self.recycle_if_ended();
                 return Poll::Ready(Some(Ok(frame)));
             }
@@ -542,8 +566,9 @@ impl UpstreamBody {
     }
 
     fn recycle_if_ended(&mut self) {
-        if let Some(conn) = self.conn.take_if(|conn| conn.http.is_end()) {
-            conn.recycle();
+        if self.conn.as_ref().is_some_and(|conn| conn.http.is_end()) {
+            self.end_call(None);
+            self.conn.take().into_iter().for_each(Conn::recycle);
         }
     }
 }

@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{Response, StatusCode};
 use smallvec::SmallVec;
 
 use super::balance::{Chosen, Role, Wish};
 use super::slots::Slot;
-use super::{AttemptFailure, Upstream};
+use super::{AttemptFailure, Upstream, UpstreamBody};
+use crate::grpc::{Call, Code};
 use crate::metrics::UpstreamMetrics;
 
 /// Times that a request is sent once more because a connection was closed, or would take it no more, just when it was
@@ -233,6 +234,26 @@ impl<'u> Tries<'u> {
         let took = now.saturating_duration_since(self.began);
         self.upstream.metrics.duration.observe(took);
         self.upstream.answered(self.chosen, status, took);
+        now.saturating_duration_since(self.start)
+    }
+
+    /// Learns from the response to a call of gRPC, whose outcome is in its head only if that is all of it.
+    pub(crate) fn call_answered(&self, call: Call, response: &mut Response<UpstreamBody>) -> Duration {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.began);
+        let metrics = &self.upstream.metrics;
+        metrics.duration.observe(took);
+        match Code::of(response.headers()) {
+            Some(code) => {
+                metrics.count_call(code);
+                self.upstream.answered(self.chosen, call.status(code), took);
+            }
+            None if response.status() == StatusCode::OK => {
+                self.upstream.began_to_answer(self.chosen, took);
+                response.body_mut().awaits_outcome(call, took);
+            }
+            None => self.upstream.answered(self.chosen, response.status(), took),
+        }
         now.saturating_duration_since(self.start)
     }
 
