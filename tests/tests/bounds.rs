@@ -146,6 +146,10 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("upstreams.max_requests", Bites(RESILIENCE, "no_more_requests_are_under_way_than_allowed")),
     ("upstreams.min_healthy", Bites(RESILIENCE, "an_endpoint_of_the_next_priority_waits_until_it_is_needed")),
     ("upstreams.retries.attempts", Bites(RESILIENCE, "as_many_attempts_are_made_as_is_said")),
+    (
+        "upstreams.retries.backoff",
+        Bites(RESILIENCE, "retries_wait_unless_another_endpoint_can_be_tried_at_once"),
+    ),
     ("upstreams.retries.budget.min", Bites(RESILIENCE, "retries_have_a_budget")),
     (
         "upstreams.retries.budget.share",
@@ -397,6 +401,10 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("upstream/transport.rs KEPT", Bites(TRANSPORT, "the_addresses_of_a_name_are_kept_for_a_short_while")),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
+    (
+        "upstream/retry.rs MAX_PAUSE",
+        Bites("core/proxy/src/upstream/retry.rs", "pauses_are_lots_that_grow_up_to_ten_times_the_first"),
+    ),
     (
         "upstream/retry.rs MAX_STALE",
         Bites(

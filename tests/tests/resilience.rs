@@ -244,6 +244,22 @@ fn as_many_attempts_are_made_as_is_said() {
 }
 
 #[test]
+fn retries_wait_unless_another_endpoint_can_be_tried_at_once() {
+    let origin = Origin::start();
+    let settings = "retries: { attempts: 5, on: [503], backoff: 200ms }, eject: off";
+    let gateway = before(&[origin.address()], settings);
+    let begin = Instant::now();
+    assert_eq!(gateway.get("/status/503").status, 503);
+    // Lots of up to 6.2 s together.
+    assert!(begin.elapsed() > Duration::from_millis(100));
+    assert_eq!(counted(&gateway, "attempts_total"), 6.0);
+    let settings = "retries: { attempts: 2, backoff: 1h }, eject: off";
+    let gateway = before(&[origin.address(), nobody(), nobody()], settings);
+    assert!((0..6).all(|_| gateway.get("/").status == 200));
+    assert!(counted(&gateway, "retries_total") > 0.0);
+}
+
+#[test]
 fn an_attempt_and_all_attempts_have_their_time() {
     let run = |retries: &str| {
         let origin = Origin::start();
@@ -524,6 +540,65 @@ fn an_endpoint_of_the_next_priority_waits_until_it_is_needed() {
         by.len()
     };
     assert_eq!((run("50%"), run("51%")), (1, 2));
+}
+
+#[test]
+fn endpoints_of_the_own_zone_serve_first_and_the_others_when_they_fail() {
+    let (far, address) = (server("far", nobody()), nobody());
+    let mut near = Some(server("near", address));
+    let config = format!(
+        "
+zone: ${{ZONE}}
+upstreams:
+  origin:
+    endpoints: [{{ url: \"http://{}\", zone: b }}, {{ url: \"http://{address}\", zone: a }}]
+    eject: {{ failures: 2, time: 100ms }}
+",
+        far.address()
+    );
+    let gateway = Setup::new(&config).variable("ZONE", "a").start();
+    let serving = || (0..20).map(|_| gateway.get("/").text()).collect::<BTreeSet<_>>();
+    let (only_near, only_far) = (BTreeSet::from(["near".to_owned()]), BTreeSet::from(["far".to_owned()]));
+    assert_eq!(serving(), only_near);
+    Load::during(&gateway, |load| {
+        load.go_on();
+        drop(near.take());
+        until("the endpoint to be ejected", || !is_healthy(&gateway, address));
+        load.go_on();
+        near = Some(server("near", address));
+        until("the endpoint to be back", || is_healthy(&gateway, address));
+        load.go_on();
+    });
+    assert_eq!(serving(), only_near);
+    gateway.replace("gateway.yaml", "zone: ${ZONE}", "zone: b");
+    gateway.wait_generation(2);
+    assert_eq!(serving(), only_far);
+}
+
+#[test]
+fn other_zones_help_when_too_few_of_the_own_are_healthy_and_before_the_next_priority() {
+    let (own, other, last) = (Origin::named("own"), Origin::named("other"), Origin::named("last"));
+    let dead = nobody();
+    let run = |least: &str| {
+        let at = |address: SocketAddr, rest: &str| format!("{{ url: \"http://{address}\", {rest} }}");
+        let endpoints = [
+            at(other.address(), "zone: b"),
+            at(last.address(), "zone: a, priority: 1"),
+            at(own.address(), "zone: a"),
+            at(dead, "zone: a"),
+        ];
+        let gateway = Setup::new(&format!(
+            "zone: a\nupstreams: {{ origin: {{ endpoints: [{}], min_healthy: {least}, health: {{ interval: 20ms }} }} }}\n",
+            endpoints.join(", ")
+        ))
+        .start();
+        until("the endpoint to be unhealthy", || !is_healthy(&gateway, dead));
+        (0..30).map(|_| served_by(&gateway.get("/")).to_string()).collect::<Vec<_>>()
+    };
+    let by = |asked: &[String]| asked.iter().cloned().collect::<BTreeSet<_>>();
+    let names = |names: &[&str]| names.iter().map(|name| format!("\"{name}\"")).collect::<BTreeSet<_>>();
+    assert_eq!(by(&run("50%")), names(&["own"]));
+    assert_eq!(by(&run("51%")), names(&["own", "other"]));
 }
 
 #[test]

@@ -309,6 +309,7 @@ impl Check<'_> {
 
     fn upstream(&mut self, path: &str, upstream: &Upstream, config: &Config) {
         self.endpoints(path, upstream);
+        self.zones(path, upstream, config);
         self.limits(path, upstream);
         if let Some(deadline) = &upstream.deadline {
             self.deadline(&format!("{path}.deadline"), deadline, config);
@@ -350,6 +351,16 @@ impl Check<'_> {
                 let help = "for a larger share: `{ url: ..., weight: 2 }`";
                 self.error(&path, "this endpoint stands here twice", Some(help));
             }
+        }
+    }
+
+    /// Which zone is near is a matter of where the gateway is.
+    fn zones(&mut self, path: &str, upstream: &Upstream, config: &Config) {
+        let placed = upstream.endpoints.iter().position(|endpoint| endpoint.zone.is_some());
+        if let Some(index) = placed.filter(|_| config.zone.is_none()) {
+            let help = "`zone: ${ZONE}` at the top of the file";
+            let path = format!("{path}.endpoints[{index}].zone");
+            self.error(&path, "the gateway does not know in which zone it is itself", Some(help));
         }
     }
 

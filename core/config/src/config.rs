@@ -30,6 +30,9 @@ pub struct Config {
     /// Directory for what survives a restart: accepted inputs, compiled modules, stores. Default: a directory of
     /// the user's own. Example: `/var/lib/portcullis`.
     pub state_dir: Option<PathBuf>,
+    /// Where the gateway itself is: of endpoints with the same `priority`, those of this `zone` serve first. Default: none.
+    /// Example: `${ZONE:-}`.
+    pub zone: Option<String>,
     /// File that holds the process id while the gateway runs. Default: none. Example: `/run/portcullis.pid`.
     pub pid_file: Option<PathBuf>,
     /// The admin interface, or `off`. Default: on, at `127.0.0.1:9901`.
@@ -567,6 +570,7 @@ impl Default for Config {
         Self {
             workers: None,
             state_dir: None,
+            zone: None,
             pid_file: None,
             admin: Admin::default(),
             log: Log::default(),

@@ -26,6 +26,7 @@ pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
     let config = Config {
         workers: table.optional("workers"),
         state_dir: table.optional("state_dir"),
+        zone: table.optional("zone"),
         pid_file: table.optional("pid_file"),
         admin: table.with("admin", admin).unwrap_or(default.admin),
         log: table.optional("log").unwrap_or(default.log),

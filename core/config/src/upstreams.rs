@@ -93,6 +93,8 @@ pub struct Endpoint {
     pub weight: NonZeroU32,
     /// 0 serves first, the next when too few of the former are healthy. Default `0`.
     pub priority: u8,
+    /// Where it is. Default: in no zone.
+    pub zone: Option<String>,
 }
 
 /// What endpoints speak.
@@ -241,7 +243,8 @@ pub struct Sticky {
 pub struct Eject {
     /// Failures in a row after which it gets no requests. Default `5`.
     pub failures: NonZeroU32,
-    /// Whether responses with status 500 to 599 are failures, too. Default `false`.
+    /// Whether responses with status 500 to 599 are failures, too, and calls of gRPC that end with what stands for them:
+    /// `UNAVAILABLE`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS`, and `DEADLINE_EXCEEDED` if the client set no time. Default `false`.
     pub server_errors: bool,
     /// For how long it gets none, times the ejections in a row. After it one request tries whether the endpoint is back.
     /// Default `10s`.
@@ -304,6 +307,10 @@ pub struct Retries {
     /// How long all attempts together may take to the response's headers. Default: no limit but `timeouts.total`.
     #[serde(deserialize_with = "some_positive")]
     pub timeout: Option<Duration>,
+    /// About how long to wait before another attempt: a lot up to this before the first, up to three times as long before
+    /// the second, up to ten times from the fourth on. Nobody waits where nothing was sent and there is an endpoint that
+    /// was not tried. `0s` for no wait. Default `25ms`.
+    pub backoff: Duration,
     /// After which failures: `connect` (no connection), `timeout` (no response in time), `broken` (the connection
     /// broke, or what came was not HTTP), and status codes. Default `[connect, timeout, broken]`.
     pub on: Vec<RetryOn>,
@@ -455,6 +462,7 @@ impl Default for Retries {
             attempts: 1,
             per_try_timeout: None,
             timeout: None,
+            backoff: Duration(std::time::Duration::from_millis(25)),
             on: vec![RetryOn::Connect, RetryOn::Timeout, RetryOn::Broken],
             budget: RetryBudget::default(),
         }

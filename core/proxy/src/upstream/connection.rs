@@ -38,6 +38,8 @@ pub(crate) struct Conn {
     reused: bool,
     /// Whether it has a request under way that is counted.
     counted: bool,
+    /// A call of gRPC that has not told its outcome yet, and how long its head took.
+    call: Option<(Call, Duration)>,
 }
 
 /// What the connection speaks.
@@ -234,6 +236,7 @@ impl Conn {
             idle_since: Instant::now(),
             reused,
             counted: false,
+            call: None,
         })
     }
 
@@ -272,7 +275,7 @@ impl Conn {
                 if !reused {
                     self.endpoint.works();
                 }
-                Ok(head.map(|()| UpstreamBody { conn: Some(self), upload, seen, waiting: false, call: None }))
+                Ok(head.map(|()| UpstreamBody { conn: Some(self), upload, seen, waiting: false }))
             }
             Some(Err(error)) => {
                 tracing::debug!(upstream = &*self.upstream.name, %error, reused, "attempt failed");
@@ -312,6 +315,14 @@ impl Conn {
 
     pub(super) fn idle_too_long(&self) -> bool {
         self.idle_since.elapsed() >= self.upstream.timeouts.idle
+    }
+
+    /// A call of gRPC has told in trailers what came of it, or has ended without a word.
+    fn end_call(&mut self, code: Option<Code>) {
+        let Some((call, took)) = self.call.take() else { return };
+        let code = code.unwrap_or(Code::UNKNOWN);
+        self.upstream.metrics.count_call(code);
+        self.upstream.call_ended(&self.endpoint, call.status(code), took);
     }
 
     /// Puts the connection into the pool if it is fit for another request.
@@ -451,8 +462,6 @@ pub(crate) struct UpstreamBody {
     upload: Option<Arc<UploadState>>,
     seen: u64,
     waiting: bool,
-    /// A call of gRPC that has not told its outcome yet, and how long its head took.
-    call: Option<(Call, Duration)>,
 }
 
 /// An endpoint's connection that speaks what the client asked for. Its request counts as under way.
@@ -501,20 +510,14 @@ impl UpstreamBody {
 
     /// The response is to a call of gRPC, and its end tells what came of it.
     pub(super) fn awaits_outcome(&mut self, call: Call, took: Duration) {
-        self.call = Some((call, took));
+        if let Some(conn) = &mut self.conn {
+            conn.call = Some((call, took));
+        }
     }
 
     /// Whether its end tells what came of it.
     pub(crate) fn is_open_call(&self) -> bool {
-        self.call.is_some()
-    }
-
-    /// Learns from trailers, or the end without any.
-    fn end_call(&mut self, code: Option<Code>) {
-        let (Some((call, took)), Some(conn)) = (self.call.take(), &self.conn) else { return };
-        let code = code.unwrap_or(Code::UNKNOWN);
-        conn.upstream.metrics.count_call(code);
-        conn.upstream.call_ended(&conn.endpoint, call.status(code), took);
+        self.conn.as_ref().is_some_and(|conn| conn.call.is_some())
     }
 
     /// Gives the connection back if the response has no body, or skips what is left of it.
@@ -533,7 +536,7 @@ impl UpstreamBody {
             Poll::Ready(Some(Ok(frame))) => {
                 self.waiting = false;
                 if let Some(trailers) = frame.trailers_ref() {
-                    self.end_call(Code::of(trailers));
+                    conn.end_call(Code::of(trailers));
                 }
                 self.recycle_if_ended();
                 return Poll::Ready(Some(Ok(frame)));
@@ -566,9 +569,9 @@ impl UpstreamBody {
     }
 
     fn recycle_if_ended(&mut self) {
-        if self.conn.as_ref().is_some_and(|conn| conn.http.is_end()) {
-            self.end_call(None);
-            self.conn.take().into_iter().for_each(Conn::recycle);
+        if let Some(mut conn) = self.conn.take_if(|conn| conn.http.is_end()) {
+            conn.end_call(None);
+            conn.recycle();
         }
     }
 }
