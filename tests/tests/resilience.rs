@@ -510,6 +510,32 @@ fn a_check_has_its_time() {
 }
 
 #[test]
+fn a_check_asks_what_and_where_it_is_told_to() {
+    for protocol in ["http1", "http2"] {
+        let (origin, address) = (Origin::start(), nobody());
+        let route = "match: { hosts: [probe.test], path: /ready, query: { deep: \"1\" }, headers: { x-probe: \"yes\" } }";
+        let probe = Setup::new(&format!(
+            "listeners: [{{ name: main, bind: \"{address}\" }}]\nroutes: [{{ {route}, respond: {{ status: 204 }} }}]\n"
+        ))
+        .start();
+        let health = |query: &str| {
+            let asked =
+                format!("path: \"/ready?{query}\", host: probe.test, headers: {{ x-probe: \"yes\" }}");
+            format!("{{ {asked}, port: {}, interval: 20ms, unhealthy: 1, healthy: 1 }}", address.port())
+        };
+        let settings = format!("protocol: {protocol}, health: {}", health("deep=0"));
+        let gateway = before(&[origin.address()], &settings);
+        until("the endpoint to be unhealthy", || !is_healthy(&gateway, origin.address()));
+        until("the log to say why", || gateway.log().contains("status 404"));
+        gateway.replace("gateway.yaml", "deep=0", "deep=1");
+        until("the endpoint to be healthy", || is_healthy(&gateway, origin.address()));
+        drop(probe);
+        until("the endpoint to be unhealthy", || !is_healthy(&gateway, origin.address()));
+        assert_eq!(origin.served(), 0);
+    }
+}
+
+#[test]
 fn checks_come_at_their_interval() {
     let (often, seldom) = (Origin::start(), Origin::start());
     let config = format!(

@@ -329,6 +329,9 @@ pub struct ListenerLimits {
     /// Time a connection may be open without a request. Default `1m`.
     #[serde(deserialize_with = "positive")]
     pub idle_timeout: Duration,
+    /// Time without a word after which the system asks over TCP whether a client is still there, for as long again before the
+    /// connection counts as broken. Default: never. Example: `1m`.
+    pub tcp_keepalive: Option<Duration>,
 }
 
 /// One place in a list of plugins.
@@ -646,6 +649,7 @@ impl Default for ListenerLimits {
             write_timeout: seconds(60),
             min_rate: MinRate(NonZeroU64::new(256)),
             idle_timeout: seconds(60),
+            tcp_keepalive: None,
         }
     }
 }

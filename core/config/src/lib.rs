@@ -48,5 +48,5 @@ pub use upstreams::{
 };
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
-    PathTemplate, Pattern, Percent, Protocol, SizeLimit,
+    PathTemplate, Pattern, Percent, Protocol, RequestTarget, SizeLimit,
 };

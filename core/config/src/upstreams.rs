@@ -1,5 +1,6 @@
 //! Upstreams: where requests are sent, by which rule, and what happens when an endpoint fails.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::config::{Certificate, Status, TlsVersion, at_least_one, seconds};
 use crate::resilience::{Adaptive, Breaker, Deadline, Hedge};
 use crate::values::{
-    Address, Duration, HeaderName, HostName, PathPrefix, Percent, is_token, positive, some_positive,
+    Address, Duration, HeaderName, HostName, Percent, RequestTarget, is_token, positive, some_positive,
 };
 
 /// A group of endpoints that serve the same.
@@ -71,6 +72,12 @@ pub struct Upstream {
     /// Idle HTTP/1 connections kept by each worker to each endpoint. Default `64`.
     #[schemars(default = "default_max_idle")]
     pub max_idle: u32,
+    /// Age at which a connection gets no more requests, whether HTTP/1 or HTTP/2; those that are under way end. Up to a tenth
+    /// less, by lot. Default: no limit. Example: `10m`.
+    pub max_connection_age: Option<Duration>,
+    /// Time without a word after which the system asks over TCP whether an endpoint is still there, for as long again
+    /// before the connection counts as broken. Default: never. Example: `30s`.
+    pub tcp_keepalive: Option<Duration>,
     /// Further attempts after a failed one, where repeating is safe: how many, or a table. Default `1`.
     #[schemars(schema_with = "crate::schema::retries", default)]
     pub retries: Retries,
@@ -273,13 +280,20 @@ pub struct Eject {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
-    /// Path to get. Default: none, a check only connects, or asks as `grpc` says. Example: `/healthz`.
-    pub path: Option<PathPrefix>,
+    /// Path to get, with a query or without. Default: none, a check only connects, or asks as `grpc` says. Example:
+    /// `/healthz`.
+    pub path: Option<RequestTarget>,
     /// Service to ask for with gRPC's health checking protocol, in place of a path; empty for the server as a whole.
     /// Default: none. Example: `shop.v1.Orders`.
     #[schemars(with = "Option<String>")]
     #[serde(deserialize_with = "grpc_service")]
     pub grpc: Option<String>,
+    /// The `Host` that is asked for. Default: the upstream's `host` if that is a name, else the endpoint's.
+    pub host: Option<HostName>,
+    /// Headers that are sent. Default: none. Example: `{ x-probe: gateway }`.
+    pub headers: BTreeMap<HeaderName, String>,
+    /// The port that is asked, at the endpoint's host and in the same way, TLS included. Default: the endpoint's.
+    pub port: Option<NonZeroU16>,
     /// Status codes that are healthy, any of them. Default: 200 to 299.
     pub status: Vec<Status>,
     /// Time between two checks of an endpoint. Default `5s`.
@@ -403,6 +417,8 @@ impl Upstream {
             max_pending: 0,
             timeouts: Timeouts::default(),
             max_idle: default_max_idle(),
+            max_connection_age: None,
+            tcp_keepalive: None,
             retries: Retries::default(),
             hedge: None,
             deadline: None,
@@ -447,6 +463,9 @@ impl Default for Health {
         Self {
             path: None,
             grpc: None,
+            host: None,
+            headers: BTreeMap::new(),
+            port: None,
             status: Vec::new(),
             interval: seconds(5),
             timeout: seconds(2),

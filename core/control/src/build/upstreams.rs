@@ -270,6 +270,8 @@ impl Recipe {
                 tunnel: config.timeouts.tunnel.0,
             },
             max_idle: config.max_idle as usize,
+            max_age: config.max_connection_age.map(|age| age.0),
+            keepalive: config.tcp_keepalive.map(|after| after.0),
             retries: retries(&config.retries),
             hedge: config.hedge.as_ref().map(hedge),
             deadline,

@@ -230,9 +230,9 @@ impl Upstream {
         self.choose_at(mixed(!self.balancer.seed ^ number), wish, avoid)
     }
 
-    /// A lot for an attempt after the first, other than the one that chooses its endpoint.
-    pub(super) fn lot_again(&self) -> u64 {
-        mixed(self.balancer.seed ^ !self.metrics.repeats.value())
+    /// A lot for what has this number, other than those that choose endpoints.
+    pub(super) fn lot(&self, number: u64) -> u64 {
+        mixed(self.balancer.seed.rotate_left(32) ^ number)
     }
 
     fn choose_at(&self, turn: u64, wish: Wish, avoid: &[u32]) -> Chosen<'_> {

@@ -35,6 +35,8 @@ pub(crate) struct Conn {
     /// Whose requests alone go over it, if the endpoint was told.
     client: Option<Addresses>,
     idle_since: Instant,
+    /// When it is too old for another request.
+    expires: Option<Instant>,
     reused: bool,
     /// Whether it has a request under way that is counted.
     counted: bool,
@@ -234,6 +236,7 @@ impl Conn {
             endpoint: endpoint.clone(),
             client: client.copied(),
             idle_since: Instant::now(),
+            expires: upstream.lifetime().map(|length| Instant::now() + length),
             reused,
             counted: false,
             call: None,
@@ -313,7 +316,12 @@ impl Conn {
         self.upstream.max_idle
     }
 
-    pub(super) fn idle_too_long(&self) -> bool {
+    /// Whether it is not to be used again.
+    pub(super) fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|end| end <= Instant::now()) || self.idle_too_long()
+    }
+
+    fn idle_too_long(&self) -> bool {
         self.idle_since.elapsed() >= self.upstream.timeouts.idle
     }
 

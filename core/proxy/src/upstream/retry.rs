@@ -322,7 +322,8 @@ impl<'u> Tries<'u> {
         if is_unsent && (self.number as usize) < self.upstream.endpoints.len() {
             return None;
         }
-        let pause = self.upstream.retries.pause(self.number + 1, self.upstream.lot_again());
+        let upstream = self.upstream;
+        let pause = upstream.retries.pause(self.number + 1, upstream.lot(upstream.metrics.repeats.value()));
         Some(pause).filter(|pause| !pause.is_zero())
     }
 }
@@ -455,9 +456,8 @@ mod tests {
         assert_eq!(retries.pause(2, u64::MAX / 2).as_millis(), 49);
         assert_eq!(retries.pause(u32::MAX, 0), Duration::ZERO);
         let upstream = upstream();
-        let lots: Vec<_> =
-            (0..4).map(|_| (upstream.lot_again(), upstream.metrics.repeats.increment()).0).collect();
-        assert!(lots.iter().all(|lot| lots.iter().filter(|other| *other == lot).count() == 1), "{lots:?}");
+        let lots: std::collections::BTreeSet<_> = (0..100).map(|number| upstream.lot(number)).collect();
+        assert_eq!(lots.len(), 100);
     }
 
     #[tokio::test(start_paused = true)]

@@ -198,9 +198,10 @@ fn open(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> watch::Receiver<O
             Ok(io) if io.is_http2(upstream.protocol) => {
                 upstream.metrics.http2_connects.increment();
                 let (name, idle) = (upstream.name.clone(), upstream.timeouts.idle);
+                let lifetime = upstream.lifetime();
                 // A connection lives long, the upstream of a generation must not.
                 drop(upstream);
-                if let Err(error) = run(io, &told, idle, endpoint.is_secure()).await {
+                if let Err(error) = run(io, &told, idle, lifetime, endpoint.is_secure()).await {
                     tracing::debug!(upstream = &*name, endpoint = &*endpoint.authority, %error, "connection ended");
                 }
                 told.send_replace(Opening::Over);
@@ -242,6 +243,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     io: S,
     told: &watch::Sender<Opening>,
     idle: Duration,
+    lifetime: Option<Duration>,
     is_secure: bool,
 ) -> Result<(), Broken> {
     let link = Arc::new(Link { idle: millis(idle).into(), is_secure, ..Link::default() });
@@ -257,6 +259,8 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         builder.handshake(Counted { io, link: link.clone() }).await.map_err(Broken::Http2)?;
     let mut doubt = Doubt::of(running.ping_pong());
     let mut rest = Rest { served: None, clock: LazyTimer::new() };
+    let mut age = LazyTimer::new();
+    lifetime.into_iter().for_each(|length| age.start(length));
     told.send_replace(Opening::Open(sender, link.clone()));
     let ended = poll_fn(|cx| {
         link.task.register(cx.waker());
@@ -272,7 +276,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
-        if is_given_up || rest.poll(&link, cx).is_ready() {
+        if is_given_up || rest.poll(&link, cx).is_ready() || age.poll_expired(cx).is_ready() {
             // With the last that could use it, it ends in order.
             told.send_replace(Opening::Over);
         }
