@@ -31,7 +31,7 @@ pub struct Config {
     /// the user's own. Example: `/var/lib/portcullis`.
     pub state_dir: Option<PathBuf>,
     /// Where the gateway itself is: of endpoints with the same `priority`, those of this `zone` serve first. Default: none.
-    /// Example: `${ZONE:-}`.
+    /// Example: `eu-1a`.
     pub zone: Option<String>,
     /// File that holds the process id while the gateway runs. Default: none. Example: `/run/portcullis.pid`.
     pub pid_file: Option<PathBuf>,
