@@ -228,7 +228,12 @@ impl Conn {
         endpoint: &Arc<Endpoint>,
         client: Option<&Addresses>,
     ) -> Box<Self> {
-        let reused = matches!(&http, Http::Two(stream) if stream.is_reused());
+        // A connection that is shared knows its own end.
+        let (reused, lifetime) = match &http {
+            Http::One(_) => (false, upstream.lifetime()),
+            Http::Two(stream) => (stream.is_reused(), None),
+        };
+        let expires = lifetime.map(|length| Instant::now() + length);
         Box::new(Conn {
             http,
             timer: LazyTimer::new(),
@@ -236,7 +241,7 @@ impl Conn {
             endpoint: endpoint.clone(),
             client: client.copied(),
             idle_since: Instant::now(),
-            expires: upstream.lifetime().map(|length| Instant::now() + length),
+            expires,
             reused,
             counted: false,
             call: None,
