@@ -107,8 +107,6 @@ struct Upload {
     ended: bool,
     /// Whether the endpoint takes no more; it may still answer.
     cut: bool,
-    /// Whether there was no room for what is to be written: until there is, nothing more is asked of the client.
-    stuck: bool,
     /// Bytes that the endpoint's connection took.
     sent: u64,
 }
@@ -140,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         upload.framing = Framing::of_request(head.method, &body.size_hint());
         write_head(head, upload.framing, &mut upload.text);
         upload.ended = matches!(upload.framing, Framing::None | Framing::Length(0));
-        (upload.body, upload.cut, upload.stuck, upload.sent) = (body, false, false, 0);
+        (upload.body, upload.cut, upload.sent) = (body, false, 0);
         self.is_head_request = head.method == http::Method::HEAD;
         self.upgrade = head.upgrade.cloned();
         self.download = Download::Head;
@@ -285,10 +283,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
             let starving = self.upload.poll_chunk(cx)?.is_pending();
             while self.upload.has_bytes() {
                 match self.upload.poll_write(&mut self.io, cx) {
-                    Poll::Ready(Ok(1..)) => self.upload.stuck = false,
+                    Poll::Ready(Ok(1..)) => {}
                     Poll::Ready(Ok(0) | Err(_)) => self.upload.cut(),
                     Poll::Pending => {
-                        self.upload.stuck = true;
                         self.upload.body.waits_for_room();
                         return Poll::Pending;
                     }
@@ -343,7 +340,6 @@ impl Upload {
             framing: Framing::None,
             ended: true,
             cut: false,
-            stuck: false,
             sent: 0,
         }
     }
@@ -363,12 +359,12 @@ impl Upload {
         self.text_sent = 0;
         let body = std::mem::replace(&mut self.body, RequestBody::Empty);
         self.body = body.put_back(std::mem::take(&mut self.chunk), self.trailers.take());
-        (self.ended, self.cut, self.stuck) = (true, true, false);
+        (self.ended, self.cut) = (true, true);
     }
 
     /// Takes the body's next chunk, or small ones, if there is room; pending if the body has none for now.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        while !self.ended && !self.stuck && self.chunk.is_empty() && self.text.len() < GATHERED {
+        while !self.ended && self.chunk.is_empty() && self.text.len() < GATHERED {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(chunk) if chunk.is_empty() => {}
