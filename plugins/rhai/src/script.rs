@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, Decision, ErrorKind, Exchange, Hook, HookName,
-    Needs, Plugin, PluginError, PluginType, Size,
+    Needs, Plugin, PluginError, PluginType, Size, Used,
 };
 use rhai::{Dynamic, Position};
 use schemars::JsonSchema;
@@ -72,15 +72,28 @@ impl PluginType for Script {
     }
 }
 
+/// A decision with the file, if it is not the script, and the place where it was made.
+type Placed = (Decision, Option<(Option<String>, Position)>);
+
 impl Script {
     fn hook(&self, hook: HookName, exchange: &mut Exchange) -> Hook<'_> {
         let result = catch_unwind(AssertUnwindSafe(|| {
             call::with_lent(exchange, &self.limits, |call| self.call(hook, Dynamic::from(Context(call))))
         }));
-        Hook::Ready(result.unwrap_or_else(|_| Err(self.panicked(hook))))
+        exchange.set_used(Used { operations: call::used(), ..Used::default() });
+        let result = result.unwrap_or_else(|_| Err(self.panicked(hook)));
+        Hook::Ready(result.map(|(decision, place)| {
+            if let Some((file, position)) = place {
+                let place = error::place(file.as_deref().unwrap_or(&self.program.file), position);
+                let named = exchange.rule().map(|rule| format!("{rule} ({place})"));
+                exchange.rests_on(&named.unwrap_or(place));
+            }
+            decision
+        }))
     }
 
-    fn call(&self, hook: HookName, argument: Dynamic) -> Result<Decision, PluginError> {
+    /// What a hook decided, and where.
+    fn call(&self, hook: HookName, argument: Dynamic) -> Result<Placed, PluginError> {
         let Program { file, .. } = &self.program;
         self.program
             .call(hook.as_str(), argument)
@@ -116,7 +129,7 @@ impl Plugin for Script {
         let result = catch_unwind(AssertUnwindSafe(|| {
             call::metered(&self.limits, || self.call(HookName::OnConnection, conn))
         }));
-        match result.unwrap_or_else(|_| Err(self.panicked(HookName::OnConnection)))? {
+        match result.unwrap_or_else(|_| Err(self.panicked(HookName::OnConnection)))?.0 {
             Decision::Continue => Ok(Admission::Accept),
             Decision::Drop => Ok(Admission::Drop),
             Decision::Respond(_) => Err(self.fault(
