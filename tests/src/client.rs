@@ -178,13 +178,15 @@ impl Http {
         if answer.header("transfer-encoding") == Some("chunked") {
             loop {
                 let line = self.line()?;
-                let size = usize::from_str_radix(&line, 16).map_err(|_| broken("not a chunk size"))?;
+                let size = chunk_size(&line).ok_or_else(|| broken(&format!("not a chunk size: `{line}`")))?;
                 if size == 0 {
                     answer.trailers = self.fields()?;
                     return Ok(());
                 }
                 self.exactly(size, &mut answer.body)?;
-                self.line()?;
+                if !self.line()?.is_empty() {
+                    return Err(broken("a chunk longer than its size"));
+                }
             }
         }
         match answer.header("content-length").map(str::parse) {
@@ -199,6 +201,12 @@ impl Http {
         body.resize(begin + length, 0);
         self.stream.read_exact(&mut body[begin..])
     }
+}
+
+/// Digits and nothing else: the gateway writes no extensions.
+fn chunk_size(line: &str) -> Option<usize> {
+    let is_plain = line.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_plain.then(|| usize::from_str_radix(line, 16).ok())?
 }
 
 fn broken(why: &str) -> io::Error {
@@ -221,5 +229,28 @@ impl Answer {
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error} in the body of {}: {}", self.status, self.text()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Peer;
+
+    #[test]
+    fn a_chunk_is_as_long_as_it_says_and_its_size_is_digits() {
+        let answered = |body: &str| {
+            let peer = Peer::default();
+            let mut http = Http::connect(peer.address()).unwrap();
+            http.write(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            let (mut raw, _) = peer.accept();
+            raw.write(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{body}"));
+            drop(raw);
+            http.answer("GET").map(|answer| answer.text())
+        };
+        assert_eq!(answered("2\r\nok\r\n0\r\n\r\n").unwrap(), "ok");
+        for body in ["2\r\nokay\r\n0\r\n\r\n", "+2\r\nok\r\n0\r\n\r\n", "\r\n\r\n"] {
+            assert!(answered(body).is_err(), "{body:?}");
+        }
     }
 }

@@ -392,16 +392,11 @@ impl Gateway {
         self.out.text()
     }
 
-    /// A number of the metrics page; the sum over all that have these labels.
+    /// A number of the metrics page, which has to know the name; the sum over all that have these labels.
     #[track_caller]
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let page = self.admin("GET", "/metrics").text();
-        let series = page.lines().filter(|line| {
-            let rest = line.strip_prefix(name);
-            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
-                && labels.iter().all(|label| line.contains(label))
-        });
-        series.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        sum(&page, name, labels).unwrap_or_else(|| panic!("there is no metric {name}"))
     }
 
     /// The process.
@@ -482,6 +477,18 @@ impl Gateway {
     }
 }
 
+/// The sum of a metric's series that have these labels; none if the page does not know the name.
+fn sum(page: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    let mut families = ["", "_bucket", "_sum", "_count"].iter().filter_map(|end| name.strip_suffix(end));
+    families.find(|family| page.contains(&format!("# TYPE {family} ")))?;
+    let series = page.lines().filter(|line| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+            && labels.iter().all(|label| line.contains(label))
+    });
+    Some(series.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+}
+
 fn address(listener: &Value) -> SocketAddr {
     listener["addresses"][0]["actual"].as_str().unwrap().parse().unwrap()
 }
@@ -556,5 +563,14 @@ mod tests {
             config.contains("admin: {") && config.contains("listeners: [") && !config.contains("workers: 1")
         );
         assert_eq!(config.matches("routes:").count(), 1);
+    }
+
+    #[test]
+    fn a_metric_that_is_not_there_is_not_zero() {
+        let page = "# TYPE a_total counter\na_total{b=\"1\"} 2\na_total{b=\"2\"} 3\n# TYPE a histogram\n";
+        assert_eq!(sum(page, "a_total", &[]), Some(5.0));
+        assert_eq!(sum(page, "a_total", &["b=\"2\""]), Some(3.0));
+        assert_eq!(sum(page, "a_count", &[]), Some(0.0));
+        assert_eq!(sum(page, "b_total", &[]), None);
     }
 }

@@ -61,6 +61,8 @@ fn a_comparison_ends_with_a_table_and_figures() {
     for row in ["| contestant ", "| portcullis ", "| nginx "] {
         assert!(out.contains(row), "no {row} in {out}");
     }
+    let nginx = out.lines().find(|line| line.starts_with("| nginx ")).unwrap();
+    assert_eq!(nginx.matches(" (1.00) |").count(), 4, "throughput, latencies and memory in {out}");
 
     let figures: Value = serde_json::from_slice(&fs::read(dir.path().join("results.json")).unwrap()).unwrap();
     let workloads = figures["workloads"].as_array().unwrap();

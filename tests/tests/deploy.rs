@@ -9,80 +9,14 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Instant;
 
 use portcullis_tests::tools::{Authority, PYTHON, attempt, has, has_module};
 use portcullis_tests::{
-    Gateway, Http, Http2, Origin, PATIENCE, Setup, program, repository, request, until, wait_for,
+    Gateway, Http, Http2, Load, Origin, PATIENCE, Setup, program, repository, request, until, wait_for,
 };
 
 const ANSWERING: &str = "routes: [{ respond: { status: 204 } }]\n";
-
-/// Clients that ask without a pause: each over one connection as long as it is kept, or over a new one each time.
-#[derive(Default)]
-struct Load {
-    stop: AtomicBool,
-    asked: AtomicUsize,
-    failed: AtomicUsize,
-}
-
-impl Load {
-    fn during(address: SocketAddr, act: impl FnOnce(&Load)) -> usize {
-        let load = Load::default();
-        std::thread::scope(|scope| {
-            for keeps in [true, true, true, false, false] {
-                let load = &load;
-                scope.spawn(move || load.run(address, keeps));
-            }
-            // Whatever happens, the clients end, or the scope would not.
-            let stop = Stop(&load.stop);
-            act(&load);
-            drop(stop);
-        });
-        assert_eq!(load.failed.load(SeqCst), 0, "of {} requests", load.asked.load(SeqCst));
-        load.asked.load(SeqCst)
-    }
-
-    fn run(&self, address: SocketAddr, keeps: bool) {
-        let mut client = None;
-        while !self.stop.load(SeqCst) {
-            self.asked.fetch_add(1, SeqCst);
-            let mut http = match client.take() {
-                Some(http) => http,
-                None => match Http::connect(address) {
-                    Ok(http) => http,
-                    Err(_) => {
-                        self.failed.fetch_add(1, SeqCst);
-                        continue;
-                    }
-                },
-            };
-            match http.ask(&request("GET", "/")) {
-                Ok(answer) if answer.status == 200 => {
-                    client = Some(http).filter(|_| keeps && answer.header("connection") != Some("close"));
-                }
-                _ => {
-                    self.failed.fetch_add(1, SeqCst);
-                }
-            }
-        }
-    }
-
-    /// Waits for some more requests.
-    fn go_on(&self) {
-        let from = self.asked.load(SeqCst);
-        until("more requests", || self.asked.load(SeqCst) >= from + 100);
-    }
-}
-
-struct Stop<'s>(&'s AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
-}
 
 #[test]
 fn an_upgrade_under_load_costs_no_request() {
@@ -302,18 +236,17 @@ fn a_socket_of_the_service_manager_is_shared_by_the_workers() {
         assert_eq!(gateway.get("/").status, 204);
     }
     // The listener goes and comes back, which a socket that is still open elsewhere would not allow.
-    gateway.replace("gateway.yaml", &listener, "[{ name: web, bind: 127.0.0.2:0 }]");
-    gateway.wait_generation(2);
-    gateway.replace("gateway.yaml", "[{ name: web, bind: 127.0.0.2:0 }]", &listener);
-    gateway.wait_generation(3);
-    assert_eq!(gateway.get("/").status, 204);
+    let go_and_come_back = || {
+        gateway.replace("gateway.yaml", &listener, "[{ name: web, bind: 127.0.0.2:0 }]");
+        gateway.wait_generation(2);
+        gateway.replace("gateway.yaml", "[{ name: web, bind: 127.0.0.2:0 }]", &listener);
+        gateway.wait_generation(3);
+        assert_eq!(gateway.get("/").status, 204);
+    };
+    go_and_come_back();
     gateway.upgrade();
     assert_eq!(gateway.get("/").status, 204);
-    gateway.replace("gateway.yaml", &listener, "[{ name: web, bind: 127.0.0.2:0 }]");
-    gateway.wait_generation(2);
-    gateway.replace("gateway.yaml", "[{ name: web, bind: 127.0.0.2:0 }]", &listener);
-    gateway.wait_generation(3);
-    assert_eq!(gateway.get("/").status, 204);
+    go_and_come_back();
     // While nobody runs, the socket keeps who comes.
     gateway.stop();
     let mut early = Http::connect(address).unwrap();

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use portcullis_tests::{Dns, Gateway, Origin, Record, Setup, request, until};
+use portcullis_tests::{Dns, Gateway, Origin, Record, Setup, nobody, request, until};
 use serde_json::{Value, json};
 
 /// A gateway whose upstream is what this server says.
@@ -31,7 +31,7 @@ fn address(last: u8) -> Record {
 /// Origins at one port of several loopback addresses, by the last byte of these.
 fn origins(lasts: &[u8]) -> (u16, Vec<Origin>) {
     let started = (0..100).find_map(|_| {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = nobody().port();
         let at = |last: &u8| {
             Origin::at(&format!("origin-{last}"), (IpAddr::from(loopback(*last)), port).into()).ok()
         };

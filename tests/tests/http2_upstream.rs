@@ -593,8 +593,7 @@ fn timeouts_hold_as_over_http1() {
     origin.release();
     assert_eq!(gateway.get("/stall").text(), "halfhalf");
     assert_eq!(gateway.metric(CONNECTS, &[]), 2.0);
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gateway = before(nobody, "retries: 0");
+    let gateway = before(nobody(), "retries: 0");
     assert_eq!(gateway.get("/nobody").status, 502);
     assert_eq!(gateway.logged_path("/nobody")["reason"], "upstream.unreachable");
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use portcullis_tests::{Gateway, Http, Origin, Setup, request, until};
+use portcullis_tests::{Gateway, Http, Origin, Setup, nobody, request, until};
 use serde_json::{Value, json};
 
 fn forwarding(config: &str) -> (Origin, Gateway) {
@@ -48,14 +48,16 @@ fn the_client_is_named_to_the_origin_and_a_client_cannot_name_itself() {
 
 #[test]
 fn a_trusted_proxy_is_believed() {
-    let (_origin, gateway) = forwarding(
-        "trusted_proxies: [127.0.0.0/8]
-plugins: [{ headers: { request: { set: { x-client: \"{client}\" } } } }]
-",
-    );
-    let seen = gateway.ask(&request("GET", "/").header("x-forwarded-for", "203.0.113.9")).json();
-    assert_eq!(seen["headers"]["x-client"], "203.0.113.9");
-    assert_eq!(seen["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1");
+    for network in ["127.0.0.0/8", "::ffff:127.0.0.0/104"] {
+        let (_origin, gateway) = forwarding(&format!(
+            "trusted_proxies: [\"{network}\"]
+plugins: [{{ headers: {{ request: {{ set: {{ x-client: \"{{client}}\" }} }} }} }}]
+"
+        ));
+        let seen = gateway.ask(&request("GET", "/").header("x-forwarded-for", "203.0.113.9")).json();
+        assert_eq!(seen["headers"]["x-client"], "203.0.113.9", "{network}");
+        assert_eq!(seen["headers"]["x-forwarded-for"], "203.0.113.9, 127.0.0.1", "{network}");
+    }
 }
 
 #[test]
@@ -108,11 +110,10 @@ fn a_body_that_breaks_off_upstream_breaks_off_for_the_client() {
 
 #[test]
 fn an_origin_that_is_away_is_a_502_with_a_problem_document() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gateway = Setup::new(
         "plugins: [{ access_log: { target: access.log } }]\nupstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }\n",
     )
-    .variable("ORIGIN", closed)
+    .variable("ORIGIN", nobody())
     .start();
     let answer = gateway.get("/x");
     assert_eq!((answer.status, answer.header("content-type")), (502, Some("application/problem+json")));
@@ -235,13 +236,13 @@ fn ambiguous_paths_are_refused_or_normalised_before_routing() {
 #[test]
 fn endpoints_are_taken_by_weight_and_a_dead_one_costs_no_request() {
     let (light, heavy) = (Origin::named("light"), Origin::named("heavy"));
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let config = "
 upstreams:
   origin:
     endpoints: [\"http://${ORIGIN}\", { url: \"http://${HEAVY}\", weight: 3 }, { url: \"http://${DEAD}\", weight: 4 }]
 ";
-    let setup = Setup::new(config).before(&light).variable("HEAVY", heavy.address()).variable("DEAD", closed);
+    let setup =
+        Setup::new(config).before(&light).variable("HEAVY", heavy.address()).variable("DEAD", nobody());
     let gateway = setup.start();
     for _ in 0..80 {
         assert_eq!(gateway.get("/").status, 200);

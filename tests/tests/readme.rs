@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use portcullis_tests::tools::{guest, has, tool};
-use portcullis_tests::{Http, Output, Setup, program, repository, request, run_in, until};
+use portcullis_tests::{Http, Output, Setup, nobody, program, repository, request, run_in, until};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -96,7 +96,7 @@ impl Checkout {
             let author = ["-c", "user.name=test", "-c", "user.email=test@example.com"];
             tool("git", &[["-C", root.to_str().unwrap()].as_slice(), &author, arguments].concat());
         }
-        let (gateway, admin) = (free_port(), free_port());
+        let (gateway, admin) = (nobody().port(), nobody().port());
         let start = shell(root, gateway, admin, &format!("exec {}", block("cargo run --release\n")));
         let mut checkout = Checkout { dir, gateway, admin, running: spawn(start) };
         until("the quickstart to answer", || {
@@ -143,10 +143,6 @@ fn shell(root: &Path, gateway: u16, admin: u16, block: &str) -> Command {
 
 fn spawn(mut command: Command) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn which(program: &str) -> PathBuf {

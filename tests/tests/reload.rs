@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use portcullis_tests::tools::{Authority, attempt, guest, has};
-use portcullis_tests::{Gateway, Http, Origin, Setup, request, until};
+use portcullis_tests::{Gateway, Http, Origin, Setup, nobody, request, until};
 use serde_json::json;
 
 const ONE_SCRIPT: &str =
@@ -133,7 +133,7 @@ fn an_edited_configuration_applies_with_new_routes_and_listeners() {
 
 #[test]
 fn a_listener_is_widened_and_narrowed_on_its_port() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = nobody().port();
     let (narrow, wide) = (format!("bind: 127.0.0.1:{port}"), format!("bind: 0.0.0.0:{port}"));
     let config =
         format!("listeners: [{{ name: main, {narrow} }}]\nroutes: [{{ respond: {{ status: 204 }} }}]\n");

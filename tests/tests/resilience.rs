@@ -4,10 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use portcullis_tests::{Answer, Gateway, Origin, Peer, Setup, nobody, request, server, until};
+use portcullis_tests::{Answer, Gateway, Load, Origin, Peer, Setup, nobody, request, server, until};
 use serde_json::{Value, json};
 
 /// A gateway before these endpoints.
@@ -40,62 +39,13 @@ fn served_by(answer: &Answer) -> Value {
     answer.json()["origin"].clone()
 }
 
-/// Requests of several clients, one after the other without a pause, while `act` runs.
-struct Load {
-    stop: AtomicBool,
-    asked: AtomicUsize,
-    failed: AtomicUsize,
-}
-
-impl Load {
-    fn during(gateway: &Gateway, act: impl FnOnce(&Load)) {
-        let load = Load { stop: false.into(), asked: 0.into(), failed: 0.into() };
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| load.run(gateway));
-            }
-            // Whatever happens, the clients end, or the scope would not.
-            let stop = Stop(&load.stop);
-            act(&load);
-            drop(stop);
-        });
-        assert_eq!(load.failed.load(SeqCst), 0, "of {} requests", load.asked.load(SeqCst));
-    }
-
-    fn run(&self, gateway: &Gateway) {
-        let mut client = gateway.connect();
-        while !self.stop.load(SeqCst) {
-            self.asked.fetch_add(1, SeqCst);
-            if client.ask(&request("GET", "/")).is_ok_and(|answer| answer.status == 200) {
-                continue;
-            }
-            self.failed.fetch_add(1, SeqCst);
-            client = gateway.connect();
-        }
-    }
-
-    /// Waits for some more requests.
-    fn go_on(&self) {
-        let from = self.asked.load(SeqCst);
-        until("more requests", || self.asked.load(SeqCst) >= from + 50);
-    }
-}
-
-struct Stop<'s>(&'s AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
-}
-
 #[test]
 fn a_server_that_is_killed_and_started_again_under_load_costs_no_request() {
     let (steady, address) = (server("steady", nobody()), nobody());
     let mut other = Some(server("other", address));
     let settings = "eject: { failures: 2, time: 100ms }, slow_start: 300ms";
     let gateway = before(&[steady.address(), address], settings);
-    Load::during(&gateway, |load| {
+    Load::during(gateway.address(), |load| {
         for _ in 0..2 {
             load.go_on();
             drop(other.take());
@@ -120,7 +70,7 @@ fn a_server_that_is_stopped_costs_no_request() {
     let (steady, other) = (server("steady", nobody()), server("other", nobody()));
     let settings = "eject: { failures: 2, time: 100ms }, timeouts: { response: 1s }";
     let gateway = before(&[steady.address(), other.address()], settings);
-    Load::during(&gateway, |load| {
+    Load::during(gateway.address(), |load| {
         load.go_on();
         other.signal("STOP");
         until("the endpoint to be ejected", || !is_healthy(&gateway, other.address()));

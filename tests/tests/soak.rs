@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use portcullis_tests::tools::guest;
-use portcullis_tests::{Gateway, Http2, Setup, nobody, request, server, until};
+use portcullis_tests::{Gateway, Http2, Setup, Stop, nobody, request, server, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How many seconds, if not these.
@@ -158,14 +158,6 @@ impl Tally {
         let all = || self.gets.load(SeqCst) + self.posts.load(SeqCst);
         let from = all();
         until("more requests", || all() >= from + 200);
-    }
-}
-
-struct Stop<'s>(&'s AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
     }
 }
 

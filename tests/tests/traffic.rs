@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use portcullis_tests::{Answer, Gateway, Origin, Setup, request, until};
+use portcullis_tests::{Answer, Gateway, Origin, Setup, nobody, request, until};
 
 /// A gateway before the upstreams `api` and `next`, with this in its route.
 fn split(api: SocketAddr, next: SocketAddr, plugins: &str, upstream: &str) -> Gateway {
@@ -282,8 +282,7 @@ fn a_shadow_that_is_behind_or_gone_costs_nothing() {
     until("the copies to be answered", || gateway.metric("portcullis_mirrors_in_flight", &[]) == 0.0);
     gateway.get("/a");
     shadow.wait(3);
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gateway = mirrored(&origin, nobody, "", "");
+    let gateway = mirrored(&origin, nobody(), "", "");
     for _ in 0..5 {
         assert_eq!(gateway.get("/a").status, 200);
     }

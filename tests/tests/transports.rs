@@ -5,19 +5,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use portcullis_tests::tools::{Authority, attempt, has, tool};
-use portcullis_tests::{Answer, Gateway, Http, Origin, PATIENCE, Setup, request, until, wait_for};
+use portcullis_tests::{Answer, Gateway, Http, Origin, PATIENCE, Setup, nobody, request, until, wait_for};
 use serde_json::json;
 use tempfile::TempDir;
-
-/// An address at which nobody listens.
-fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 /// A server that is not ours. It ends with this value.
 struct Peer {

@@ -34,7 +34,7 @@ pub enum SizeLimit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percent(pub u8);
 
-/// A network `10.0.0.0/8`, or one address `::1`.
+/// A network `10.0.0.0/8`, or one address `::1`. What is mapped from IPv4 is IPv4, as clients' addresses are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network(pub IpNet);
 
@@ -171,13 +171,17 @@ impl Text for Network {
             return Ok(Self(UNIX.into()));
         }
         if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(Self(address.into()));
+            return Ok(Self(address.to_canonical().into()));
         }
         let network: IpNet = text.parse().map_err(|_| expected::<Self>(text))?;
         if network != network.trunc() {
             return Err(format!("`{network}` is an address within a network: write `{}`", network.trunc()));
         }
-        Ok(Self(network))
+        let IpNet::V6(v6) = network else { return Ok(Self(network)) };
+        // IPv4 lies in `::ffff:0:0/96`, and whatever is shorter than that begins elsewhere.
+        let mapped = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+        let v4 = mapped.and_then(|(v4, length)| IpNet::new(v4.into(), length).ok());
+        Ok(Self(v4.unwrap_or(network)))
     }
 }
 

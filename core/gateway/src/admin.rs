@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -22,7 +22,7 @@ use portcullis_proxy::record::Records;
 use serde_json::{Value, json};
 
 use self::metrics::{ControlFacts, Facts};
-use crate::process;
+use crate::process::Usage;
 use crate::server::Limits;
 use crate::sinks::Sinks;
 
@@ -62,6 +62,7 @@ pub(crate) struct Admin {
     metrics: Arc<Metrics>,
     sinks: Arc<Sinks>,
     started: Instant,
+    started_at: SystemTime,
     draining: AtomicBool,
     control: OnceLock<(Control, Arc<Records>)>,
 }
@@ -72,7 +73,8 @@ impl Admin {
     /// An interface to a gateway that is starting.
     pub(crate) fn new(metrics: Arc<Metrics>, sinks: Arc<Sinks>) -> Self {
         let (draining, control) = (AtomicBool::new(false), OnceLock::new());
-        Admin { metrics, sinks, started: Instant::now(), draining, control }
+        let (started, started_at) = (Instant::now(), SystemTime::now());
+        Admin { metrics, sinks, started, started_at, draining, control }
     }
 
     /// The first generation runs.
@@ -161,9 +163,8 @@ impl Admin {
             upstreams: status.upstreams.clone(),
         });
         Facts {
-            uptime_seconds: self.started.elapsed().as_secs_f64(),
-            resident_bytes: process::resident_bytes(),
-            open_files: process::open_files(),
+            started: self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default(),
+            usage: Usage::now(),
             draining: self.draining.load(Ordering::Relaxed),
             logs_dropped: self.sinks.dropped(),
             control,
@@ -339,7 +340,7 @@ mod tests {
         assert_eq!(asked(&admin, "GET /readyz host=127.0.0.1").await.0, 503);
         assert_eq!(asked(&admin, "GET /status host=127.0.0.1").await.0, 503);
         assert_eq!(asked(&admin, "POST /reload host=127.0.0.1").await.0, 503);
-        assert!(asked(&admin, "GET /metrics host=127.0.0.1").await.1.contains("portcullis_uptime_seconds"));
+        assert!(asked(&admin, "GET /metrics host=127.0.0.1").await.1.contains("process_start_time_seconds"));
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::panic;
+use std::time::Duration;
 
 /// Installs the crypto provider that all of the program uses.
 pub(crate) fn install_crypto() {
@@ -23,14 +24,52 @@ pub(crate) fn log_panics() {
     }));
 }
 
+/// What the system says of the process, as far as it does.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Usage {
+    pub(crate) cpu_seconds: f64,
+    pub(crate) threads: Option<u64>,
+    pub(crate) resident_bytes: Option<u64>,
+    pub(crate) virtual_bytes: Option<u64>,
+    pub(crate) open_files: Option<u64>,
+    pub(crate) open_files_limit: Option<u64>,
+}
+
+impl Usage {
+    /// What it is now; without `/proc` little is known.
+    pub(crate) fn now() -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let number = |key| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        // The listing itself holds one.
+        let open = fs::read_dir("/proc/self/fd").ok().map(|open| (open.count() as u64).saturating_sub(1));
+        Usage {
+            cpu_seconds: clock(libc::CLOCK_PROCESS_CPUTIME_ID).as_secs_f64(),
+            threads: number("Threads:"),
+            resident_bytes: number("VmRSS:").map(|kib| kib * 1024),
+            virtual_bytes: number("VmSize:").map(|kib| kib * 1024),
+            open_files: open,
+            open_files_limit: open_files_limit().ok().map(|limit| limit.rlim_cur),
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn open_files_limit() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the answer, for the length of the call.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
+        0 => Ok(limit),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Raises the limit of open files to what the system allows, and returns it: every connection is one.
 #[allow(unsafe_code)]
 pub(crate) fn raise_open_files() -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a valid place for the answer, for the length of the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let mut limit = open_files_limit()?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: `limit` is a valid value, for the length of the call.
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
@@ -40,12 +79,16 @@ pub(crate) fn raise_open_files() -> io::Result<u64> {
 }
 
 /// Microseconds of the monotonic clock, which the service manager compares with its own.
-#[allow(unsafe_code)]
 pub(crate) fn monotonic_micros() -> u64 {
+    u64::try_from(clock(libc::CLOCK_MONOTONIC).as_micros()).unwrap_or(u64::MAX)
+}
+
+#[allow(unsafe_code)]
+fn clock(id: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid place for the answer, for the length of the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000
+    unsafe { libc::clock_gettime(id, &raw mut now) };
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// Whether a process with this id is alive, whoever owns it.
@@ -86,19 +129,6 @@ pub(crate) fn user_id() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Resident memory in bytes; none where the system has no `/proc`.
-pub(crate) fn resident_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-/// Open file descriptors; none where the system has no `/proc`.
-pub(crate) fn open_files() -> Option<u64> {
-    // The listing itself holds one.
-    fs::read_dir("/proc/self/fd").ok().map(|entries| (entries.count() as u64).saturating_sub(1))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,9 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn the_system_tells_memory_files_and_time() {
-        assert!(resident_bytes().unwrap() > 1 << 20);
-        assert!(open_files().unwrap() >= 3);
+    fn the_system_tells_what_the_process_uses() {
+        let _file = fs::File::open("/proc/self/stat").unwrap();
+        let usage = Usage::now();
+        assert!(usage.threads >= Some(1) && usage.cpu_seconds > 0.0, "{usage:?}");
+        assert!(usage.resident_bytes > Some(1 << 20) && usage.virtual_bytes > usage.resident_bytes);
+        assert!(usage.open_files >= Some(4) && usage.open_files_limit >= usage.open_files);
         assert!(monotonic_micros() <= monotonic_micros());
     }
 }

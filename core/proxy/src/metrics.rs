@@ -29,9 +29,9 @@ pub(crate) fn count_as_worker(index: usize) {
 }
 
 /// Upper bounds of latency buckets, seconds; Prometheus' `le`.
-pub const BUCKETS: [f64; 18] = [
+pub const BUCKETS: [f64; 22] = [
     0.000_001, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005,
-    0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0,
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 
 /// A counter with a row per worker.

@@ -343,9 +343,12 @@ fn an_upstream_that_closes_idle_connections_costs_no_request() {
 
 #[test]
 fn an_unreachable_upstream_is_a_502_and_a_silent_one_is_not_waited_for_forever() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Whoever has a port without listening keeps it from others.
+    let closed = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    closed.bind(&ANY.into()).unwrap();
+    let address = closed.local_addr().unwrap().as_socket().unwrap();
     let (ends, ended) = Ends::new();
-    let gateway = Setup::to(closed).plugin(ends).start();
+    let gateway = Setup::to(address).plugin(ends).start();
     assert_eq!(status(&gateway.get("/api/x")), 502);
     assert_eq!(
         ended.recv_timeout(PATIENCE).unwrap().2.as_deref(),

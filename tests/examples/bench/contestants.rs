@@ -60,6 +60,18 @@ pub(crate) const ALL: &[Contestant] = &[
     ),
     contestant("portcullis-wasm-reuse", Program::Portcullis, &["reuse"], "as a Wasm module that is reused"),
     contestant("portcullis-rhai-edited", Program::Portcullis, &["rhai", "edited"], "the script being edited"),
+    contestant(
+        "portcullis-both",
+        Program::Portcullis,
+        &["rhai", "beside"],
+        "script and module, one behind the other",
+    ),
+    contestant(
+        "portcullis-both-edited",
+        Program::Portcullis,
+        &["rhai", "beside", "edited"],
+        "the script being edited, the module unchanged",
+    ),
     contestant("nginx", Program::Nginx, &[], "its own directives"),
     contestant("nginx-lua", Program::Nginx, &["lua"], "the policy in Lua"),
     contestant("nginx-edited", Program::Nginx, &["edited"], "its configuration being edited"),
@@ -85,7 +97,8 @@ impl Contestant {
         if !crate::machine::has(program) && !Path::new(program).is_file() {
             return Some(format!("{program} is not there"));
         }
-        if (self.tags.contains(&"fresh") || self.tags.contains(&"reuse")) && !module.is_file() {
+        let needs_module = ["fresh", "reuse", "beside"].iter().any(|tag| self.tags.contains(tag));
+        if needs_module && !module.is_file() {
             return Some("needs tests/wasm-cargo tests/bench/guest".into());
         }
         (self.tags.contains(&"lua") && !lua.is_file()).then(|| "needs libnginx-mod-http-lua".into())

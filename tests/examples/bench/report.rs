@@ -32,20 +32,31 @@ pub(crate) const KERNEL_INSTRUCTIONS: Metric =
     metric("kernel_instructions", "kernel instructions/req", 0, false);
 pub(crate) const INSTRUCTIONS: Metric = metric("instructions", "instructions/req", 0, false);
 
-/// In this order; the first of a workload's that is marked is what contestants are compared by.
-const COLUMNS: [(&Metric, bool); 12] = [
-    (&THROUGHPUT, false),
-    (&P50, false),
-    (&P99, false),
-    (&RELOADS, false),
-    (&BROKEN, false),
-    (&CONNECTIONS, false),
-    (&CPU, true),
-    (&KERNEL_INSTRUCTIONS, false),
-    (&INSTRUCTIONS, true),
-    (&USER_INSTRUCTIONS, true),
-    (&PER_CONNECTION, true),
-    (&MEMORY, false),
+/// How a metric stands in the table. What it is to nginx and to the better peer is in the JSON of each.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Column {
+    /// By itself.
+    Plain,
+    /// With what it is to nginx behind it.
+    Ratio,
+    /// With columns for both ratios, if it is the first of the workload's that may be: what contestants are compared by.
+    Lead,
+}
+
+/// In this order.
+const COLUMNS: [(&Metric, Column); 12] = [
+    (&THROUGHPUT, Column::Ratio),
+    (&P50, Column::Ratio),
+    (&P99, Column::Ratio),
+    (&RELOADS, Column::Plain),
+    (&BROKEN, Column::Plain),
+    (&CONNECTIONS, Column::Plain),
+    (&CPU, Column::Lead),
+    (&KERNEL_INSTRUCTIONS, Column::Ratio),
+    (&INSTRUCTIONS, Column::Lead),
+    (&USER_INSTRUCTIONS, Column::Lead),
+    (&PER_CONNECTION, Column::Lead),
+    (&MEMORY, Column::Ratio),
 ];
 
 /// What everybody is compared to, alone and as the better of the two.
@@ -99,55 +110,56 @@ impl Results {
         [median(PEERS[0]), best].map(|peer| Some(own? / peer.filter(|peer| *peer > 0.0)?))
     }
 
-    fn columns(&self) -> Vec<&'static Metric> {
+    fn columns(&self) -> Vec<(&'static Metric, Column)> {
         // Nobody needs to read that nothing broke.
         let says = |metric: &Metric, found: &Summary| metric.key != BROKEN.key || found.most > 0.0;
         let present = |metric: &Metric| {
             let found = self.rows.iter().filter_map(|(name, _)| self.summary(name, metric));
             found.into_iter().any(|found| says(metric, &found))
         };
-        COLUMNS.iter().map(|(metric, _)| *metric).filter(|metric| present(metric)).collect()
-    }
-
-    /// What contestants are compared by.
-    fn lead(&self) -> Option<&'static Metric> {
-        let columns = self.columns();
-        let leads = COLUMNS.iter().filter(|(_, leads)| *leads).map(|(metric, _)| *metric);
-        leads.into_iter().find(|lead| columns.iter().any(|metric| metric.key == lead.key))
+        let mut columns: Vec<_> = COLUMNS.into_iter().filter(|(metric, _)| present(metric)).collect();
+        let others = columns.iter_mut().filter(|(_, column)| *column == Column::Lead).skip(1);
+        others.for_each(|(_, column)| *column = Column::Ratio);
+        columns
     }
 
     /// A table in Markdown.
     pub(crate) fn table(&self) -> String {
-        let (columns, lead) = (self.columns(), self.lead());
-        let titles = ["contestant", "× nginx", "× best peer"].map(str::to_owned);
-        let [first, ratios @ ..] = titles;
-        let mut head = vec![first];
-        let mut lines = Vec::new();
-        for metric in &columns {
+        let columns = self.columns();
+        let mut head = vec!["contestant".to_owned()];
+        for (metric, column) in &columns {
             head.push(metric.title.to_owned());
-            if lead.is_some_and(|lead| lead.key == metric.key) {
-                head.extend(ratios.clone());
+            if *column == Column::Lead {
+                head.extend(["× nginx", "× best peer"].map(str::to_owned));
             }
         }
-        for (name, _) in &self.rows {
-            let mut line = vec![(*name).to_owned()];
-            for metric in &columns {
-                let is_lead = lead.is_some_and(|lead| lead.key == metric.key);
-                line.push(self.summary(name, metric).map_or("-".into(), |found| found.show(metric)));
-                if is_lead {
-                    let shown = |ratio: Option<f64>| ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"));
-                    line.extend(self.ratios(name, metric).map(shown));
-                }
-            }
-            lines.push(line);
-        }
+        let line = |(name, _): &(&'static str, _)| {
+            let cells = columns.iter().flat_map(|(metric, column)| self.cells(name, metric, *column));
+            [(*name).to_owned()].into_iter().chain(cells).collect()
+        };
+        let lines: Vec<Vec<String>> = self.rows.iter().map(line).collect();
         format!("**{}**: {}\n\n{}", self.workload.name, self.workload.about, aligned(&head, &lines))
     }
 
+    /// What the table says of a contestant in a column, or in the three of the lead.
+    fn cells(&self, contestant: &str, metric: &Metric, column: Column) -> Vec<String> {
+        let found = self.summary(contestant, metric).map_or("-".into(), |found| found.show(metric));
+        let ratios = self.ratios(contestant, metric).map(|ratio| ratio.map(|ratio| format!("{ratio:.2}")));
+        match (column, ratios) {
+            (Column::Lead, ratios) => {
+                let ratios = ratios.map(|ratio| ratio.unwrap_or_else(|| "-".into()));
+                [found].into_iter().chain(ratios).collect()
+            }
+            (Column::Ratio, [Some(to_nginx), _]) => vec![format!("{found} ({to_nginx})")],
+            _ => vec![found],
+        }
+    }
+
     fn json(&self) -> Value {
+        let lead = self.columns().into_iter().find(|(_, column)| *column == Column::Lead);
         let metrics = |name: &str| -> Map<String, Value> {
             let columns = self.columns().into_iter();
-            let found = columns.filter_map(|metric| Some((metric, self.summary(name, metric)?)));
+            let found = columns.filter_map(|(metric, _)| Some((metric, self.summary(name, metric)?)));
             let entry = |(metric, found): (&Metric, Summary)| {
                 let [to_nginx, to_best_peer] = self.ratios(name, metric);
                 let value = json!({
@@ -167,7 +179,7 @@ impl Results {
         json!({
             "name": self.workload.name,
             "about": self.workload.about,
-            "compared_by": self.lead().map(|metric| metric.key),
+            "compared_by": lead.map(|(metric, _)| metric.key),
             "contestants": contestants,
         })
     }

@@ -214,7 +214,14 @@ pub(crate) const ALL: &[Workload] = &[
         name: "reload",
         about: "as `policy`, while the policy is edited and reloaded every 100 ms, beside the same without edits",
         tags: &["policy"],
-        contestants: &["portcullis-rhai", "portcullis-rhai-edited", "nginx", "nginx-edited"],
+        contestants: &[
+            "portcullis-rhai",
+            "portcullis-rhai-edited",
+            "portcullis-both",
+            "portcullis-both-edited",
+            "nginx",
+            "nginx-edited",
+        ],
         work: Work::Requests(Requests { headers: KEY, ..PLAIN }),
     },
 ];

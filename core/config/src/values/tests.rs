@@ -43,6 +43,10 @@ fn sizes_know_binary_and_decimal_units() {
 fn networks_are_exact() {
     assert_eq!(shown::<Network>("10.0.0.0/8"), "10.0.0.0/8");
     assert_eq!(shown::<Network>("::1"), "::1/128");
+    assert_eq!(shown::<Network>("::ffff:10.0.0.0/104"), "10.0.0.0/8");
+    assert_eq!(shown::<Network>("::ffff:0:0/96"), "0.0.0.0/0");
+    assert_eq!(shown::<Network>("::ffff:10.0.0.1"), "10.0.0.1/32");
+    assert_eq!(shown::<Network>("::/0"), "::/0");
     assert_eq!(
         reason::<Network>("10.1.2.3/8"),
         "`10.1.2.3/8` is an address within a network: write `10.0.0.0/8`"

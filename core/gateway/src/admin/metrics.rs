@@ -2,14 +2,16 @@
 //!
 //! One function per subject, each naming its families once; [`Page`] knows the format.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
+use std::time::Duration;
 
 use portcullis_control::UpstreamStatus;
 use portcullis_plugin::{CounterReading, HookName};
 use portcullis_proxy::metrics::{BUCKETS, Counter, GivenUp, Histogram, Metrics, PluginMetrics, Refused};
 use portcullis_proxy::upstream::Endpoint;
+
+use crate::process::Usage;
 
 /// The page's media type.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -20,9 +22,9 @@ const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// What is known beside the data plane's counters.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
-    pub(crate) uptime_seconds: f64,
-    pub(crate) resident_bytes: Option<u64>,
-    pub(crate) open_files: Option<u64>,
+    /// When the process was started, since 1970.
+    pub(crate) started: Duration,
+    pub(crate) usage: Usage,
     pub(crate) draining: bool,
     /// Lines dropped by target.
     pub(crate) logs_dropped: Vec<(String, u64)>,
@@ -45,6 +47,7 @@ pub(crate) struct ControlFacts {
 pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     let mut page = Page::default();
     process(&mut page, facts);
+    gateway(&mut page, facts);
     control(&mut page, facts);
     connections(&mut page, metrics);
     routes(&mut page, metrics);
@@ -57,16 +60,30 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     page.text
 }
 
+/// What Prometheus' client libraries say of every process, by the names that they have for it.
 fn process(page: &mut Page, facts: &Facts) {
+    let usage = &facts.usage;
+    page.named("process_cpu_seconds_total", "counter", "CPU time that the process took")
+        .sample(&[], usage.cpu_seconds);
+    page.named("process_start_time_seconds", "gauge", "when the process was started, since 1970")
+        .sample(&[], facts.started.as_secs_f64());
+    let numbers = [
+        ("process_resident_memory_bytes", "memory in use by the process", usage.resident_bytes),
+        ("process_virtual_memory_bytes", "addresses in use by the process", usage.virtual_bytes),
+        ("process_open_fds", "open file descriptors", usage.open_files),
+        ("process_max_fds", "file descriptors that may be open", usage.open_files_limit),
+        ("process_threads", "threads of the process", usage.threads),
+    ];
+    for (name, help, number) in numbers {
+        if let Some(number) = number {
+            page.named(name, "gauge", help).sample(&[], number);
+        }
+    }
+}
+
+fn gateway(page: &mut Page, facts: &Facts) {
     page.gauge("build_info", "version of the gateway, as a label")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
-    page.gauge("uptime_seconds", "time since the start").sample(&[], facts.uptime_seconds);
-    if let Some(bytes) = facts.resident_bytes {
-        page.gauge("resident_memory_bytes", "memory in use by the process").sample(&[], bytes);
-    }
-    if let Some(files) = facts.open_files {
-        page.gauge("open_fds", "open file descriptors").sample(&[], files);
-    }
     page.gauge("draining", "1 while the gateway shuts down").sample(&[], u8::from(facts.draining));
     let mut dropped = page
         .counter("log_dropped_total", "log lines dropped because their target was too slow or refused them");
@@ -163,7 +180,7 @@ fn plugins(page: &mut Page, metrics: &Metrics) {
     let mut durations = page.histogram("plugin_hook_duration_seconds", "time spent in a plugin's hook");
     for (plugin, counted) in &plugins {
         for (hook, spent) in HookName::ALL.iter().zip(&counted.hooks) {
-            // A hook that a plugin does not have would be 20 lines of zeros.
+            // A hook that a plugin does not have would be 25 lines of zeros.
             if has_observed(spent) {
                 let labels = [("plugin", &**plugin), ("kind", counted.kind), ("hook", hook.as_str())];
                 durations.histogram(&labels, spent);
@@ -365,11 +382,11 @@ struct Page {
 /// A metric's name, under which its samples are added.
 struct Family<'p> {
     page: &'p mut Page,
-    name: Cow<'static, str>,
+    name: String,
 }
 
 impl Page {
-    fn counter(&mut self, name: impl Into<Cow<'static, str>>, help: &str) -> Family<'_> {
+    fn counter(&mut self, name: impl Display, help: &str) -> Family<'_> {
         self.family(name, "counter", help)
     }
 
@@ -381,10 +398,15 @@ impl Page {
         self.family(name, "histogram", help)
     }
 
-    fn family(&mut self, name: impl Into<Cow<'static, str>>, kind: &str, help: &str) -> Family<'_> {
+    fn family(&mut self, name: impl Display, kind: &str, help: &str) -> Family<'_> {
+        self.named(format!("portcullis_{name}"), kind, help)
+    }
+
+    /// A family whose name is not the gateway's own.
+    fn named(&mut self, name: impl Into<String>, kind: &str, help: &str) -> Family<'_> {
         let name = name.into();
-        self.line(format_args!("# HELP portcullis_{name} {help}"));
-        self.line(format_args!("# TYPE portcullis_{name} {kind}"));
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
         Family { page: self, name }
     }
 
@@ -422,10 +444,8 @@ impl Family<'_> {
         let labels: Vec<_> =
             labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         match labels.as_slice() {
-            [] => self.page.line(format_args!("portcullis_{name}{suffix} {value}")),
-            labels => {
-                self.page.line(format_args!("portcullis_{name}{suffix}{{{}}} {value}", labels.join(",")))
-            }
+            [] => self.page.line(format_args!("{name}{suffix} {value}")),
+            labels => self.page.line(format_args!("{name}{suffix}{{{}}} {value}", labels.join(","))),
         }
     }
 }
@@ -441,7 +461,6 @@ mod tests {
     use portcullis_proxy::upstream::Upstream;
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
-    use std::time::Duration;
 
     /// A sample line, taken apart.
     struct Sample {
@@ -495,7 +514,8 @@ mod tests {
         }
         assert!(rest.is_empty(), "trailing text: {line}");
         assert!(
-            name.starts_with("portcullis_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
+            ["portcullis_", "process_"].iter().any(|begin| name.starts_with(begin))
+                && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
             "{line}"
         );
         Sample { name: name.to_owned(), labels, value: value.parse().unwrap() }
@@ -522,9 +542,8 @@ mod tests {
     fn facts() -> Facts {
         let metrics = Metrics::new(1);
         Facts {
-            uptime_seconds: 1.5,
-            resident_bytes: Some(1 << 20),
-            open_files: Some(12),
+            started: Duration::from_millis(1_700_000_000_500),
+            usage: Usage { cpu_seconds: 2.5, open_files: Some(12), ..Usage::default() },
             draining: false,
             logs_dropped: vec![("execution".into(), 0), ("/var/log/a.log".into(), 4)],
             control: Some(ControlFacts {
@@ -572,6 +591,15 @@ mod tests {
     }
 
     #[test]
+    fn the_process_has_the_names_of_client_libraries_and_what_is_not_known_is_not_there() {
+        let (types, samples) = parsed(&render(&busy(), &facts()));
+        assert_eq!(value(&samples, "process_cpu_seconds_total", &[]), 2.5);
+        assert_eq!(value(&samples, "process_start_time_seconds", &[]), 1_700_000_000.5);
+        assert_eq!(value(&samples, "process_open_fds", &[]), 12.0);
+        assert!(!types.contains_key("process_max_fds"));
+    }
+
+    #[test]
     fn counters_of_plugins_stand_under_their_kind_with_the_instance_as_label() {
         let metrics = busy();
         let own = metrics.plugin("users/check", "check").own.clone();
@@ -610,6 +638,12 @@ mod tests {
             (below, value(&samples, "portcullis_request_duration_seconds_bucket", &[("le", "0.005")])),
             (0.0, 1.0)
         );
+    }
+
+    #[test]
+    fn the_buckets_that_client_libraries_have_are_there() {
+        let usual = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+        assert!(usual.iter().all(|bound| BUCKETS.contains(bound)) && BUCKETS.is_sorted());
     }
 
     #[test]

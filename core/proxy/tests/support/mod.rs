@@ -26,7 +26,7 @@ use portcullis_proxy::upstream::{Endpoint, Hedge, Timeouts, Upstream};
 use portcullis_proxy::{DataPlane, Gate};
 
 /// A free port of this machine.
-const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+pub const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
