@@ -84,15 +84,20 @@ const BEHAVIOURS: &[Behaviour] = &[
         let decision = record.decided_by.unwrap();
         assert_eq!((&*decision.by, decision.reason.as_deref()), ("policy", Some("conformance.denied")));
         assert!(decision.rule.unwrap().starts_with("the first rule"));
-        let steps: Vec<_> = record.steps.iter().map(|step| (&*step.plugin, &*step.hook, &*step.verdict)).collect();
+        let steps: Vec<_> =
+            record.steps.iter().map(|step| (&*step.plugin, &*step.hook, &*step.verdict)).collect();
         let expected = [("policy", "on_request", "respond"), ("policy", "on_log", "continue")];
         assert!(expected.iter().all(|step| steps.contains(step)), "{steps:?}");
     }),
     ("its changes are recorded by name", |running| {
         running.told("greet");
         let record = running.record();
-        let step = record.steps.iter().find(|step| step.plugin == "policy" && step.hook == "on_request").unwrap();
-        assert_eq!((&*step.changed, &*step.verdict), (&["request header x-greeting".to_owned()][..], "continue"));
+        let step =
+            record.steps.iter().find(|step| step.plugin == "policy" && step.hook == "on_request").unwrap();
+        assert_eq!(
+            (&*step.changed, &*step.verdict),
+            (&["request header x-greeting".to_owned()][..], "continue")
+        );
     }),
     ("it logs after its own refusal", |running| {
         running.told("deny");

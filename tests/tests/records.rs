@@ -1,5 +1,7 @@
 //! What is remembered of requests: that it is true, that it says enough, that it does not say too much.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends, and says where")]
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::Command;
@@ -60,14 +62,20 @@ plugins:
         (&json!("rhai"), &json!("on_request"), &json!("policy.secret"))
     );
     assert_eq!(record["decided_by"]["rule"], "policy.rhai:4:16");
-    assert_eq!((&record["status"], &record["end"], &record["upstream"]), (&json!(403), &json!("complete"), &json!(null)));
-    let steps: Vec<_> = record["steps"].as_array().unwrap().iter().map(|step| (&step["plugin"], &step["verdict"])).collect();
+    assert_eq!(
+        (&record["status"], &record["end"], &record["upstream"]),
+        (&json!(403), &json!("complete"), &json!(null))
+    );
+    let steps: Vec<_> =
+        record["steps"].as_array().unwrap().iter().map(|step| (&step["plugin"], &step["verdict"])).collect();
     assert!(steps.contains(&(&json!("request_id"), &json!("continue"))), "{steps:?}");
     assert!(steps.contains(&(&json!("rhai"), &json!("respond"))), "{steps:?}");
 
     let told = explain(&gateway, &[&refused]);
     assert!(told.status.success(), "{told:?}");
-    for said in ["GET gateway.test/secret", "403, complete", "policy.secret", "policy.rhai:4:16", "respond", &refused] {
+    for said in
+        ["GET gateway.test/secret", "403, complete", "policy.secret", "policy.rhai:4:16", "respond", &refused]
+    {
         assert!(told.out.contains(said), "{said}: {}", told.out);
     }
     let list = explain(&gateway, &["--reason", "policy.secret"]);
@@ -94,12 +102,13 @@ fn a_rule_that_is_named_a_failure_and_what_passed_are_told() {
     let origin = Origin::start();
     let config = "
 plugins:
-  - request_id: { trust: [127.0.0.0/8] }
+  - request_id: { trust: true }
   - { name: lenient, on_error: allow, rhai: { file: policy.rhai } }
   - headers: { response: { set: { x-served-by: gateway } } }
 ";
     let gateway = Setup::new(config).file("policy.rhai", SCRIPT).before(&origin).start();
-    let asked = |path: &str, id: &str| gateway.connect().ask(&request("GET", path).header("x-request-id", id));
+    let asked =
+        |path: &str, id: &str| gateway.connect().ask(&request("GET", path).header("x-request-id", id));
     assert!(asked("/ruled", "one").is_err());
     let dropped = record(&gateway, "one");
     assert_eq!((&dropped["status"], &dropped["end"]), (&json!(null), &json!("refused")));
@@ -109,18 +118,23 @@ plugins:
     let broken = record(&gateway, "two");
     assert_eq!(broken["decided_by"], Value::Null);
     let failed = &broken["steps"].as_array().unwrap()[1];
-    assert_eq!((&failed["plugin"], &failed["verdict"], &failed["reason"]), (&json!("lenient"), &json!("error"), &json!("plugin.trap")));
+    assert_eq!(
+        (&failed["plugin"], &failed["verdict"], &failed["reason"]),
+        (&json!("lenient"), &json!("error"), &json!("plugin.trap"))
+    );
     assert!(failed["error"].as_str().unwrap().starts_with("policy.rhai:10:"), "{failed}");
     assert!(failed["used"]["operations"].as_u64().unwrap() > 0, "{failed}");
 
     assert_eq!(asked("/fine?token=hush-hush", "three").unwrap().status, 200);
     let passed = record(&gateway, "three");
     assert_eq!(passed["upstream"]["name"], "origin");
-    let changed: Vec<_> = passed["steps"].as_array().unwrap().iter().map(|step| step["changed"].clone()).collect();
+    let changed: Vec<_> =
+        passed["steps"].as_array().unwrap().iter().map(|step| step["changed"].clone()).collect();
     assert!(changed.contains(&json!(["request header x-token"])), "{changed:?}");
     assert!(changed.contains(&json!(["response header x-served-by"])), "{changed:?}");
     assert!(!passed.to_string().contains("hush-hush"), "{passed}");
-    let ids = |query: &str| listed(&gateway, query).iter().map(|record| record["id"].clone()).collect::<Vec<_>>();
+    let ids =
+        |query: &str| listed(&gateway, query).iter().map(|record| record["id"].clone()).collect::<Vec<_>>();
     assert_eq!(ids(""), ["two", "one"]);
     assert_eq!(ids("last=1"), ["two"]);
     assert_eq!(ids("by=lenient"), ["one"]);
@@ -145,7 +159,9 @@ routes: [{ match: { path: /fine }, respond: { status: 204 } }]
     gateway.wait_generation(2);
     let last = id(&ask("/nowhere"));
     assert_eq!(ask("/fine").status, 204);
-    until("what is too much to be forgotten", || latest() == [&*last] && listed(&gateway, "passed=true").is_empty());
+    until("what is too much to be forgotten", || {
+        latest() == [&*last] && listed(&gateway, "passed=true").is_empty()
+    });
 }
 
 #[test]
@@ -180,13 +196,16 @@ routes:
     let gateway = Setup::new(&config).file("policy.rhai", SCRIPT).start();
     let address = gateway.address();
     let half = |_| std::thread::spawn(move || ask_all(address, ALL / 2));
-    let seen: Vec<(String, u16)> = [0, 1].map(half).into_iter().flat_map(|half| half.join().unwrap()).collect();
+    let seen: Vec<(String, u16)> =
+        [0, 1].map(half).into_iter().flat_map(|half| half.join().unwrap()).collect();
     let file = gateway.dir().join("records.jsonl");
     let lines = || std::fs::read_to_string(&file).unwrap_or_default();
     until("all records", || lines().lines().count() >= ALL);
     let records: Vec<Value> = lines().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let ids: BTreeSet<&str> = records.iter().map(|record| record["id"].as_str().unwrap()).collect();
     assert_eq!((records.len(), ids.len()), (ALL, ALL));
+
+    assert_eq!((listed(&gateway, "").len(), listed(&gateway, "last=5000").len()), (20, 1000));
 
     let mut reasons = BTreeSet::new();
     for record in &records {
@@ -202,7 +221,11 @@ routes:
         let by = decision["by"].as_str().unwrap_or_default();
         match deciding[..] {
             [] => assert!(!is_refusal || by.starts_with("core."), "{record}"),
-            [step] => assert_eq!((&step["plugin"], &step["reason"]), (&decision["by"], &decision["reason"]), "{record}"),
+            [step] => assert_eq!(
+                (&step["plugin"], &step["reason"]),
+                (&decision["by"], &decision["reason"]),
+                "{record}"
+            ),
             _ => panic!("more than one decided: {record}"),
         }
         reasons.extend(decision["reason"].as_str());
@@ -248,11 +271,47 @@ fn ask_all(address: SocketAddr, count: usize) -> Vec<(String, u16)> {
 }
 
 #[test]
+fn a_file_has_what_was_refused_and_a_share_of_the_rest() {
+    let config = "
+records: { refused: 0, passed: 0, file: { path: records.jsonl } }
+routes: [{ match: { path: /fine }, respond: { status: 204 } }]
+";
+    let gateway = Setup::new(config).start();
+    let file = gateway.dir().join("records.jsonl");
+    let paths = || {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        records.map(|record| record["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    for path in ["/fine", "/a", "/fine", "/b"] {
+        gateway.get(path);
+    }
+    until("what was refused to be written", || paths() == ["/a", "/b"]);
+    gateway.replace("gateway.yaml", "path: records.jsonl", "path: records.jsonl, passed: 50%");
+    gateway.wait_generation(2);
+    (0..200).for_each(|_| _ = gateway.get("/fine"));
+    gateway.get("/c");
+    until("the last to be written", || paths().last().is_some_and(|path| path == "/c"));
+    let share = paths().len() - 3;
+    assert!((50..150).contains(&share), "{share} of 200");
+    assert!(listed(&gateway, "").is_empty() && listed(&gateway, "passed=true").is_empty());
+}
+
+#[test]
 fn a_file_that_cannot_be_opened_is_an_error_with_its_place() {
-    let setup = Setup::new("records: { file: { path: /nowhere/records.jsonl } }\nroutes: [{ respond: { status: 204 } }]\n");
+    let setup = Setup::new(
+        "records: { file: { path: /nowhere/records.jsonl } }\nroutes: [{ respond: { status: 204 } }]\n",
+    );
     let file = setup.dir().join("gateway.yaml");
-    std::fs::write(&file, "records: { file: { path: /nowhere/records.jsonl } }\nlisteners: [{ bind: 127.0.0.1:0 }]\n").unwrap();
+    std::fs::write(
+        &file,
+        "records: { file: { path: /nowhere/records.jsonl } }\nlisteners: [{ bind: 127.0.0.1:0 }]\n",
+    )
+    .unwrap();
     let output = Command::new(program()).arg("run").arg(&file).env("NO_COLOR", "1").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(2) && said.contains("records.file.path") && said.contains(":1:26"), "{said}");
+    assert!(
+        output.status.code() == Some(2) && said.contains("records.file.path") && said.contains(":1:26"),
+        "{said}"
+    );
 }

@@ -121,7 +121,7 @@ pub enum LogFormat {
 
 /// What is remembered of requests that have ended: which plugins were called, what each answered, who decided; names
 /// of what was changed, never values.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Records {
     /// How many that were refused or failed are remembered, over all workers; the oldest are forgotten first. Default
@@ -140,7 +140,7 @@ impl Default for Records {
 }
 
 /// Records written to a file, one JSON object a line: all requests that were refused or failed.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecordsFile {
     /// The file, relative to this one, or `stdout`. It is opened anew at SIGHUP. Example: `records.jsonl`.

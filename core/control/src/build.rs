@@ -169,7 +169,10 @@ impl<'b> Builder<'b> {
             None => None,
             Some(file) => match self.services.sink(&self.dir, &file.path) {
                 // A share of all numbers of 32 bits; the whole is one short of it.
-                Ok(sink) => Some(RecordFile { sink, passed: (u64::from(u32::MAX) * u64::from(file.passed.0) / 100) as u32 }),
+                Ok(sink) => Some(RecordFile {
+                    sink,
+                    passed: (u64::from(u32::MAX) * u64::from(file.passed.0) / 100) as u32,
+                }),
                 Err(error) => {
                     self.error("records.file.path", error);
                     return None;

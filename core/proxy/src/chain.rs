@@ -14,6 +14,9 @@ use portcullis_plugin::{
 
 use crate::metrics::PluginMetrics;
 
+/// Bytes that a record holds of a failure's text.
+const MAX_ERROR: usize = 512;
+
 /// What follows a plugin's own failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnError {
@@ -183,7 +186,9 @@ impl Chain {
         let hook = HookName::OnRequestBody;
         let streams =
             self.wanting(hook).filter(|(_, instance)| instance.needs.request_body == BodyWish::Stream);
-        streams.filter_map(|(at, instance)| Filter::new(instance, Cursor { plugin: at, hook }, exchange)).collect()
+        streams
+            .filter_map(|(at, instance)| Filter::new(instance, Cursor { plugin: at, hook }, exchange))
+            .collect()
     }
 
     /// The filters for a streamed response body, in reverse, for plugins that were entered.
@@ -192,7 +197,9 @@ impl Chain {
         let streams = self.wanting(hook).rev().filter(|(at, instance)| {
             instance.needs.response_body == BodyWish::Stream && instance.is_entered(*at, entered)
         });
-        streams.filter_map(|(at, instance)| Filter::new(instance, Cursor { plugin: at, hook }, exchange)).collect()
+        streams
+            .filter_map(|(at, instance)| Filter::new(instance, Cursor { plugin: at, hook }, exchange))
+            .collect()
     }
 
     async fn call(&self, at: u16, hook: HookName, exchange: &mut Exchange) -> Flow {
@@ -328,21 +335,27 @@ fn record(
         Ok(Decision::Continue) => (Verdict::Continue, None, None),
         Ok(Decision::Respond(reply)) => (Verdict::Respond, reply.reason.clone(), None),
         Ok(Decision::Drop) => (Verdict::Drop, Some(DROPPED), None),
-        Err(error) => {
-            (Verdict::Error(error.kind()), Some(error.kind().reason().into()), Some(shortened(error.message())))
-        }
+        Err(error) => (
+            Verdict::Error(error.kind()),
+            Some(error.kind().reason().into()),
+            Some(shortened(error.message())),
+        ),
     };
     let (rule, used) = (parts.rule.take(), parts.used.take());
     if verdict != Verdict::Continue || used.is_some() {
-        parts.notes.push(Note { step: parts.steps.len(), reason, rule, error, used: used.unwrap_or_default() });
+        parts.notes.push(Note {
+            step: parts.steps.len(),
+            reason,
+            rule,
+            error,
+            used: used.unwrap_or_default(),
+        });
     }
     parts.step(cursor, verdict, start, elapsed);
 }
 
-/// What a record holds of a failure's text.
 fn shortened(text: &str) -> Box<str> {
-    const MAX: usize = 512;
-    text.get(..text.floor_char_boundary(MAX)).unwrap_or_default().into()
+    text.get(..text.floor_char_boundary(MAX_ERROR)).unwrap_or_default().into()
 }
 
 /// Calls into a plugin; a panic is the plugin's error and nobody else's.
@@ -519,6 +532,15 @@ mod tests {
         poll_once(chain.backward(HookName::OnLog, &mut exchange, entered, u16::MAX)).unwrap();
         assert_eq!(ALLOCATIONS.get() - before, 0);
         assert_eq!(exchange.core().steps.len(), 18);
+    }
+
+    #[test]
+    fn a_failure_is_recorded_in_a_few_words() {
+        let mut exchange = ExchangeBuilder::get("/").build();
+        let cursor = Cursor { plugin: 0, hook: HookName::OnRequest };
+        let error = Err(PluginError::failed("é".repeat(MAX_ERROR)));
+        record(exchange.core(), cursor, &error, Instant::now(), Duration::ZERO);
+        assert_eq!(exchange.core().notes[0].error.as_deref(), Some(&*"é".repeat(MAX_ERROR / 2)));
     }
 
     #[test]

@@ -18,10 +18,10 @@ use crate::client::{Client, Serving};
 use crate::generation::{Listener, Route};
 use crate::logs::Ended;
 use crate::metrics::{GivenUp, RouteMetrics};
+use crate::record;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
 use crate::tunnel::Upgrade;
-use crate::record;
 use crate::worker::{Worker, WorkerGeneration};
 
 /// Where in a generation an exchange belongs: its listener, and its route once one is chosen.

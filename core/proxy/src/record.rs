@@ -11,8 +11,7 @@ use std::time::{Instant, SystemTime};
 
 use http::Method;
 use portcullis_plugin::{
-    Attempt, Change, Cursor, Decider, End, Exchange, LogSink, Note, Outcome, RequestId, RouteMeta, Step,
-    Used,
+    Attempt, Change, Cursor, Decider, End, Exchange, LogSink, Note, Outcome, RequestId, RouteMeta, Step, Used,
 };
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +80,9 @@ impl Names {
     }
 }
 
+/// A worker's own handle on a generation's names, so that reference counts stay with one core.
+pub(crate) struct WorkerNames(pub(crate) Arc<Names>);
+
 /// The memory of all workers.
 pub struct Records {
     rings: Box<[Padded<Mutex<Rings>>]>,
@@ -103,7 +105,7 @@ struct Ring {
 
 /// An exchange that ended. The chain's places have become the instances' serials.
 struct Entry {
-    names: Arc<Arc<Names>>,
+    names: Arc<WorkerNames>,
     listener: usize,
     id: RequestId,
     began: Instant,
@@ -126,7 +128,7 @@ pub(crate) struct Ended<'a> {
     pub(crate) exchange: &'a mut Exchange,
     pub(crate) outcome: Outcome,
     pub(crate) chain: &'a Chain,
-    pub(crate) names: &'a Arc<Arc<Names>>,
+    pub(crate) names: &'a Arc<WorkerNames>,
     pub(crate) listener: usize,
 }
 
@@ -135,7 +137,9 @@ impl Ended<'_> {
     fn is_refused(&self) -> bool {
         let parts = self.exchange.core_ref();
         let is_refusal = parts.decider.as_ref().is_some_and(|decider| decider.reason.is_some());
-        is_refusal || self.outcome.end != End::Complete || !parts.notes.iter().all(|note| note.reason.is_none())
+        is_refusal
+            || self.outcome.end != End::Complete
+            || !parts.notes.iter().all(|note| note.reason.is_none())
     }
 }
 
@@ -223,7 +227,7 @@ fn write(file: &RecordFile, record: &Record) {
 
 impl Ring {
     /// The place for the next of at most `room`, which is not 0.
-    fn place(&mut self, room: usize, names: &Arc<Arc<Names>>) -> &mut Entry {
+    fn place(&mut self, room: usize, names: &Arc<WorkerNames>) -> &mut Entry {
         if self.places.len() > room {
             self.shrink(room);
         }
@@ -250,7 +254,7 @@ impl Ring {
 }
 
 impl Entry {
-    fn empty(names: &Arc<Arc<Names>>) -> Self {
+    fn empty(names: &Arc<WorkerNames>) -> Self {
         Entry {
             names: names.clone(),
             listener: 0,
@@ -306,13 +310,19 @@ impl Entry {
     }
 
     fn shown(&self, time: SystemTime) -> Record {
-        let Outcome { end, status, request_bytes, response_bytes, duration, upstream_duration } = &self.outcome;
+        let Outcome { end, status, request_bytes, response_bytes, duration, upstream_duration } =
+            &self.outcome;
         Record {
             id: self.id.to_string(),
             time: humantime::format_rfc3339_millis(time).to_string(),
-            generation: self.names.generation,
+            generation: self.names.0.generation,
             client: self.client,
-            listener: self.names.listeners.get(self.listener).map_or_else(String::new, |name| name.to_string()),
+            listener: self
+                .names
+                .0
+                .listeners
+                .get(self.listener)
+                .map_or_else(String::new, |name| name.to_string()),
             method: self.method.to_string(),
             host: self.host.clone(),
             path: self.path.clone(),
@@ -329,14 +339,21 @@ impl Entry {
                 attempts: attempt.number,
                 micros: upstream_duration.map(|duration| duration.as_micros() as u64),
             }),
-            steps: self.steps.iter().enumerate().map(|(at, (serial, step))| self.step(at, *serial, step)).collect(),
+            steps: self
+                .steps
+                .iter()
+                .enumerate()
+                .map(|(at, (serial, step))| self.step(at, *serial, step))
+                .collect(),
             changes_unlisted: self.unlisted,
         }
     }
 
     fn decision(&self, decider: &Decider) -> Decision {
-        let label = self.names.plugins.values().find(|label| decider.hook.is_some() && label.name == decider.by);
-        let note = self.notes.iter().rev().find(|note| note.reason.is_some() && note.reason == decider.reason);
+        let label =
+            self.names.0.plugins.values().find(|label| decider.hook.is_some() && label.name == decider.by);
+        let note =
+            self.notes.iter().rev().find(|note| note.reason.is_some() && note.reason == decider.reason);
         Decision {
             by: decider.by.to_string(),
             kind: label.map(|label| label.kind.to_owned()),
@@ -348,7 +365,7 @@ impl Entry {
     }
 
     fn step(&self, at: usize, serial: u64, step: &Step) -> RecordStep {
-        let label = self.names.plugins.get(&serial);
+        let label = self.names.0.plugins.get(&serial);
         let note = self.notes.iter().find(|note| note.step == at);
         let changed = self.changes.iter().filter(|(_, change)| change.cursor == step.cursor);
         let text = |text: Option<&Box<str>>| text.map(|text| text.to_string());
@@ -489,3 +506,6 @@ fn refill(place: &mut String, text: &str) {
     place.clear();
     place.push_str(text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default());
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use crate::client::{Control, accept};
 use crate::generation::{Generation, Listener};
 use crate::logs::LogQueue;
 use crate::metrics::{Counter, Metrics, Refused, count_as_worker};
-use crate::record::{Names, Records};
+use crate::record::{Records, WorkerNames};
 use crate::socket::{self, Accepted, Acceptor, Address, BACKLOG, Listening, SocketFile};
 use crate::upstream::{ReapGuard, reap_idle};
 
@@ -105,7 +105,13 @@ impl DataPlane {
         };
         let workers = (0..workers.max(1)).map(start).collect::<io::Result<_>>()?;
         let owns_files = Arc::new(AtomicBool::new(true));
-        Ok(DataPlane { workers, bound: Mutex::default(), inherited: Mutex::new(inherited), owns_files, records })
+        Ok(DataPlane {
+            workers,
+            bound: Mutex::default(),
+            inherited: Mutex::new(inherited),
+            owns_files,
+            records,
+        })
     }
 
     /// What is remembered of exchanges that ended.
@@ -297,7 +303,7 @@ pub(crate) struct WorkerGeneration {
     generation: Option<Arc<Generation>>,
     metas: Vec<Arc<RouteMeta>>,
     /// What records call the generation's parts, under a count of this worker's own.
-    pub(crate) names: Arc<Arc<Names>>,
+    pub(crate) names: Arc<WorkerNames>,
     retire: std::sync::mpsc::Sender<Arc<Generation>>,
 }
 
@@ -508,7 +514,7 @@ async fn obey(
                 });
                 let metas = metas.collect();
                 let own = WorkerGeneration {
-                    names: Arc::new(generation.names.clone()),
+                    names: Arc::new(WorkerNames(generation.names.clone())),
                     generation: Some(generation.clone()),
                     metas,
                     retire: retire.clone(),

@@ -199,4 +199,3 @@ impl Journal<'_> {
         self.overflow.get_or_insert(what);
     }
 }
-

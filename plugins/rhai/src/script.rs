@@ -16,7 +16,7 @@ use crate::error::{self, Fault};
 use crate::host::{Conn, Context};
 use crate::limits::Limits;
 use crate::load::{self, Program};
-use crate::verdict::decision;
+use crate::verdict::{Placed, decision};
 
 /// A Rhai script as a plugin.
 ///
@@ -71,9 +71,6 @@ impl PluginType for Script {
         Ok(Script { program, needs, limits: table.limits })
     }
 }
-
-/// A decision with the file, if it is not the script, and the place where it was made.
-type Placed = (Decision, Option<(Option<String>, Position)>);
 
 impl Script {
     fn hook(&self, hook: HookName, exchange: &mut Exchange) -> Hook<'_> {

@@ -37,8 +37,11 @@ impl Verdict {
     }
 }
 
-/// The decision that a hook's result stands for, and the verdict's place if it is more than to go on.
-pub(crate) fn decision(result: Dynamic) -> Result<(Decision, Option<(Option<String>, Position)>), String> {
+/// A decision and, if it is more than to go on, where it was made: in which imported file, none for the script itself.
+pub(crate) type Placed = (Decision, Option<(Option<String>, Position)>);
+
+/// The decision that a hook's result stands for.
+pub(crate) fn decision(result: Dynamic) -> Result<Placed, String> {
     if result.is_unit() {
         return Ok((Decision::Continue, None));
     }

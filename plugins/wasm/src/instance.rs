@@ -4,7 +4,8 @@
 use std::sync::{Arc, Mutex};
 
 use portcullis_plugin::{
-    BuildContext, Counter, Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Size, Slot, Span, Used,
+    BuildContext, Counter, Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Size, Slot, Span,
+    Used,
 };
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Instance, Lift, Lower, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};

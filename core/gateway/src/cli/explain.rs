@@ -102,8 +102,10 @@ fn page(record: &Record) -> String {
     line("time", &format!("{}, generation {}", record.time, record.generation));
     line("id", &record.id);
     if let Some(upstream) = &record.upstream {
-        let attempts = if upstream.attempts > 1 { format!(", {} attempts", upstream.attempts) } else { String::new() };
-        let after = upstream.micros.map(|micros| format!(", answered after {}", time(micros))).unwrap_or_default();
+        let attempts =
+            if upstream.attempts > 1 { format!(", {} attempts", upstream.attempts) } else { String::new() };
+        let after =
+            upstream.micros.map(|micros| format!(", answered after {}", time(micros))).unwrap_or_default();
         line("upstream", &format!("{}: {}{attempts}{after}", upstream.name, upstream.endpoint));
     }
     if record.steps.is_empty() {
@@ -142,8 +144,14 @@ fn step(step: &RecordStep) -> [String; 6] {
         words.push(format!("changed {}", step.changed.join(", ")));
     }
     if let Some(used) = step.used {
-        let counted = [(used.operations, "operations"), (used.cpu_micros, "µs of processor time"), (used.memory, "bytes")];
-        words.extend(counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
+        let counted = [
+            (used.operations, "operations"),
+            (used.cpu_micros, "µs of processor time"),
+            (used.memory, "bytes"),
+        ];
+        words.extend(
+            counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")),
+        );
     }
     [
         time(step.at.into()),
@@ -162,7 +170,8 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
     for row in &shown {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
