@@ -49,7 +49,10 @@ fn respond(reply: Reply) -> Decision {
 impl Conformance {
     fn request(&self, exchange: &mut Exchange) -> Result<Decision, PluginError> {
         match told(exchange) {
-            "deny" => return Ok(respond(Reply::deny(StatusCode::FORBIDDEN, "conformance.denied"))),
+            "deny" => {
+                exchange.rests_on("the first rule");
+                return Ok(respond(Reply::deny(StatusCode::FORBIDDEN, "conformance.denied")));
+            }
             "respond" => {
                 let reply =
                     Reply::new(StatusCode::CREATED).header(HeaderName::from_static("x-made"), value("here"));

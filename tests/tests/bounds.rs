@@ -34,6 +34,8 @@ const DISCOVERY: &str = "tests/tests/discovery.rs";
 const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
 const TRANSPORTS: &str = "tests/tests/transports.rs";
 const RATES: &str = "tests/tests/rate_limit.rs";
+const RECORDS: &str = "tests/tests/records.rs";
+const RECORD: &str = "core/proxy/src/record/tests.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const OVERLOAD: &str = "tests/tests/overload.rs";
 const ADAPTIVE: &str = "core/proxy/src/upstream/adaptive.rs";
@@ -50,6 +52,9 @@ const TRAFFIC: &str = "tests/tests/traffic.rs";
 /// The numbers, times and sizes of the configuration, by their path in the schema.
 const CONFIGURED: &[(&str, Known)] = &[
     ("drain", Bites("tests/tests/operation.rs", "a_drain_ends_at_its_time")),
+    ("records.file.passed", Bites(RECORDS, "a_file_has_what_was_refused_and_a_share_of_the_rest")),
+    ("records.passed", Bites(RECORDS, "no_more_are_remembered_than_the_configuration_says")),
+    ("records.refused", Bites(RECORDS, "no_more_are_remembered_than_the_configuration_says")),
     ("limits.body", Bites(PROXYING, "a_body_whose_length_was_not_said_is_limited_too")),
     ("limits.exchanges", Bites(OVERLOAD, "no_more_exchanges_are_under_way_than_allowed")),
     ("limits.whole_bodies", Bites(LIMITS, "whole_bodies_share_a_budget")),
@@ -290,6 +295,9 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("http2/mod.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
     ("linger.rs GRACE", Bites("core/proxy/src/linger.rs", "shutdown_waits_for_the_client_but_not_forever")),
+    ("chain.rs MAX_ERROR", Bites("core/proxy/src/chain.rs", "a_failure_is_recorded_in_a_few_words")),
+    ("record.rs MAX_STEPS", Bites(RECORD, "what_is_too_long_is_cut_off")),
+    ("record.rs MAX_TEXT", Bites(RECORD, "what_is_too_long_is_cut_off")),
     (
         "logs.rs MAX_WAITING",
         Bites("core/proxy/tests/faults.rs", "exchanges_beyond_the_log_queue_are_counted_and_forgotten"),

@@ -18,6 +18,7 @@ use portcullis_control::{Control, Options, Registry};
 use portcullis_plugin::{LogSink, LogSinks, Registration};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
+use portcullis_proxy::record::Record;
 use portcullis_tests::tools::guest;
 use portcullis_tests::{Answer, Http, Http2, Origin, Request, here, request, wait_for};
 use serde_json::{Value, json};
@@ -76,6 +77,27 @@ const BEHAVIOURS: &[Behaviour] = &[
             (&json!("policy"), &json!("on_request"), &json!("conformance.denied"))
         );
         assert_eq!(line["upstream"], Value::Null);
+    }),
+    ("its verdict is recorded with the rule that it names", |running| {
+        running.told("deny");
+        let record = running.record();
+        let decision = record.decided_by.unwrap();
+        assert_eq!((&*decision.by, decision.reason.as_deref()), ("policy", Some("conformance.denied")));
+        assert!(decision.rule.unwrap().starts_with("the first rule"));
+        let steps: Vec<_> =
+            record.steps.iter().map(|step| (&*step.plugin, &*step.hook, &*step.verdict)).collect();
+        let expected = [("policy", "on_request", "respond"), ("policy", "on_log", "continue")];
+        assert!(expected.iter().all(|step| steps.contains(step)), "{steps:?}");
+    }),
+    ("its changes are recorded by name", |running| {
+        running.told("greet");
+        let record = running.record();
+        let step =
+            record.steps.iter().find(|step| step.plugin == "policy" && step.hook == "on_request").unwrap();
+        assert_eq!(
+            (&*step.changed, &*step.verdict),
+            (&["request header x-greeting".to_owned()][..], "continue")
+        );
     }),
     ("it logs after its own refusal", |running| {
         running.told("deny");
@@ -177,7 +199,7 @@ struct Running {
     turn: AtomicUsize,
     _runtime: tokio::runtime::Runtime,
     _control: Control,
-    _plane: Arc<DataPlane>,
+    plane: Arc<DataPlane>,
     _origin: Origin,
     _dir: TempDir,
 }
@@ -228,7 +250,7 @@ routes:
             lines,
             _runtime: runtime,
             _control: control,
-            _plane: plane,
+            plane,
             _origin: origin,
             _dir: dir,
         }
@@ -265,6 +287,12 @@ routes:
         let turn = self.turn.load(Ordering::SeqCst).to_string();
         let is_it = |line: &&Value| line["headers"]["x-turn"] == turn;
         wait_for("the access log", || self.lines.0.lock().unwrap().iter().find(is_it).cloned())
+    }
+
+    /// The record of the last request.
+    fn record(&self) -> Record {
+        let id = self.logged()["id"].as_str().unwrap().to_owned();
+        wait_for("the record", || self.plane.records().find(&id))
     }
 }
 

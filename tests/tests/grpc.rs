@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use portcullis_tests::tools::{Authority, attempt, grpc, has};
-use portcullis_tests::{Gateway, Origin, Setup, here, until};
+use portcullis_tests::{Gateway, Origin, Setup, here, run, until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -147,6 +147,9 @@ routes:
     let line = chain.gateway.logged_path("/test.Test/End");
     assert_eq!((&line["status"], &line["grpc_status"]), (&json!(200), &json!("DATA_LOSS")));
     assert_eq!(["OK", "UNIMPLEMENTED", "DATA_LOSS"].map(|code| counted(&chain, code)), [1.0, 1.0, 2.0]);
+    let explained =
+        run(&["explain", line["id"].as_str().unwrap(), "--admin", &chain.gateway.admin_at().to_string()]);
+    assert!(explained.out.contains("200, gRPC DATA_LOSS, complete"), "{}{}", explained.out, explained.err);
     // What the gateway says itself is no answer of the upstream's.
     assert_eq!(chain.client.run("/status.S/429")["code"], "RESOURCE_EXHAUSTED");
     assert_eq!(chain.gateway.logged_path("/status.S/429")["grpc_status"], "RESOURCE_EXHAUSTED");

@@ -17,7 +17,7 @@ use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Protocol, SizeLimit, positive, some_positive,
+    Percent, Protocol, SizeLimit, positive, some_positive,
 };
 
 /// A whole configuration file.
@@ -40,6 +40,8 @@ pub struct Config {
     pub admin: Admin,
     /// What is logged on standard error, and how.
     pub log: Log,
+    /// What is remembered of requests that have ended, for `portcullis explain`.
+    pub records: Records,
     /// How long running requests may take to end at shutdown, and at an upgrade to another version. Default `30s`.
     pub drain: Duration,
     /// Limits of the whole process.
@@ -118,6 +120,41 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What is remembered of requests that have ended: which plugins were called, what each answered, who decided; names
+/// of what was changed, never values.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Records {
+    /// How many that were refused or failed are remembered, over all workers; the oldest are forgotten first. Default
+    /// `10000`, at about a kilobyte each.
+    pub refused: u32,
+    /// How many others. Default `1000`.
+    pub passed: u32,
+    /// Where records are written as well. Default: nowhere.
+    pub file: Option<RecordsFile>,
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self { refused: 10_000, passed: 1000, file: None }
+    }
+}
+
+/// Records written to a file, one JSON object a line: all requests that were refused or failed.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecordsFile {
+    /// The file, relative to this one, or `stdout`. It is opened anew at SIGHUP. Example: `records.jsonl`.
+    pub path: String,
+    /// How many of the others, by lot. Default `0%`. Example: `1%`.
+    #[serde(default = "none_of_them")]
+    pub passed: Percent,
+}
+
+fn none_of_them() -> Percent {
+    Percent(0)
 }
 
 /// Limits of the whole process.
@@ -577,6 +614,7 @@ impl Default for Config {
             pid_file: None,
             admin: Admin::default(),
             log: Log::default(),
+            records: Records::default(),
             drain: seconds(30),
             limits: Limits::default(),
             trusted_proxies: Vec::new(),

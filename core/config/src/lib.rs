@@ -28,8 +28,8 @@ mod yaml;
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
     InstanceOptions, Limits, Listener, ListenerLimits, Log, LogFormat, LogLevel, Match, OnError, PluginEntry,
-    Policies, Predicate, Proxies, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite, Route, SideFile,
-    Status, Tls, TlsPolicy, TlsVersion,
+    Policies, Predicate, Proxies, Records, RecordsFile, Redirect, RedirectHttps, RedirectStatus, Respond,
+    Rewrite, Route, SideFile, Status, Tls, TlsPolicy, TlsVersion,
 };
 pub use de::NodeDeserializer;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};

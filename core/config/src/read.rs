@@ -30,6 +30,7 @@ pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
         pid_file: table.optional("pid_file"),
         admin: table.with("admin", admin).unwrap_or(default.admin),
         log: table.optional("log").unwrap_or(default.log),
+        records: table.optional("records").unwrap_or(default.records),
         drain: table.optional("drain").unwrap_or(default.drain),
         limits: table.optional("limits").unwrap_or(default.limits),
         trusted_proxies: table.items("trusted_proxies", |place| place.read()),

@@ -21,8 +21,9 @@ use crate::build::{
 };
 use crate::clock::Clock;
 use crate::connection::{Admission, Connection, TlsSession};
-use crate::exchange::{Cursor, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
+use crate::exchange::{End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 use crate::hook::{Decision, Hook, HookName, PluginError};
+use crate::journal::Cursor;
 use crate::log::LogSink;
 use crate::message::{Request, Response};
 use crate::metrics::InstanceCounters;

@@ -40,7 +40,7 @@ pub(crate) struct Host {
     held_since: Duration,
     pace: Pace,
     ticks: u32,
-    memory: usize,
+    pub(crate) memory: usize,
     lines: u32,
 }
 
@@ -404,6 +404,11 @@ impl exchange::Host for Host {
     fn set_fact(&mut self, name: String, value: String) -> Result<Result<(), String>> {
         let exchange = self.exchange()?;
         Ok(json(&value).map(|value| exchange.set_fact(&name, value)))
+    }
+
+    fn rests_on(&mut self, rule: String) -> Result<()> {
+        self.exchange()?.rests_on(&rule);
+        Ok(())
     }
 
     fn attempt(&mut self) -> Result<Option<types::Attempt>> {

@@ -51,6 +51,17 @@ fn context(api: &mut Api<'_>) {
     api.property("id: string", "The request id.", "log(ctx.id);", |ctx: &mut Context| {
         call::exchange(ctx.0, |exchange| Ok(exchange.id().to_string()))
     });
+    api.function(
+        "rests_on(rule: string)",
+        "Names the rule that the verdict of this hook rests on, for the record beside the line of the script.",
+        r#"ctx.rests_on("orders of others"); return deny(403, "my_policy.not_yours");"#,
+        |ctx: &mut Context, rule: &str| {
+            call::exchange(ctx.0, |exchange| {
+                exchange.rests_on(rule);
+                Ok(())
+            })
+        },
+    );
     api.property(
         "request: Request",
         "The request as it came from the client, with the changes made so far.",
