@@ -49,7 +49,10 @@ fn respond(reply: Reply) -> Decision {
 impl Conformance {
     fn request(&self, exchange: &mut Exchange) -> Result<Decision, PluginError> {
         match told(exchange) {
-            "deny" => return Ok(respond(Reply::deny(StatusCode::FORBIDDEN, "conformance.denied"))),
+            "deny" => {
+                exchange.rests_on("the first rule");
+                return Ok(respond(Reply::deny(StatusCode::FORBIDDEN, "conformance.denied")));
+            }
             "respond" => {
                 let reply =
                     Reply::new(StatusCode::CREATED).header(HeaderName::from_static("x-made"), value("here"));
@@ -161,6 +164,9 @@ impl Plugin for Conformance {
         let status = exchange.outcome().and_then(|outcome| outcome.status);
         let status = status.map_or_else(|| "none".to_owned(), |status| status.as_str().to_owned());
         exchange.set_fact("logged", status.into());
+        if let Some(code) = exchange.outcome().and_then(|outcome| outcome.grpc_status) {
+            exchange.set_fact("grpc", code.into());
+        }
         Hook::CONTINUE
     }
 }

@@ -18,8 +18,9 @@ use portcullis_control::{Control, Options, Registry};
 use portcullis_plugin::{LogSink, LogSinks, Registration};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
+use portcullis_proxy::record::Record;
 use portcullis_tests::tools::guest;
-use portcullis_tests::{Answer, Http, Origin, Request, here, request, wait_for};
+use portcullis_tests::{Answer, Http, Http2, Origin, Request, here, request, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -77,9 +78,34 @@ const BEHAVIOURS: &[Behaviour] = &[
         );
         assert_eq!(line["upstream"], Value::Null);
     }),
+    ("its verdict is recorded with the rule that it names", |running| {
+        running.told("deny");
+        let record = running.record();
+        let decision = record.decided_by.unwrap();
+        assert_eq!((&*decision.by, decision.reason.as_deref()), ("policy", Some("conformance.denied")));
+        assert!(decision.rule.unwrap().starts_with("the first rule"));
+        let steps: Vec<_> =
+            record.steps.iter().map(|step| (&*step.plugin, &*step.hook, &*step.verdict)).collect();
+        let expected = [("policy", "on_request", "respond"), ("policy", "on_log", "continue")];
+        assert!(expected.iter().all(|step| steps.contains(step)), "{steps:?}");
+    }),
+    ("its changes are recorded by name", |running| {
+        running.told("greet");
+        let record = running.record();
+        let step =
+            record.steps.iter().find(|step| step.plugin == "policy" && step.hook == "on_request").unwrap();
+        assert_eq!(
+            (&*step.changed, &*step.verdict),
+            (&["request header x-greeting".to_owned()][..], "continue")
+        );
+    }),
     ("it logs after its own refusal", |running| {
         running.told("deny");
         assert_eq!(running.logged()["facts"]["logged"], "403");
+    }),
+    ("it sees how a call of gRPC ended", |running| {
+        running.call("deny");
+        assert_eq!(running.logged()["facts"]["grpc"], "PERMISSION_DENIED");
     }),
     ("it answers itself", |running| {
         let answer = running.told("respond");
@@ -173,7 +199,7 @@ struct Running {
     turn: AtomicUsize,
     _runtime: tokio::runtime::Runtime,
     _control: Control,
-    _plane: Arc<DataPlane>,
+    plane: Arc<DataPlane>,
     _origin: Origin,
     _dir: TempDir,
 }
@@ -188,7 +214,7 @@ impl Running {
             "
 listeners: [{{ name: main, bind: 127.0.0.1:0 }}]
 plugins:
-  - access_log: {{ target: memory, facts: [seen, logged], headers: [x-turn] }}
+  - access_log: {{ target: memory, facts: [seen, logged, grpc], headers: [x-turn] }}
   - {plugin}
   - headers: {{ request: {{ set: {{ x-user: \"{{principal}}\" }} }} }}
 upstreams: {{ origin: {{ endpoints: [\"http://{}\"] }} }}
@@ -224,7 +250,7 @@ routes:
             lines,
             _runtime: runtime,
             _control: control,
-            _plane: plane,
+            plane,
             _origin: origin,
             _dir: dir,
         }
@@ -239,11 +265,34 @@ routes:
         self.ask(&telling(what).body("")).unwrap()
     }
 
+    /// The same of a call of gRPC.
+    fn call(&self, what: &str) {
+        let turn = self.turn.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut client = Http2::open(self.address);
+        let call = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "g"),
+            (":path", "/users/7"),
+            ("content-type", "application/grpc"),
+            ("x-do", what),
+            ("x-turn", &turn.to_string()),
+        ];
+        client.fields(1, true, &call.map(|(name, value)| (name.into(), value.into())));
+        client.read_until(Http2::HEADERS);
+    }
+
     /// The access log's line about the last request.
     fn logged(&self) -> Value {
         let turn = self.turn.load(Ordering::SeqCst).to_string();
         let is_it = |line: &&Value| line["headers"]["x-turn"] == turn;
         wait_for("the access log", || self.lines.0.lock().unwrap().iter().find(is_it).cloned())
+    }
+
+    /// The record of the last request.
+    fn record(&self) -> Record {
+        let id = self.logged()["id"].as_str().unwrap().to_owned();
+        wait_for("the record", || self.plane.records().find(&id))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The configuration file's types. Their field docs become the descriptions of the JSON Schema.
 
 use std::collections::BTreeMap;
-use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -9,15 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Span;
 use crate::forms::host_and_port;
-use crate::listen::{FileMode, ListenAddress};
+use crate::listen::{FileMode, ListenAddress, ListenerLimits};
 use crate::node::Node;
-use crate::rates::{MinRate, Rate};
 use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
     Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Protocol, SizeLimit, positive, some_positive,
+    Percent, Protocol, SizeLimit, some_positive,
 };
 
 /// A whole configuration file.
@@ -30,6 +29,9 @@ pub struct Config {
     /// Directory for what survives a restart: accepted inputs, compiled modules, stores. Default: a directory of
     /// the user's own. Example: `/var/lib/portcullis`.
     pub state_dir: Option<PathBuf>,
+    /// Where the gateway itself is: of endpoints with the same `priority`, those of this `zone` serve first. Default: none.
+    /// Example: `eu-1a`.
+    pub zone: Option<String>,
     /// File that holds the process id while the gateway runs. Default: none. Example: `/run/portcullis.pid`.
     pub pid_file: Option<PathBuf>,
     /// The admin interface, or `off`. Default: on, at `127.0.0.1:9901`.
@@ -37,6 +39,8 @@ pub struct Config {
     pub admin: Admin,
     /// What is logged on standard error, and how.
     pub log: Log,
+    /// What is remembered of requests that have ended, for `portcullis explain`.
+    pub records: Records,
     /// How long running requests may take to end at shutdown, and at an upgrade to another version. Default `30s`.
     pub drain: Duration,
     /// Limits of the whole process.
@@ -115,6 +119,41 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What is remembered of requests that have ended: which plugins were called, what each answered, who decided; names
+/// of what was changed, never values.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Records {
+    /// How many that were refused or failed are remembered, over all workers; the oldest are forgotten first. Default
+    /// `10000`, at about a kilobyte each.
+    pub refused: u32,
+    /// How many others. Default `1000`.
+    pub passed: u32,
+    /// Where records are written as well. Default: nowhere.
+    pub file: Option<RecordsFile>,
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self { refused: 10_000, passed: 1000, file: None }
+    }
+}
+
+/// Records written to a file, one JSON object a line: all requests that were refused or failed.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecordsFile {
+    /// The file, relative to this one, or `stdout`. It is opened anew at SIGHUP. Example: `records.jsonl`.
+    pub path: String,
+    /// How many of the others, by lot. Default `0%`. Example: `1%`.
+    #[serde(default = "none_of_them")]
+    pub passed: Percent,
+}
+
+fn none_of_them() -> Percent {
+    Percent(0)
 }
 
 /// Limits of the whole process.
@@ -291,41 +330,6 @@ pub struct Http2 {
     /// Requests that one connection may have open at a time, at most 8000. Of their bodies, what nobody takes is held up
     /// to 64 KiB each and 8 MiB together. Default `100`.
     pub max_streams: NonZeroU32,
-}
-
-/// Limits of a listener, of each of its clients and of each connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ListenerLimits {
-    /// Connections open at a time, over all workers. Default `10000`.
-    pub connections: NonZeroU32,
-    /// Connections that one client may have open at a time, over all workers: one IPv4 address, or one IPv6 network
-    /// of 64 bits. Trusted proxies may have more. Default: no limit, because many people may share an address.
-    /// Example: `200`.
-    pub connections_per_client: Option<NonZeroU32>,
-    /// TLS handshakes that one client may begin in a time, as many at once. Trusted proxies may begin more. Default:
-    /// no limit. Example: `50/s`.
-    pub handshakes_per_client: Option<Rate>,
-    /// Size of a request's head, 512B to 16MiB. Default `16KiB`.
-    pub header_bytes: ByteSize,
-    /// Number of header lines in a request, at most 10000. Default `100`.
-    pub header_count: NonZeroU32,
-    /// Time to send a request's head. Default `10s`.
-    #[serde(deserialize_with = "positive")]
-    pub header_timeout: Duration,
-    /// Longest time between two pieces of a request's body. Default `30s`.
-    #[serde(deserialize_with = "positive")]
-    pub body_timeout: Duration,
-    /// Time for which a client may take nothing of a response. Default `1m`.
-    #[serde(deserialize_with = "positive")]
-    pub write_timeout: Duration,
-    /// Bytes a second that make up for the time for which a client was waited for, so that a trickle does not keep it
-    /// within `body_timeout` and `write_timeout`; or `off`. It does not bind gRPC requests, which may pause. Default
-    /// `256B/s`.
-    pub min_rate: MinRate,
-    /// Time a connection may be open without a request. Default `1m`.
-    #[serde(deserialize_with = "positive")]
-    pub idle_timeout: Duration,
 }
 
 /// One place in a list of plugins.
@@ -567,9 +571,11 @@ impl Default for Config {
         Self {
             workers: None,
             state_dir: None,
+            zone: None,
             pid_file: None,
             admin: Admin::default(),
             log: Log::default(),
+            records: Records::default(),
             drain: seconds(30),
             limits: Limits::default(),
             trusted_proxies: Vec::new(),
@@ -626,23 +632,6 @@ impl Default for Status {
 impl Default for Http2 {
     fn default() -> Self {
         Self { max_streams: at_least_one(100) }
-    }
-}
-
-impl Default for ListenerLimits {
-    fn default() -> Self {
-        Self {
-            connections: at_least_one(10_000),
-            connections_per_client: None,
-            handshakes_per_client: None,
-            header_bytes: ByteSize(16 << 10),
-            header_count: at_least_one(100),
-            header_timeout: seconds(10),
-            body_timeout: seconds(30),
-            write_timeout: seconds(60),
-            min_rate: MinRate(NonZeroU64::new(256)),
-            idle_timeout: seconds(60),
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use portcullis_config::{Config, Diagnostic, Diagnostics, Loaded};
 use portcullis_proxy::generation::Generation;
+use portcullis_proxy::record::{Names, RecordFile, RecordPlan};
 use portcullis_proxy::routes::RouteTable;
 use portcullis_proxy::upstream::Upstream;
 
@@ -131,8 +132,12 @@ impl<'b> Builder<'b> {
             return Err(self.findings);
         };
         let listeners = self.listeners(&plugins, &tls);
+        let Some(records) = self.records() else { return Err(self.findings) };
+        let number = self.running.map_or(1, |running| running.generation.number + 1);
         let generation = Generation {
-            number: self.running.map_or(1, |running| running.generation.number + 1),
+            number,
+            names: Names::new(number, &listeners),
+            records,
             version: self.files.inputs().digest().short(),
             listeners,
             table,
@@ -155,6 +160,27 @@ impl<'b> Builder<'b> {
             accepted: Arc::default(),
             warnings: self.findings,
         })
+    }
+
+    /// What workers remember; each has an equal share of it.
+    fn records(&mut self) -> Option<RecordPlan> {
+        let portcullis_config::Records { refused, passed, file } = &self.loaded.config.records;
+        let file = match file {
+            None => None,
+            Some(file) => match self.services.sink(&self.dir, &file.path) {
+                // A share of all numbers of 32 bits; the whole is one short of it.
+                Ok(sink) => Some(RecordFile {
+                    sink,
+                    passed: (u64::from(u32::MAX) * u64::from(file.passed.0) / 100) as u32,
+                }),
+                Err(error) => {
+                    self.error("records.file.path", error);
+                    return None;
+                }
+            },
+        };
+        let share = |all: u32| (all as usize).div_ceil(self.services.metrics.workers());
+        Some(RecordPlan { refused: share(*refused), passed: share(*passed), file })
     }
 
     fn policies(&mut self) -> Vec<Planned> {

@@ -32,6 +32,16 @@ pub(crate) struct Services {
     pub(crate) env: Env,
 }
 
+impl Services {
+    /// The sink for `stdout`, `stderr` or a file relative to `dir`.
+    pub(crate) fn sink(&self, dir: &Path, target: &str) -> Result<Arc<dyn LogSink>, String> {
+        if matches!(target, "stdout" | "stderr") {
+            return self.sinks.open(target);
+        }
+        self.sinks.open(&absolute(dir, Path::new(target)).to_string_lossy())
+    }
+}
+
 /// The host of one instance's build.
 pub(crate) struct Host<'h> {
     services: &'h Services,
@@ -142,10 +152,7 @@ impl BuildHost for Host<'_> {
     }
 
     fn log_sink(&mut self, target: &str) -> Result<Arc<dyn LogSink>, String> {
-        if matches!(target, "stdout" | "stderr") {
-            return self.services.sinks.open(target);
-        }
-        self.services.sinks.open(&absolute(self.dir, Path::new(target)).to_string_lossy())
+        self.services.sink(self.dir, target)
     }
 
     fn counters(&mut self, instance: &Instance) -> Arc<InstanceCounters> {

@@ -15,9 +15,10 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN};
 use hyper::http::uri::Authority;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use portcullis_control::{Control, ReloadOutcome, Status, Trigger, utc};
 use portcullis_proxy::metrics::Metrics;
+use portcullis_proxy::record::Records;
 use serde_json::{Value, json};
 
 use self::metrics::{ControlFacts, Facts};
@@ -31,7 +32,7 @@ pub(crate) const LIMITS: Limits =
     Limits { connections: 64, lifetime: Duration::from_secs(120), keep_alive: false };
 
 /// What there is, in the order of its listing.
-static PATHS: [(&str, Method, &str); 5] = [
+static PATHS: [(&str, Method, &str); 7] = [
     ("/healthz", Method::GET, "200 while the process lives"),
     (
         "/readyz",
@@ -40,8 +41,21 @@ static PATHS: [(&str, Method, &str); 5] = [
     ),
     ("/status", Method::GET, "everything about the running generation, as JSON"),
     ("/metrics", Method::GET, "counters for Prometheus"),
+    (
+        "/records",
+        Method::GET,
+        "the latest requests that were refused or failed, as JSON; ?passed=true for others, last=COUNT, and by, reason, \
+         route, client",
+    ),
+    (ONE_RECORD, Method::GET, "what became of the request with this id, and why, as JSON"),
     ("/reload", Method::POST, "reload now; 422 with the reasons if it is refused"),
 ];
+
+const ONE_RECORD: &str = "/records/{id}";
+
+/// Records that are listed at most, and where nobody says how many.
+const MAX_LISTED: usize = 1000;
+const LISTED: usize = 20;
 
 /// What the interface answers from.
 pub(crate) struct Admin {
@@ -50,7 +64,7 @@ pub(crate) struct Admin {
     started: Instant,
     started_at: SystemTime,
     draining: AtomicBool,
-    control: OnceLock<Control>,
+    control: OnceLock<(Control, Arc<Records>)>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -64,9 +78,9 @@ impl Admin {
     }
 
     /// The first generation runs.
-    pub(crate) fn serving(&self, control: Control) {
+    pub(crate) fn serving(&self, control: Control, records: Arc<Records>) {
         // A second call would be for the same control plane.
-        let _ = self.control.set(control);
+        let _ = self.control.set((control, records));
     }
 
     /// The gateway shuts down.
@@ -78,24 +92,27 @@ impl Admin {
     pub(crate) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Answer {
         let (head, _) = request.into_parts();
         let mut answer = match screen(&head.method, head.uri.path(), &head.headers) {
-            Ok(path) => self.page(path).await,
+            Ok(path) => self.page(path, &head.uri).await,
             Err(refusal) => refusal.answer(),
         };
         answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         answer
     }
 
-    async fn page(&self, path: &str) -> Answer {
+    async fn page(&self, path: &str, asked: &Uri) -> Answer {
+        let control = self.control.get().map(|(control, _)| control);
         match (path, self.control.get()) {
             ("/healthz", _) => text(StatusCode::OK, "ok\n"),
-            ("/metrics", control) => {
+            ("/metrics", _) => {
                 let page = metrics::render(&self.metrics, &self.facts(control));
                 typed(StatusCode::OK, metrics::CONTENT_TYPE, page)
             }
-            ("/readyz", control) => self.readiness(control.map(latest).as_deref()),
+            ("/readyz", _) => self.readiness(control.map(latest).as_deref()),
             (_, None) => text(StatusCode::SERVICE_UNAVAILABLE, "starting: there is no generation yet\n"),
-            ("/reload", Some(control)) => reloaded(control.reload(Trigger::Admin).await),
-            (_, Some(control)) => self.status(&control.status().await),
+            ("/records", Some((_, records))) => listed(records, asked.query().unwrap_or_default()),
+            (ONE_RECORD, Some((_, records))) => record(records, asked.path()),
+            ("/reload", Some((control, _))) => reloaded(control.reload(Trigger::Admin).await),
+            (_, Some((control, _))) => self.status(&control.status().await),
         }
     }
 
@@ -178,7 +195,11 @@ fn screen(method: &Method, path: &str, headers: &HeaderMap) -> Result<&'static s
     if !is_local_host(headers) {
         return Err(Refusal::Host);
     }
-    let (path, allowed, _) = PATHS.iter().find(|(known, ..)| *known == path).ok_or(Refusal::Path)?;
+    let is_it = |known: &str| match known.strip_suffix("{id}") {
+        Some(front) => path.strip_prefix(front).is_some_and(|id| !id.is_empty()),
+        None => known == path,
+    };
+    let (path, allowed, _) = PATHS.iter().find(|(known, ..)| is_it(known)).ok_or(Refusal::Path)?;
     if method != allowed && !(method == Method::HEAD && allowed == Method::GET) {
         return Err(Refusal::Method { path, allowed });
     }
@@ -223,6 +244,44 @@ fn is_local_host(headers: &HeaderMap) -> bool {
 fn listing() -> String {
     let lines = PATHS.iter().map(|(path, method, help)| format!("{:9} {method:4}  {help}\n", path));
     ["there is:\n\n".to_owned()].into_iter().chain(lines).collect()
+}
+
+fn record(records: &Records, path: &str) -> Answer {
+    let id = path.rsplit('/').next().unwrap_or_default();
+    match records.find(id) {
+        Some(record) => typed(StatusCode::OK, "application/json", format!("{:#}\n", json!(record))),
+        None => {
+            let why = format!(
+                "no request with the id `{id}` is remembered: it is still under way, or others have pushed it out \
+                 (`records` in the configuration says how many are kept)\n"
+            );
+            text(StatusCode::NOT_FOUND, why)
+        }
+    }
+}
+
+fn listed(records: &Records, query: &str) -> Answer {
+    let (mut passed, mut count, mut wishes) = (false, LISTED, Vec::new());
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        match (&*name, value.parse()) {
+            ("passed", _) => passed = value == "true",
+            ("last", Ok(number)) => count = MAX_LISTED.min(number),
+            ("by" | "reason" | "route" | "client", _) => wishes.push((name, value)),
+            _ => return text(StatusCode::BAD_REQUEST, format!("`{name}={value}` says nothing here\n")),
+        }
+    }
+    let found = records.latest(!passed, count, |record| {
+        wishes.iter().all(|(name, wanted)| {
+            let decision = record.decided_by.as_ref();
+            match &**name {
+                "by" => decision.is_some_and(|decision| decision.by == **wanted),
+                "reason" => decision.is_some_and(|decision| decision.reason.as_deref() == Some(wanted)),
+                "route" => record.route.as_deref() == Some(wanted),
+                _ => wanted.parse().is_ok_and(|wanted: IpAddr| wanted == record.client),
+            }
+        })
+    });
+    typed(StatusCode::OK, "application/json", format!("{:#}\n", json!(found)))
 }
 
 fn reloaded(outcome: ReloadOutcome) -> Answer {

@@ -3,11 +3,13 @@
 //! Exit codes: 0 it worked, 1 it failed while running, 2 the command line or a file is wrong.
 
 mod check;
+mod explain;
+mod interface;
 mod new;
 mod plugins;
 mod status;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -103,6 +105,15 @@ Asks the admin interface of the gateway that the configuration describes. Exit c
 reload was refused or nobody answers.")]
     Status(StatusOptions),
 
+    /// Tell of a request that a running gateway has answered: which plugins were called, what each
+    /// answered and changed, who decided.
+    #[command(after_help = "\
+A refused client is told the request's id, in the problem document and, with the `request_id`
+plugin, in a header. Without an id the latest requests are listed that were refused or failed.
+The gateway remembers as many as `records` says in its configuration. Exit code 1 if it does not
+remember the one that is asked for, or nobody answers.")]
+    Explain(ExplainOptions),
+
     /// Print shell completions.
     #[command(
         after_help = "For example: portcullis completions bash > ~/.local/share/bash-completion/completions/portcullis"
@@ -181,6 +192,48 @@ struct StatusOptions {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct ExplainOptions {
+    /// The request's id.
+    id: Option<String>,
+
+    /// List requests that passed, instead of those that were refused or failed.
+    #[arg(long, conflicts_with = "id")]
+    passed: bool,
+
+    /// List at most so many.
+    #[arg(long, value_name = "COUNT", default_value_t = 20, conflicts_with = "id")]
+    last: u16,
+
+    /// List only those that this plugin, or `core.<part>`, has decided.
+    #[arg(long, value_name = "NAME", conflicts_with = "id")]
+    by: Option<String>,
+
+    /// List only those of this reason.
+    #[arg(long, value_name = "CODE", conflicts_with = "id")]
+    reason: Option<String>,
+
+    /// List only those of this route.
+    #[arg(long, value_name = "NAME", conflicts_with = "id")]
+    route: Option<String>,
+
+    /// List only those of this client's address.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "id")]
+    client: Option<IpAddr>,
+
+    /// The configuration file. Default: $PORTCULLIS_CONFIG, else ./portcullis.yaml, else the quickstart.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Ask this address instead of the configuration's.
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Why a command did not work.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -212,6 +265,7 @@ fn answer(command: Command) -> Result<ExitCode, Failure> {
         Command::New { what: New::Script(options) } => new::script(&options.name, &options.dir),
         Command::New { what: New::Wasm(options) } => new::wasm(&options.name, &options.dir),
         Command::Status(options) => status::status(&options.config, options.admin, options.json),
+        Command::Explain(options) => explain::explain(options),
         Command::Completions { shell } => completions(shell),
     }
 }

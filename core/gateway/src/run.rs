@@ -242,7 +242,7 @@ async fn serve(
         control = Control::start(options, kinds::registry(), data.clone(), metrics) => control.map_err(Failure::Files)?,
         () = signals.stop.told() => return Ok(End::AtOnce),
     };
-    admin.serving(control.clone());
+    admin.serving(control.clone(), data.records().clone());
     let addresses = data.addresses();
     for (_, address) in &addresses {
         tracing::info!(target: "portcullis::run", %address, workers, "listening");

@@ -58,6 +58,7 @@ fn chain_of_plugins(bencher: Bencher<'_, '_>, length: usize) {
             on_error: OnError::Deny,
             timeout: Duration::from_secs(1),
             metrics: metrics.plugin("agree", "agree"),
+            serial: Instance::serial(),
         })
     };
     let chain = Chain::new((0..length).map(instance).collect());

@@ -2,16 +2,20 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
 use portcullis_plugin::{
     Admission, BodyFilter, BodyWish, Connection, Cursor, Decider, Decision, ErrorKind, Exchange, Filtered,
-    Hook, HookFuture, HookName, Needs, Plugin, PluginError, Reply, Step, Verdict,
+    Hook, HookFuture, HookName, Needs, Note, Parts, Plugin, PluginError, Reason, Reply, Verdict,
 };
 
 use crate::metrics::PluginMetrics;
+
+/// Bytes that a record holds of a failure's text.
+const MAX_ERROR: usize = 512;
 
 /// What follows a plugin's own failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +45,8 @@ pub struct Instance {
     pub timeout: Duration,
     /// What is counted.
     pub metrics: Arc<PluginMetrics>,
+    /// Tells it from every other in the process: see [`Instance::serial`].
+    pub serial: u64,
 }
 
 /// Plugin instances in the order of the configuration, with the list per hook.
@@ -176,28 +182,25 @@ impl Chain {
     }
 
     /// The filters for a streamed request body, in the order of the configuration.
-    pub(crate) fn request_filters(&self, exchange: &Exchange) -> Vec<Filter> {
-        let streams = self
-            .wanting(HookName::OnRequestBody)
-            .filter(|(_, instance)| filters(instance.needs.request_body, exchange.request_body()));
-        let filters = streams.filter_map(|(at, instance)| {
-            let cursor = Cursor { plugin: at, hook: HookName::OnRequestBody };
-            Filter::new(instance, cursor, || instance.plugin.request_body_filter(exchange))
-        });
-        filters.collect()
+    pub(crate) fn request_filters(&self, exchange: &mut Exchange) -> Vec<Filter> {
+        let hook = HookName::OnRequestBody;
+        let whole = exchange.request_body().is_some();
+        let streams = self.wanting(hook).filter(|(_, instance)| filters(instance.needs.request_body, whole));
+        streams
+            .filter_map(|(at, instance)| Filter::new(instance, Cursor { plugin: at, hook }, exchange))
+            .collect()
     }
 
     /// The filters for a streamed response body, in reverse, for plugins that were entered.
-    pub(crate) fn response_filters(&self, exchange: &Exchange, entered: u16) -> Vec<Filter> {
-        let streams = self.wanting(HookName::OnResponseBody).rev().filter(|(at, instance)| {
-            filters(instance.needs.response_body, exchange.response_body())
-                && instance.is_entered(*at, entered)
+    pub(crate) fn response_filters(&self, exchange: &mut Exchange, entered: u16) -> Vec<Filter> {
+        let hook = HookName::OnResponseBody;
+        let whole = exchange.response_body().is_some();
+        let streams = self.wanting(hook).rev().filter(|(at, instance)| {
+            filters(instance.needs.response_body, whole) && instance.is_entered(*at, entered)
         });
-        let filters = streams.filter_map(|(at, instance)| {
-            let cursor = Cursor { plugin: at, hook: HookName::OnResponseBody };
-            Filter::new(instance, cursor, || instance.plugin.response_body_filter(exchange))
-        });
-        filters.collect()
+        streams
+            .filter_map(|(at, instance)| Filter::new(instance, Cursor { plugin: at, hook }, exchange))
+            .collect()
     }
 
     async fn call(&self, at: u16, hook: HookName, exchange: &mut Exchange) -> Flow {
@@ -209,13 +212,17 @@ impl Chain {
             Ok(Hook::Wait(future)) => instance.wait(future).await,
             Err(panic) => Err(panic),
         };
-        let elapsed = start.elapsed();
-        instance.metrics.hooks[hook as usize].observe(elapsed);
-        instance.settle(at, hook, exchange, answer, elapsed)
+        instance.settle(Cursor { plugin: at, hook }, exchange, answer, start)
     }
 }
 
 impl Instance {
+    /// The next serial.
+    pub fn serial() -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        NEXT.fetch_add(1, Relaxed)
+    }
+
     /// Whether response hooks run for the instance at this index: it was asked on the way in, or it
     /// is never asked there.
     fn is_entered(&self, at: u16, entered: u16) -> bool {
@@ -252,29 +259,23 @@ impl Instance {
     /// Records what the plugin answered and turns it into what follows.
     fn settle(
         &self,
-        at: u16,
-        hook: HookName,
+        cursor: Cursor,
         exchange: &mut Exchange,
         answer: Result<Decision, PluginError>,
-        elapsed: Duration,
+        start: Instant,
     ) -> Flow {
+        let elapsed = start.elapsed();
+        let hook = cursor.hook;
+        self.metrics.hooks[hook as usize].observe(elapsed);
         let parts = exchange.core();
-        let overflow = parts.overflow.take();
-        let answer = match (answer, overflow) {
+        let answer = match (answer, parts.overflow.take()) {
             (Ok(_), Some(what)) => Err(PluginError::new(
                 ErrorKind::Budget,
                 format!("set more than the allowed number of {what}s"),
             )),
             (answer, _) => answer,
         };
-        let verdict = match &answer {
-            Ok(Decision::Continue) => Verdict::Continue,
-            Ok(Decision::Respond(_)) => Verdict::Respond,
-            Ok(Decision::Drop) => Verdict::Drop,
-            Err(error) => Verdict::Error(error.kind()),
-        };
-        let micros = u32::try_from(elapsed.as_micros()).unwrap_or(u32::MAX);
-        parts.steps.push(Step { cursor: Cursor { plugin: at, hook }, verdict, micros });
+        record(parts, cursor, &answer, start, elapsed);
         match answer {
             Ok(Decision::Continue) => Flow::Continue,
             Ok(_) if hook == HookName::OnLog => Flow::Continue,
@@ -285,7 +286,7 @@ impl Instance {
             }
             Ok(Decision::Drop) => {
                 self.metrics.drops.increment();
-                self.decides(hook, exchange, Some("dropped".into()));
+                self.decides(hook, exchange, Some(DROPPED));
                 Flow::Drop
             }
             Err(error) => {
@@ -300,7 +301,7 @@ impl Instance {
         }
     }
 
-    fn decides(&self, hook: HookName, exchange: &mut Exchange, reason: Option<portcullis_plugin::Reason>) {
+    fn decides(&self, hook: HookName, exchange: &mut Exchange, reason: Option<Reason>) {
         let decider = Decider { by: self.name.clone(), hook: Some(hook), reason };
         exchange.core().decider = Some(Box::new(decider));
     }
@@ -321,12 +322,50 @@ impl Instance {
 }
 
 /// Whether a plugin with this wish may filter a body: one that it would have had whole streams past it otherwise.
-fn filters(wish: BodyWish, whole: Option<&bytes::Bytes>) -> bool {
+fn filters(wish: BodyWish, whole: bool) -> bool {
     match wish {
         BodyWish::None => false,
         BodyWish::Stream => true,
-        BodyWish::Whole { .. } => whole.is_none(),
+        BodyWish::Whole { .. } => !whole,
     }
+}
+
+/// Why there was no answer, where a plugin says no more than that.
+const DROPPED: Reason = Reason::Borrowed("dropped");
+
+/// Writes down that a plugin was called and what it answered; a word more where there is more to say.
+fn record(
+    parts: &mut Parts,
+    cursor: Cursor,
+    answer: &Result<Decision, PluginError>,
+    start: Instant,
+    elapsed: Duration,
+) {
+    let (verdict, reason, error) = match answer {
+        Ok(Decision::Continue) => (Verdict::Continue, None, None),
+        Ok(Decision::Respond(reply)) => (Verdict::Respond, reply.reason.clone(), None),
+        Ok(Decision::Drop) => (Verdict::Drop, Some(DROPPED), None),
+        Err(error) => (
+            Verdict::Error(error.kind()),
+            Some(error.kind().reason().into()),
+            Some(shortened(error.message())),
+        ),
+    };
+    let (rule, used) = (parts.rule.take(), parts.used.take());
+    if verdict != Verdict::Continue || used.is_some() {
+        parts.notes.push(Note {
+            step: parts.steps.len(),
+            reason,
+            rule,
+            error,
+            used: used.unwrap_or_default(),
+        });
+    }
+    parts.step(cursor, verdict, start, elapsed);
+}
+
+fn shortened(text: &str) -> Box<str> {
+    text.get(..text.floor_char_boundary(MAX_ERROR)).unwrap_or_default().into()
 }
 
 /// Calls into a plugin; a panic is the plugin's error and nobody else's.
@@ -357,12 +396,15 @@ impl BodyFilter for Broken {
 }
 
 impl Filter {
-    fn new(
-        instance: &Arc<Instance>,
-        cursor: Cursor,
-        make: impl FnOnce() -> Option<Box<dyn BodyFilter>>,
-    ) -> Option<Self> {
-        let filter = guarded(make).unwrap_or_else(|_| Some(Box::new(Broken)))?;
+    /// The filter of a plugin that wants one for this exchange.
+    fn new(instance: &Arc<Instance>, cursor: Cursor, exchange: &mut Exchange) -> Option<Self> {
+        let start = Instant::now();
+        let filter = guarded(|| match cursor.hook {
+            HookName::OnRequestBody => instance.plugin.request_body_filter(exchange),
+            _ => instance.plugin.response_body_filter(exchange),
+        });
+        let filter = filter.unwrap_or_else(|_| Some(Box::new(Broken)))?;
+        exchange.core().step(cursor, Verdict::Filter, start, start.elapsed());
         Some(Filter { instance: instance.clone(), filter, cursor })
     }
 
@@ -485,6 +527,7 @@ mod tests {
                 on_error: OnError::Deny,
                 timeout: Duration::from_secs(1),
                 metrics: metrics.plugin("stamp", "stamp"),
+                serial: Instance::serial(),
             })
         };
         Chain::new((0..length).map(|_| instance()).collect())
@@ -512,6 +555,15 @@ mod tests {
         poll_once(chain.backward(HookName::OnLog, &mut exchange, entered, u16::MAX)).unwrap();
         assert_eq!(ALLOCATIONS.get() - before, 0);
         assert_eq!(exchange.core().steps.len(), 18);
+    }
+
+    #[test]
+    fn a_failure_is_recorded_in_a_few_words() {
+        let mut exchange = ExchangeBuilder::get("/").build();
+        let cursor = Cursor { plugin: 0, hook: HookName::OnRequest };
+        let error = Err(PluginError::failed("é".repeat(MAX_ERROR)));
+        record(exchange.core(), cursor, &error, Instant::now(), Duration::ZERO);
+        assert_eq!(exchange.core().notes[0].error.as_deref(), Some(&*"é".repeat(MAX_ERROR / 2)));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::body::Budget;
 use crate::chain::Chain;
 use crate::metrics::RouteMetrics;
 use crate::mirror::Mirror;
+use crate::record::{Names, RecordPlan};
 use crate::routes::RouteTable;
 use crate::socket::Address;
 use crate::split::Split;
@@ -47,6 +48,10 @@ pub struct Generation {
     pub max_body: Option<u64>,
     /// Budget of whole bodies, shared by all generations.
     pub budget: Arc<Budget>,
+    /// What is remembered of exchanges.
+    pub records: RecordPlan,
+    /// What records call its parts.
+    pub names: Arc<Names>,
 }
 
 /// How connections are accepted at some addresses.
@@ -108,6 +113,8 @@ pub struct ListenerLimits {
     pub min_rate: Option<NonZeroU64>,
     /// Between two requests of a connection.
     pub idle_timeout: Duration,
+    /// Without a word, after which the system asks whether the client is there.
+    pub keepalive: Option<Duration>,
     /// Streams of an HTTP/2 connection at once.
     pub http2_streams: u32,
 }

@@ -7,19 +7,23 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, StatusCode};
-use portcullis_plugin::{Decider, End, Exchange, HookName, Outcome, Parts, Reason, Request, Response};
+use portcullis_plugin::{
+    Decider, End, Exchange, HookName, Note, Outcome, Parts, Reason, Request, Response, Verdict,
+};
 use smallvec::SmallVec;
 
 use crate::body::{FilterRefusal, Held, UploadFailure, UploadState};
 use crate::chain::Chain;
 use crate::client::{Client, Serving};
 use crate::generation::{Listener, Route};
+use crate::grpc::Code;
 use crate::logs::Ended;
 use crate::metrics::{GivenUp, RouteMetrics};
+use crate::record;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
 use crate::tunnel::Upgrade;
-use crate::worker::WorkerGeneration;
+use crate::worker::{Worker, WorkerGeneration};
 
 /// Where in a generation an exchange belongs: its listener, and its route once one is chosen.
 pub(crate) struct Scope {
@@ -48,6 +52,13 @@ impl Scope {
             Some(route) => &listener.route_chains[route],
             None => &listener.chain,
         }
+    }
+
+    /// Remembers an exchange that ended here.
+    pub(crate) fn remember(&self, worker: &Worker, exchange: &mut Exchange, outcome: Outcome) {
+        let (names, listener) = (&self.generation.names, self.listener);
+        let ended = record::Ended { exchange, outcome, chain: self.chain(), names, listener };
+        worker.records.keep(worker.index, &self.generation.records, ended, || worker.lot());
     }
 }
 
@@ -89,6 +100,8 @@ pub(crate) struct Live {
     pub(crate) is_reply: bool,
     /// What followed a response that was read whole.
     pub(crate) trailers: Option<Box<HeaderMap>>,
+    /// How the call ended, if it is one of gRPC, as far as the client was told.
+    pub(crate) outcome: Option<Code>,
     /// Until when its response has to have ended.
     pub(crate) deadline: Option<Box<Deadline>>,
     start: Instant,
@@ -107,6 +120,7 @@ impl Live {
         let others = worker.metrics.exchanges_open.increment();
         let is_head = *request.method() == Method::HEAD;
         let parts = Parts::new(worker.request_id(), serving.client.connection.clone(), request);
+        let start = parts.began;
         Box::new(Live {
             exchange: Some(Exchange::new(parts)),
             scope: Some(Scope { generation, listener, route: None }),
@@ -122,8 +136,9 @@ impl Live {
             others,
             is_reply: false,
             trailers: None,
+            outcome: None,
             deadline: None,
-            start: Instant::now(),
+            start,
             end: None,
             response_bytes: 0,
         })
@@ -189,13 +204,16 @@ impl Live {
         self.parts().decider = Some(Box::new(decider));
     }
 
+    /// A filter has refused the body that it was to pass.
     pub(crate) fn refused_by(&mut self, refusal: &FilterRefusal) {
-        let decider = Decider {
-            by: refusal.instance.name.clone(),
-            hook: Some(refusal.cursor.hook),
-            reason: refusal.reply.reason.clone(),
-        };
-        self.parts().decider = Some(Box::new(decider));
+        let FilterRefusal { instance, cursor, reply } = refusal;
+        let (by, reason) = (instance.name.clone(), reply.reason.clone());
+        let parts = self.parts();
+        if let Some(step) = parts.steps.iter().rposition(|step| step.cursor == *cursor) {
+            parts.steps[step].verdict = Verdict::Respond;
+            parts.notes.push(Note { step, reason: reason.clone(), ..Note::default() });
+        }
+        parts.decider = Some(Box::new(Decider { by, hook: Some(cursor.hook), reason }));
     }
 
     /// Body bytes went to the client's connection.
@@ -261,10 +279,10 @@ impl Drop for Live {
             Some(route) => self.count(&route.metrics),
             None => self.count(&scope.generation.unrouted),
         }
-        if is_lost || !scope.chain().wants(HookName::OnLog) {
+        if is_lost {
             return;
         }
-        exchange.core().outcome = Some(Box::new(Outcome {
+        let outcome = Outcome {
             end: self.end.unwrap_or(End::ClientGone),
             status: self.status,
             request_bytes: self
@@ -274,11 +292,14 @@ impl Drop for Live {
             response_bytes: self.response_bytes,
             duration: self.start.elapsed(),
             upstream_duration: self.upstream_duration,
-        }));
-        let held = std::mem::take(&mut self.held);
-        if !worker.logs.push(Ended { exchange, scope, entered: self.entered, _held: held }) {
-            worker.metrics.logs_dropped.increment();
+            grpc_status: self.outcome.map(Code::name),
+        };
+        if !scope.chain().wants(HookName::OnLog) {
+            return scope.remember(&worker, &mut exchange, outcome);
         }
+        exchange.core().outcome = Some(Box::new(outcome));
+        let (held, entered) = (std::mem::take(&mut self.held), self.entered);
+        worker.clone().logs.push(Ended { worker, exchange, scope, entered, _held: held });
     }
 }
 

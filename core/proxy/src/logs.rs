@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
 
 use futures_util::FutureExt;
 use portcullis_plugin::{Exchange, HookName};
@@ -12,6 +13,7 @@ use tokio::sync::Notify;
 use crate::body::Held;
 use crate::chain::guarded;
 use crate::live::Scope;
+use crate::worker::Worker;
 
 /// Ended exchanges that may wait per worker; more are counted and forgotten.
 const MAX_WAITING: usize = 16_384;
@@ -26,6 +28,7 @@ pub(crate) struct LogQueue {
 
 /// An exchange that has ended, with the chain that saw it.
 pub(crate) struct Ended {
+    pub(crate) worker: Rc<Worker>,
     pub(crate) exchange: Exchange,
     pub(crate) scope: Scope,
     pub(crate) entered: u16,
@@ -37,21 +40,30 @@ impl Ended {
     async fn log(&mut self) {
         let chain = self.scope.chain();
         chain.backward(HookName::OnLog, &mut self.exchange, self.entered, u16::MAX).await;
+        self.remember();
+    }
+
+    fn remember(&mut self) {
+        if !self.exchange.is_hollow()
+            && let Some(outcome) = self.exchange.core().outcome.take()
+        {
+            self.scope.remember(&self.worker, &mut self.exchange, *outcome);
+        }
     }
 }
 
 impl LogQueue {
-    /// Queues an exchange; false if the queue is full.
-    pub(crate) fn push(&self, ended: Ended) -> bool {
+    /// Queues an exchange. If the queue is full, it is remembered all the same; its `on_log` is counted as dropped.
+    pub(crate) fn push(&self, mut ended: Ended) {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.len() >= MAX_WAITING {
-            return false;
+            ended.worker.metrics.logs_dropped.increment();
+            return ended.remember();
         }
         waiting.push_back(ended);
         if waiting.len() == 1 {
             self.filled.notify_one();
         }
-        true
     }
 
     /// Runs `on_log` for what is queued until the queue is [closed](Self::close) and empty.

@@ -23,6 +23,7 @@ use crate::client::{Control, accept};
 use crate::generation::{Generation, Listener};
 use crate::logs::LogQueue;
 use crate::metrics::{Counter, Metrics, Refused, count_as_worker};
+use crate::record::{Records, WorkerNames};
 use crate::socket::{self, Accepted, Acceptor, Address, BACKLOG, Listening, SocketFile};
 use crate::upstream::{ReapGuard, reap_idle};
 
@@ -40,6 +41,7 @@ pub struct DataPlane {
     inherited: Mutex<Vec<Sockets>>,
     /// Whether the files of its Unix sockets end with it.
     owns_files: Arc<AtomicBool>,
+    records: Arc<Records>,
 }
 
 /// What is held of an address as long as it is listened at.
@@ -92,17 +94,29 @@ impl DataPlane {
         std::thread::Builder::new()
             .name("retire".into())
             .spawn(move || retired.into_iter().for_each(drop))?;
+        let records = Arc::new(Records::new(workers));
         let start = |index: usize| {
             let (sender, commands) = mpsc::unbounded_channel();
-            let (metrics, retire) = (metrics.clone(), retire.clone());
+            let (metrics, records, retire) = (metrics.clone(), records.clone(), retire.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || run(index, commands, metrics, retire))?;
+                .spawn(move || run(index, commands, metrics, records, retire))?;
             Ok((sender, Some(thread)))
         };
         let workers = (0..workers.max(1)).map(start).collect::<io::Result<_>>()?;
         let owns_files = Arc::new(AtomicBool::new(true));
-        Ok(DataPlane { workers, bound: Mutex::default(), inherited: Mutex::new(inherited), owns_files })
+        Ok(DataPlane {
+            workers,
+            bound: Mutex::default(),
+            inherited: Mutex::new(inherited),
+            owns_files,
+            records,
+        })
+    }
+
+    /// What is remembered of exchanges that ended.
+    pub fn records(&self) -> &Arc<Records> {
+        &self.records
     }
 
     /// Says whether the files of Unix sockets end with this process, as they do unless it is said otherwise: those of
@@ -288,6 +302,8 @@ fn deal(sockets: &Sockets, workers: &mut [Vec<(Address, Listening)>]) -> io::Res
 pub(crate) struct WorkerGeneration {
     generation: Option<Arc<Generation>>,
     metas: Vec<Arc<RouteMeta>>,
+    /// What records call the generation's parts, under a count of this worker's own.
+    pub(crate) names: Arc<WorkerNames>,
     retire: std::sync::mpsc::Sender<Arc<Generation>>,
 }
 
@@ -326,6 +342,8 @@ pub(crate) struct Worker {
     generation: RefCell<Option<Rc<WorkerGeneration>>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) logs: LogQueue,
+    pub(crate) records: Arc<Records>,
+    pub(crate) index: usize,
     /// Counters of what was refused here so far, by reason.
     refusals: RefCell<Vec<(&'static str, Arc<Counter>)>>,
     random: Cell<u64>,
@@ -437,6 +455,7 @@ fn run(
     index: usize,
     commands: mpsc::UnboundedReceiver<Command>,
     metrics: Arc<Metrics>,
+    records: Arc<Records>,
     retire: std::sync::mpsc::Sender<Arc<Generation>>,
 ) {
     count_as_worker(index);
@@ -449,6 +468,8 @@ fn run(
         generation: RefCell::new(None),
         metrics,
         logs: LogQueue::default(),
+        records,
+        index,
         refusals: RefCell::default(),
         random: Cell::new(seed()),
         running: RefCell::default(),
@@ -492,8 +513,12 @@ async fn obey(
                     Arc::new(RouteMeta { name: name.clone(), captures: captures.clone() })
                 });
                 let metas = metas.collect();
-                let own =
-                    WorkerGeneration { generation: Some(generation.clone()), metas, retire: retire.clone() };
+                let own = WorkerGeneration {
+                    names: Arc::new(WorkerNames(generation.names.clone())),
+                    generation: Some(generation.clone()),
+                    metas,
+                    retire: retire.clone(),
+                };
                 let old = worker.generation.replace(Some(Rc::new(own)));
                 let is_kept = |address: &Address| listener_at(&generation, address).is_some();
                 // What was agreed on at a connection's beginning must not outlive the listener's word.

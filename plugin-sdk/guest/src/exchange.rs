@@ -91,6 +91,11 @@ impl Exchange {
         imports::set_fact(name, &serde_json::to_string(&value)?).map_err(Error::new)
     }
 
+    /// Names the rule that the verdict of this hook rests on, for the record; at most 256 bytes of it.
+    pub fn rests_on(&self, rule: &str) {
+        imports::rests_on(rule);
+    }
+
     /// The current or last attempt.
     pub fn attempt(&self) -> Option<Attempt> {
         imports::attempt()
@@ -104,6 +109,11 @@ impl Exchange {
     /// How it ended, within `on_log`.
     pub fn outcome(&self) -> Option<Outcome> {
         imports::outcome()
+    }
+
+    /// How a call of gRPC ended, within `on_log`: the name of the code, such as `UNAVAILABLE`.
+    pub fn grpc_status(&self) -> Option<String> {
+        imports::grpc_status()
     }
 }
 

@@ -4,10 +4,10 @@ use std::any::Any;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue};
+use http::header::HeaderValue;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use serde_json::Value;
@@ -15,13 +15,13 @@ use smallvec::SmallVec;
 
 use crate::build::Slot;
 use crate::connection::Connection;
-use crate::hook::{ErrorKind, HookName, PluginError};
+use crate::hook::{HookName, PluginError};
+use crate::journal::{Change, ChangeKind, Cursor, Decider, Journal, Note, Part, Step, Used, Verdict};
 use crate::message::{HeadMut, Request, RequestMut, Response, ResponseMut};
 use crate::principal::Principal;
-use crate::reply::Reason;
 
-/// Changes that are journalled per exchange; further ones happen but are only counted.
-const MAX_CHANGES: usize = 128;
+/// Bytes of a rule's name.
+const MAX_RULE: usize = 256;
 
 /// Facts that an exchange may hold.
 const MAX_FACTS: usize = 64;
@@ -39,6 +39,8 @@ pub struct Exchange(Option<Box<Parts>>);
 pub struct Parts {
     /// Identifies the exchange in logs, records and refusals.
     pub id: RequestId,
+    /// When its head was there.
+    pub began: Instant,
     /// The connection it came on.
     pub connection: Arc<Connection>,
     /// The client's address: the peer's, or what a trusted proxy said.
@@ -75,6 +77,12 @@ pub struct Parts {
     pub cursor: Cursor,
     /// What was run.
     pub steps: SmallVec<[Step; 24]>,
+    /// What there is to say of some of it.
+    pub notes: Vec<Note>,
+    /// The rule that the plugin being called has named.
+    pub rule: Option<Box<str>>,
+    /// What the plugin being called has used up, if it is counted.
+    pub used: Option<Used>,
     /// What was changed.
     pub changes: Vec<Change>,
     /// Changes beyond what the journal holds.
@@ -92,6 +100,7 @@ impl Parts {
     pub fn new(id: RequestId, connection: Arc<Connection>, request: Request) -> Box<Self> {
         Box::new(Parts {
             id,
+            began: Instant::now(),
             client: connection.peer.ip().to_canonical(),
             connection,
             matched: request.target.clone(),
@@ -110,6 +119,9 @@ impl Parts {
             slots: SmallVec::new(),
             cursor: Cursor::default(),
             steps: SmallVec::new(),
+            notes: Vec::new(),
+            rule: None,
+            used: None,
             changes: Vec::new(),
             changes_unlisted: 0,
             overflow: None,
@@ -117,6 +129,18 @@ impl Parts {
             outcome: None,
         })
     }
+}
+
+impl Parts {
+    /// Writes a call down.
+    pub fn step(&mut self, cursor: Cursor, verdict: Verdict, start: Instant, took: Duration) {
+        let at = micros(start.saturating_duration_since(self.began));
+        self.steps.push(Step { cursor, verdict, at, micros: micros(took) });
+    }
+}
+
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
 /// The request id: 128 random bits, or what a trusted client sent.
@@ -155,103 +179,6 @@ pub struct Attempt {
     pub upstream: Arc<str>,
     /// Address of the endpoint, `host:port`.
     pub endpoint: Arc<str>,
-}
-
-/// A place in a chain: which plugin, at which hook.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cursor {
-    /// Index in the exchange's chain.
-    pub plugin: u16,
-    /// The hook.
-    pub hook: HookName,
-}
-
-impl Default for Cursor {
-    fn default() -> Self {
-        Cursor { plugin: u16::MAX, hook: HookName::OnRequest }
-    }
-}
-
-/// What a plugin answered at a hook.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Go on.
-    Continue,
-    /// It answered.
-    Respond,
-    /// It closed the connection.
-    Drop,
-    /// It failed.
-    Error(ErrorKind),
-}
-
-/// One hook call.
-#[derive(Debug, Clone, Copy)]
-pub struct Step {
-    /// Which plugin, where.
-    pub cursor: Cursor,
-    /// What it answered.
-    pub verdict: Verdict,
-    /// How long it took, microseconds.
-    pub micros: u32,
-}
-
-/// A part of the exchange that can be changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The client's request.
-    Request,
-    /// The attempt's request.
-    Outgoing,
-    /// The response.
-    Response,
-    /// What is known about the exchange.
-    Context,
-}
-
-/// What was changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ChangeKind {
-    /// The header of this name.
-    Header(HeaderName),
-    /// The method.
-    Method,
-    /// The path.
-    Path,
-    /// The query.
-    Query,
-    /// The status.
-    Status,
-    /// The body.
-    Body,
-    /// The principal.
-    Principal,
-    /// The fact of this name.
-    Fact(Box<str>),
-    /// The request id.
-    Id,
-}
-
-/// One change, by name, never by value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// Who changed it.
-    pub cursor: Cursor,
-    /// Where.
-    pub part: Part,
-    /// What.
-    pub kind: ChangeKind,
-}
-
-/// Who answered or refused in place of the upstream.
-#[derive(Debug, Clone)]
-pub struct Decider {
-    /// A plugin instance's name, or `core.<part>`.
-    pub by: Arc<str>,
-    /// At which hook; none for the core.
-    pub hook: Option<HookName>,
-    /// Why; none for a reply that refuses nothing.
-    pub reason: Option<Reason>,
 }
 
 /// How an exchange ended.
@@ -294,29 +221,8 @@ pub struct Outcome {
     pub duration: Duration,
     /// From the first attempt to the upstream's response head; none if there was none.
     pub upstream_duration: Option<Duration>,
-}
-
-/// Writes what a plugin changes into the exchange's journal.
-pub(crate) struct Journal<'a> {
-    changes: &'a mut Vec<Change>,
-    unlisted: &'a mut u32,
-    overflow: &'a mut Option<&'static str>,
-    cursor: Cursor,
-    part: Part,
-}
-
-impl Journal<'_> {
-    pub(crate) fn note(&mut self, kind: impl FnOnce() -> ChangeKind) {
-        if self.changes.len() < MAX_CHANGES {
-            self.changes.push(Change { cursor: self.cursor, part: self.part, kind: kind() });
-        } else {
-            *self.unlisted = self.unlisted.saturating_add(1);
-        }
-    }
-
-    pub(crate) fn overflow(&mut self, what: &'static str) {
-        self.overflow.get_or_insert(what);
-    }
+    /// How a call of gRPC ended, as the client was told: the name of the code, such as `UNAVAILABLE`.
+    pub grpc_status: Option<&'static str>,
 }
 
 macro_rules! journal {
@@ -537,6 +443,23 @@ impl Exchange {
         slots.swap_remove(at).1.downcast().ok().map(|value| *value)
     }
 
+    /// Names the rule, or the line of source, that what the plugin is about to answer rests on, for records; what is
+    /// longer than 256 bytes is cut off.
+    pub fn rests_on(&mut self, rule: &str) {
+        let rule = rule.get(..rule.floor_char_boundary(MAX_RULE)).unwrap_or_default();
+        self.parts_mut().rule = Some(rule.into());
+    }
+
+    /// The rule that the plugin has named in this call.
+    pub fn rule(&self) -> Option<&str> {
+        self.parts().rule.as_deref()
+    }
+
+    /// Notes what a sandbox used up in the call that ends.
+    pub fn set_used(&mut self, used: Used) {
+        self.parts_mut().used = Some(used);
+    }
+
     /// Who answered or refused, if it was not the upstream.
     pub fn decider(&self) -> Option<&Decider> {
         self.parts().decider.as_deref()
@@ -638,6 +561,9 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::HeaderName;
+
+    use crate::journal::MAX_CHANGES;
     use crate::tester::ExchangeBuilder;
 
     #[test]
@@ -683,6 +609,13 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_has_a_name_of_bounded_length() {
+        let mut exchange = ExchangeBuilder::get("/").build();
+        exchange.rests_on(&"é".repeat(MAX_RULE));
+        assert_eq!(exchange.rule().unwrap(), "é".repeat(MAX_RULE / 2));
+    }
+
+    #[test]
     fn facts_and_slots_are_found_again() {
         let (numbers, texts) = (Slot::<u32>::new(), Slot::<String>::new());
         let mut exchange = ExchangeBuilder::get("/").build();
@@ -700,7 +633,7 @@ mod tests {
 
     #[test]
     fn a_copy_knows_as_much_and_changes_nothing() {
-        let mut exchange = ExchangeBuilder::get("/a/1")
+        let exchange = ExchangeBuilder::get("/a/1")
             .route("a", &[("id", "1")])
             .response(204, &[("x-a", "1")], "")
             .build();

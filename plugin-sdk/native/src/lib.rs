@@ -14,6 +14,7 @@ mod clock;
 mod connection;
 mod exchange;
 mod hook;
+mod journal;
 mod log;
 mod message;
 mod metrics;
@@ -36,11 +37,9 @@ pub use build::{
 };
 pub use clock::{Clock, thread_time};
 pub use connection::{Admission, Connection, TlsSession};
-pub use exchange::{
-    Attempt, Change, ChangeKind, Cursor, Decider, End, Exchange, Outcome, Part, Parts, RequestId, RouteMeta,
-    Step, Verdict,
-};
+pub use exchange::{Attempt, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs, PluginError};
+pub use journal::{Change, ChangeKind, Cursor, Decider, Note, Part, Step, Used, Verdict};
 pub use log::{LogSink, LogSinks};
 pub use message::{HeadMut, Request, RequestMut, Response, ResponseMut};
 pub use metrics::{Counter, CounterReading, Counters, InstanceCounters, MAX_SERIES, Tally};

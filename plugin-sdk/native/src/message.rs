@@ -7,7 +7,7 @@ use http::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 
-use crate::exchange::{ChangeKind, Journal};
+use crate::journal::{ChangeKind, Journal};
 use crate::path::{PathError, is_query, normalise};
 
 /// Headers that a message may have at most once plugins are done with it; well below what the map

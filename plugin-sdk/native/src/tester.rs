@@ -21,8 +21,9 @@ use crate::build::{
 };
 use crate::clock::Clock;
 use crate::connection::{Admission, Connection, TlsSession};
-use crate::exchange::{Cursor, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
+use crate::exchange::{End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 use crate::hook::{Decision, Hook, HookFuture, HookName, PluginError};
+use crate::journal::Cursor;
 use crate::log::LogSink;
 use crate::message::{Request, Response};
 use crate::metrics::InstanceCounters;
@@ -559,6 +560,7 @@ impl ExchangeBuilder {
                 response_bytes: 0,
                 duration: Duration::from_millis(1),
                 upstream_duration: None,
+                grpc_status: None,
             }));
         })
     }

@@ -18,6 +18,7 @@
 //! | `scheme`, `host`, `method`, `path`, `version` | what was asked for; `query` only when wanted |
 //! | `status`, `end` | the status sent, and `complete`, `client_gone`, `upstream_failed` or `refused` |
 //! | `duration_ms`, `upstream_ms` | to the end; from the first attempt to the upstream's head |
+//! | `grpc_status` | how a call of gRPC ended, such as `UNAVAILABLE` |
 //! | `request_bytes`, `response_bytes` | of the bodies |
 //! | `upstream`, `endpoint`, `attempts` | where it went, and at which attempt |
 //! | `principal` | the id of who called |
@@ -135,6 +136,7 @@ impl AccessLog {
             fields.put("end", outcome.end.as_str())?;
             fields.put("duration_ms", millis(outcome.duration))?;
             fields.option("upstream_ms", outcome.upstream_duration.map(millis))?;
+            fields.option("grpc_status", outcome.grpc_status)?;
             fields.put("request_bytes", outcome.request_bytes)?;
             fields.put("response_bytes", outcome.response_bytes)?;
         }
@@ -290,27 +292,8 @@ impl Time {
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0.as_secs();
-        let (year, month, day) = civil(seconds / 86_400);
-        let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-        let millis = self.0.subsec_millis();
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+        humantime::format_rfc3339_millis(UNIX_EPOCH + self.0).fmt(f)
     }
-}
-
-/// Year, month and day of a day since 1970 in the Gregorian calendar. The year is thought to begin
-/// in March, so that the leap day is its last.
-fn civil(day: u64) -> (u64, u64, u64) {
-    const DAYS_TO_1970: u64 = 719_468;
-    const ERA: u64 = 146_097;
-    let day = day + DAYS_TO_1970;
-    let (era, day_of_era) = (day / ERA, day % ERA);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 impl PluginType for AccessLog {
@@ -392,6 +375,7 @@ mod tests {
                     response_bytes: 4,
                     duration: Duration::from_nanos(1_234_567),
                     upstream_duration: Some(Duration::from_micros(500)),
+                    grpc_status: Some("UNAVAILABLE"),
                 }));
             })
     }
@@ -419,6 +403,7 @@ mod tests {
                 "scheme": "http", "host": "gateway.test", "method": "POST", "path": "/users/42",
                 "query": "token=x", "version": "HTTP/1.1", "status": 403, "end": "refused",
                 "duration_ms": 1.234, "upstream_ms": 0.5, "request_bytes": 3, "response_bytes": 4,
+                "grpc_status": "UNAVAILABLE",
                 "upstream": "api", "endpoint": "192.0.2.9:80", "attempts": 1, "principal": "ada",
                 "decided_by": "guard", "hook": "on_response", "reason": "guard.no",
                 "user_agent": "curl \"8\"", "headers": {"x-tenant": "acme"}, "facts": {"score": {"n": 7}},

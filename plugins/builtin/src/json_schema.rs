@@ -196,6 +196,7 @@ impl JsonSchemaCheck {
         let counter = self.refusals.iter().find(|(reason, _)| *reason == refusal.reason);
         counter.iter().for_each(|(_, counter)| counter.increment());
         if let Some(detail) = refusal.detail {
+            exchange.rests_on(&detail.to_string());
             exchange.set_fact(FACT, detail);
         }
         Decision::Respond(Box::new(Reply::deny(refusal.status, refusal.reason)))

@@ -287,6 +287,10 @@ impl Plugin for RateLimit {
         let (is_within, takes) = self.judge(exchange);
         self.count(&takes);
         if !is_within {
+            let mut limits = self.limits.iter().zip(&takes);
+            if let Some((limit, _)) = limits.find(|(_, take)| take.is_refused()) {
+                exchange.rests_on(&limit.name);
+            }
             return Hook::respond(self.refusal(&takes));
         }
         if self.announce == Announce::Always {

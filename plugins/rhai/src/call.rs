@@ -115,6 +115,11 @@ pub(crate) fn charge_operations(operations: usize) -> Outcome<()> {
     })
 }
 
+/// Operations that the last call of this thread used.
+pub(crate) fn used() -> u64 {
+    METER.with(|meter| meter.used.get())
+}
+
 /// Whether the call may log another line.
 pub(crate) fn may_log() -> bool {
     METER.with(|meter| {

@@ -78,7 +78,7 @@ pub(crate) fn failure(
 }
 
 /// A place as messages begin with it.
-fn place(file: &str, position: Position) -> String {
+pub(crate) fn place(file: &str, position: Position) -> String {
     match (position.line(), position.position()) {
         (Some(line), column) => format!("{file}:{line}:{}", column.unwrap_or(1)),
         _ => file.to_owned(),

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, Decision, ErrorKind, Exchange, Hook, HookName,
-    Needs, Plugin, PluginError, PluginType, Size,
+    Needs, Plugin, PluginError, PluginType, Size, Used,
 };
 use rhai::{Dynamic, Position};
 use schemars::JsonSchema;
@@ -16,7 +16,7 @@ use crate::error::{self, Fault};
 use crate::host::{Conn, Context};
 use crate::limits::Limits;
 use crate::load::{self, Program};
-use crate::verdict::decision;
+use crate::verdict::{Placed, decision};
 
 /// A Rhai script as a plugin.
 ///
@@ -77,10 +77,20 @@ impl Script {
         let result = catch_unwind(AssertUnwindSafe(|| {
             call::with_lent(exchange, &self.limits, |call| self.call(hook, Dynamic::from(Context(call))))
         }));
-        Hook::Ready(result.unwrap_or_else(|_| Err(self.panicked(hook))))
+        exchange.set_used(Used { operations: call::used(), ..Used::default() });
+        let result = result.unwrap_or_else(|_| Err(self.panicked(hook)));
+        Hook::Ready(result.map(|(decision, place)| {
+            if let Some((file, position)) = place {
+                let place = error::place(file.as_deref().unwrap_or(&self.program.file), position);
+                let named = exchange.rule().map(|rule| format!("{rule} ({place})"));
+                exchange.rests_on(&named.unwrap_or(place));
+            }
+            decision
+        }))
     }
 
-    fn call(&self, hook: HookName, argument: Dynamic) -> Result<Decision, PluginError> {
+    /// What a hook decided, and where.
+    fn call(&self, hook: HookName, argument: Dynamic) -> Result<Placed, PluginError> {
         let Program { file, .. } = &self.program;
         self.program
             .call(hook.as_str(), argument)
@@ -116,7 +126,7 @@ impl Plugin for Script {
         let result = catch_unwind(AssertUnwindSafe(|| {
             call::metered(&self.limits, || self.call(HookName::OnConnection, conn))
         }));
-        match result.unwrap_or_else(|_| Err(self.panicked(HookName::OnConnection)))? {
+        match result.unwrap_or_else(|_| Err(self.panicked(HookName::OnConnection)))?.0 {
             Decision::Continue => Ok(Admission::Accept),
             Decision::Drop => Ok(Admission::Drop),
             Decision::Respond(_) => Err(self.fault(

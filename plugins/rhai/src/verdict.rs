@@ -4,26 +4,52 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, header};
 use portcullis_plugin::{Content, Decision, Reply};
-use rhai::{Dynamic, ImmutableString, Map};
+use rhai::{Dynamic, ImmutableString, Map, NativeCallContext, Position};
 
 use crate::call::{Outcome, charge};
 use crate::value;
 
 /// Made by `deny`, `respond`, `redirect` and `drop`; counts once it is returned from a hook.
 #[derive(Debug, Clone)]
-pub(crate) enum Verdict {
-    Respond(Box<Reply>),
-    Drop,
+pub(crate) struct Verdict {
+    /// The reply; none to close the connection.
+    reply: Option<Box<Reply>>,
+    /// Where it was made.
+    pub(crate) place: Position,
+    /// In which imported file; none for the script itself.
+    pub(crate) file: Option<String>,
 }
 
+impl From<Reply> for Verdict {
+    fn from(reply: Reply) -> Self {
+        Verdict { reply: Some(Box::new(reply)), ..close() }
+    }
+}
+
+impl Verdict {
+    /// The same, made by this call of a script.
+    pub(crate) fn made_at(self, call: &NativeCallContext<'_>) -> Self {
+        Verdict { place: call.call_position(), file: call.call_source().map(str::to_owned), ..self }
+    }
+
+    fn decision(self) -> Decision {
+        self.reply.map_or(Decision::Drop, Decision::Respond)
+    }
+}
+
+/// A decision and, if it is more than to go on, where it was made: in which imported file, none for the script itself.
+pub(crate) type Placed = (Decision, Option<(Option<String>, Position)>);
+
 /// The decision that a hook's result stands for.
-pub(crate) fn decision(result: Dynamic) -> Result<Decision, String> {
+pub(crate) fn decision(result: Dynamic) -> Result<Placed, String> {
     if result.is_unit() {
-        return Ok(Decision::Continue);
+        return Ok((Decision::Continue, None));
     }
     match result.try_cast_result::<Verdict>() {
-        Ok(Verdict::Respond(reply)) => Ok(Decision::Respond(reply)),
-        Ok(Verdict::Drop) => Ok(Decision::Drop),
+        Ok(mut verdict) => {
+            let place = (verdict.file.take(), verdict.place);
+            Ok((verdict.decision(), Some(place)))
+        }
         Err(other) => Err(format!(
             "a hook returns nothing, deny(..), respond(..), redirect(..) or drop(), not a value of type `{}`",
             value::type_name(&other),
@@ -41,7 +67,7 @@ pub(crate) fn deny(status: i64, reason: ImmutableString) -> Outcome<Verdict> {
     if !(status.is_client_error() || status.is_server_error()) {
         return Err(format!("{status} refuses nothing: deny with 400 to 599").into());
     }
-    Ok(Verdict::Respond(Box::new(Reply::deny(status, reason.to_string()))))
+    Ok(Reply::deny(status, reason.to_string()).into())
 }
 
 /// A reply with this body: text, or a map or an array as JSON.
@@ -82,12 +108,12 @@ pub(crate) fn redirect(status: i64, location: &str) -> Outcome<Verdict> {
     if !status.is_redirection() {
         return Err(format!("{status} is no redirect: use 301, 302, 303, 307 or 308").into());
     }
-    Ok(Verdict::Respond(Box::new(Reply::redirect(status, header_value(location)?))))
+    Ok(Reply::redirect(status, header_value(location)?).into())
 }
 
 /// Closes the connection.
 pub(crate) fn close() -> Verdict {
-    Verdict::Drop
+    Verdict { reply: None, place: Position::NONE, file: None }
 }
 
 /// A status code that may be sent.
@@ -123,7 +149,7 @@ fn reply(status: StatusCode, mut headers: HeaderMap, body: Dynamic) -> Outcome<V
     if let (Some(media_type), header::Entry::Vacant(entry)) = (media_type, headers.entry(CONTENT_TYPE)) {
         entry.insert(HeaderValue::from_static(media_type));
     }
-    Ok(Verdict::Respond(Box::new(Reply { status, reason: None, headers, content: Content::Bytes(bytes) })))
+    Ok(Reply { status, reason: None, headers, content: Content::Bytes(bytes) }.into())
 }
 
 /// A body's bytes and the media type that suits them: a map or an array is written as JSON.
@@ -145,7 +171,7 @@ mod tests {
 
     fn answer(verdict: Outcome<Verdict>) -> Reply {
         match verdict {
-            Ok(Verdict::Respond(reply)) => *reply,
+            Ok(Verdict { reply: Some(reply), .. }) => *reply,
             other => panic!("{other:?}"),
         }
     }

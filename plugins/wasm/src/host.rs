@@ -40,7 +40,7 @@ pub(crate) struct Host {
     held_since: Duration,
     pace: Pace,
     ticks: u32,
-    memory: usize,
+    pub(crate) memory: usize,
     lines: u32,
 }
 
@@ -406,6 +406,11 @@ impl exchange::Host for Host {
         Ok(json(&value).map(|value| exchange.set_fact(&name, value)))
     }
 
+    fn rests_on(&mut self, rule: String) -> Result<()> {
+        self.exchange()?.rests_on(&rule);
+        Ok(())
+    }
+
     fn attempt(&mut self) -> Result<Option<types::Attempt>> {
         Ok(self.exchange()?.attempt().map(|attempt| types::Attempt {
             number: attempt.number,
@@ -430,6 +435,10 @@ impl exchange::Host for Host {
             duration: outcome.duration.as_micros() as u64,
             upstream_duration: outcome.upstream_duration.map(|duration| duration.as_micros() as u64),
         }))
+    }
+
+    fn grpc_status(&mut self) -> Result<Option<String>> {
+        Ok(self.exchange()?.outcome().and_then(|outcome| outcome.grpc_status).map(str::to_owned))
     }
 }
 

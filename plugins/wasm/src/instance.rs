@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use portcullis_plugin::{
     BuildContext, Counter, Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Size, Slot, Span,
+    Used,
 };
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Instance, Lift, Lower, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
@@ -399,8 +400,11 @@ impl Drop for Loan<'_> {
 }
 
 fn bring_home(home: &mut Exchange, live: &mut Live) {
-    if let Some(exchange) = live.store.data_mut().exchange.take() {
+    let host = live.store.data_mut();
+    let memory = host.memory as u64;
+    if let Some(exchange) = host.exchange.take() {
         home.restore(exchange);
+        home.set_used(Used { memory, ..Used::default() });
     }
 }
 

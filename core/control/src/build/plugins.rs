@@ -102,6 +102,7 @@ impl Builder<'_> {
             on_error,
             timeout,
             metrics: self.services.metrics.plugin(&planned.name, kind),
+            serial: Instance::serial(),
         };
         BuiltPlugin { scope: planned.scope.clone(), instance: Arc::new(instance), recipe, files, taken }
     }
@@ -139,6 +140,7 @@ impl BuiltPlugin {
                 on_error,
                 timeout,
                 metrics: old.metrics.clone(),
+                serial: Instance::serial(),
             })
         };
         BuiltPlugin {

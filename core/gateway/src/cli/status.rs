@@ -1,29 +1,17 @@
 //! `status`: how a running gateway is, asked from its admin interface.
 
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::header::HOST;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use portcullis_config::{Admin, Config, Diagnostic};
+use hyper::StatusCode;
 use portcullis_control::utc;
 use serde_json::Value;
-use tokio::task::JoinSet;
 
-use super::{ConfigOption, Failure, check};
-use crate::{places, say, server};
-
-/// An answer has this long; the interface answers from memory, apart from looking at the files on disk.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Thousands of plugins fit.
-const LARGEST: usize = 16 << 20;
+use super::interface::interface;
+use super::{ConfigOption, Failure};
+use crate::say;
 
 /// `portcullis status`
 pub(super) fn status(
@@ -31,82 +19,13 @@ pub(super) fn status(
     admin: Option<SocketAddr>,
     json: bool,
 ) -> Result<ExitCode, Failure> {
-    let address = match admin {
-        Some(address) => address,
-        None => configured(config)?,
+    let status = match interface(config, admin)?.ask("/status")? {
+        (StatusCode::OK, status) => status,
+        (code, said) => return Err(Failure::Run(format!("the gateway said {code}: {said}"))),
     };
-    let status = ask(reachable(address)).map_err(|error| {
-        Failure::Run(format!(
-            "no answer from the admin interface at {address}: {error}; is the gateway running?"
-        ))
-    })?;
     say::result(&if json { format!("{status:#}") } else { summary(&status, now()) });
     let refused = status.get("last_error").is_some_and(|error| !error.is_null());
     Ok(if refused { ExitCode::from(1) } else { ExitCode::SUCCESS })
-}
-
-fn configured(config: &ConfigOption) -> Result<SocketAddr, Failure> {
-    let file = check::file(config)?;
-    let path = file.path();
-    match running(&path)?.admin {
-        Admin::On(options) => Ok(options.bind.0),
-        Admin::Off => Err(Failure::Usage(format!("`{}` turns the admin interface off", path.display()))),
-    }
-}
-
-/// The configuration by which a gateway runs, whose file may have errors by now.
-fn running(path: &Path) -> Result<Config, Failure> {
-    let env = |name: &str| std::env::var(name).ok();
-    let text = portcullis_config::read_text(path).map_err(Failure::Files)?;
-    let mut errors = match portcullis_config::parse_partly(path, &text, &env) {
-        Ok((loaded, _)) => return Ok(loaded.config),
-        Err(errors) => errors,
-    };
-    let kept = places::last_good(path, None).config().ok();
-    if let Some(loaded) = kept.and_then(|text| portcullis_config::parse(path, &text, &env).ok()) {
-        return Ok(loaded.config);
-    }
-    let unknown = Diagnostic::error(path, "it does not say where the admin interface is");
-    errors.push(unknown.with_help("say it: `--admin ADDRESS`"));
-    Err(Failure::Files(errors))
-}
-
-/// An address to connect to where one to listen on is given.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
-        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, address.port())),
-        _ => address,
-    }
-}
-
-fn ask(address: SocketAddr) -> Result<Value, String> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-    runtime.block_on(async {
-        let answer = tokio::time::timeout(PATIENCE, fetch(address)).await;
-        answer.map_err(|_| format!("it took longer than {} s", PATIENCE.as_secs()))?
-    })
-}
-
-async fn fetch(address: SocketAddr) -> Result<Value, String> {
-    let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| error.to_string())?;
-    let mut tasks = JoinSet::new();
-    tasks.spawn(connection);
-    let request = Request::get("/status")
-        .header(HOST, address.to_string())
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
-    let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    let code = answer.status();
-    let body = server::whole(answer.into_body(), LARGEST).await?;
-    match code {
-        StatusCode::OK => serde_json::from_slice(&body).map_err(|error| format!("not a status: {error}")),
-        _ => Err(format!("it said {code}: {}", String::from_utf8_lossy(&body).trim())),
-    }
 }
 
 /// The answer for people.
@@ -273,14 +192,6 @@ error: bad
     fn an_unknown_shape_does_no_harm() {
         assert!(summary(&json!({}), 0).contains("generation"));
         assert!(summary(&json!([1]), 0).contains("generation"));
-    }
-
-    #[test]
-    fn an_address_to_listen_on_becomes_one_to_connect_to() {
-        let reached = |address: &str| reachable(address.parse().unwrap()).to_string();
-        assert_eq!(reached("0.0.0.0:9901"), "127.0.0.1:9901");
-        assert_eq!(reached("[::]:9901"), "[::1]:9901");
-        assert_eq!(reached("10.0.0.1:9901"), "10.0.0.1:9901");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use portcullis_proxy::generation::{
     Action, ClientLimits, Generation, Listener, ListenerLimits, Rewrite, Route,
 };
 use portcullis_proxy::metrics::Metrics;
+use portcullis_proxy::record::{Names, RecordPlan};
 use portcullis_proxy::routes::{PathPattern, RouteMatch, RouteTable};
 use portcullis_proxy::upstream::{Endpoint, Hedge, Timeouts, Upstream};
 use portcullis_proxy::{DataPlane, Gate};
@@ -65,6 +66,7 @@ impl Setup {
             write_timeout: Duration::from_secs(5),
             min_rate: std::num::NonZeroU64::new(256),
             idle_timeout: Duration::from_secs(60),
+            keepalive: None,
             http2_streams: 100,
         };
         let response_timeout = Duration::from_secs(5);
@@ -100,6 +102,7 @@ impl Setup {
                 plugin: plugin.clone(),
                 on_error: *on_error,
                 timeout: self.plugin_timeout,
+                serial: Instance::serial(),
             })
         });
         let chain = Arc::new(Chain::new(instances.collect()));
@@ -148,10 +151,13 @@ impl Setup {
             terms: 0,
             route_chains: vec![chain],
         };
+        let listeners = vec![Arc::new(listener)];
         Arc::new(Generation {
             number,
+            names: Names::new(number, &listeners),
+            records: RecordPlan { refused: 16, passed: 16, file: None },
             version: "test".into(),
-            listeners: vec![Arc::new(listener)],
+            listeners,
             table: table.unwrap(),
             routes: vec![route],
             unrouted: metrics.route(""),

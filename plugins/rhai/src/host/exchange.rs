@@ -51,6 +51,17 @@ fn context(api: &mut Api<'_>) {
     api.property("id: string", "The request id.", "log(ctx.id);", |ctx: &mut Context| {
         call::exchange(ctx.0, |exchange| Ok(exchange.id().to_string()))
     });
+    api.function(
+        "rests_on(rule: string)",
+        "Names the rule that the verdict of this hook rests on, for the record beside the line of the script.",
+        r#"ctx.rests_on("orders of others"); return deny(403, "my_policy.not_yours");"#,
+        |ctx: &mut Context, rule: &str| {
+            call::exchange(ctx.0, |exchange| {
+                exchange.rests_on(rule);
+                Ok(())
+            })
+        },
+    );
     api.property(
         "request: Request",
         "The request as it came from the client, with the changes made so far.",
@@ -104,7 +115,7 @@ fn context(api: &mut Api<'_>) {
     );
     api.property(
         "outcome: map | ()",
-        "How it ended, in `on_log`: `end`, `status` (or `()`), `request_bytes`, `response_bytes`, `duration_us`, `upstream_duration_us` (or `()`).",
+        "How it ended, in `on_log`: `end`, `status` (or `()`), `request_bytes`, `response_bytes`, `duration_us`, `upstream_duration_us` (or `()`), `grpc_status` (such as `UNAVAILABLE`, or `()`).",
         "if ctx.outcome.duration_us > 1_000_000 { log(\"warn\", \"slow\"); }",
         outcome,
     );
@@ -164,6 +175,7 @@ fn outcome(ctx: &mut Context) -> Outcome<Dynamic> {
                 ("request_bytes", count(outcome.request_bytes)),
                 ("response_bytes", count(outcome.response_bytes)),
                 ("duration_us", micros(outcome.duration)),
+                ("grpc_status", value::text_or_unit(outcome.grpc_status)),
                 ("upstream_duration_us", outcome.upstream_duration.map_or(Dynamic::UNIT, micros)),
             ]))
         }))

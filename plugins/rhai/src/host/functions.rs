@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rhai::{Dynamic, ImmutableString, Map};
+use rhai::{Dynamic, ImmutableString, Map, NativeCallContext};
 
 use super::Api;
 use crate::call::{self, Outcome};
@@ -23,37 +23,47 @@ fn verdicts(api: &mut Api<'_>) {
         "deny(status: int, reason: string) -> Verdict",
         "Refuses: the client gets a problem document with this status (400 to 599), the reason code goes to logs and records. Return it.",
         r#"return deny(403, "my_policy.not_yours");"#,
-        verdict::deny,
+        |call: NativeCallContext<'_>, status: i64, reason: ImmutableString| -> Outcome<Verdict> {
+            Ok(verdict::deny(status, reason)?.made_at(&call))
+        },
     );
     api.function(
         "respond(status: int, body: string | map | array) -> Verdict",
         "Answers in place of the upstream. A map or an array is sent as JSON. Return it.",
         r#"return respond(200, "pong");"#,
-        verdict::respond,
+        |call: NativeCallContext<'_>, status: i64, body: Dynamic| -> Outcome<Verdict> {
+            Ok(verdict::respond(status, body)?.made_at(&call))
+        },
     );
     api.function(
         "respond(reply: map) -> Verdict",
         "Answers with `status`, `headers` and `body`, each of which may be absent. Return it.",
         r##"return respond(#{ status: 201, headers: #{ "x-kind": "new" }, body: #{ id: 7 } });"##,
-        verdict::respond_map,
+        |call: NativeCallContext<'_>, parts: Map| -> Outcome<Verdict> {
+            Ok(verdict::respond_map(parts)?.made_at(&call))
+        },
     );
     api.function(
         "redirect(location: string) -> Verdict",
         "Redirects with 303, after which clients use GET. Return it.",
         r#"return redirect("/login");"#,
-        |location: &str| verdict::redirect(303, location),
+        |call: NativeCallContext<'_>, location: &str| -> Outcome<Verdict> {
+            Ok(verdict::redirect(303, location)?.made_at(&call))
+        },
     );
     api.function(
         "redirect(status: int, location: string) -> Verdict",
         "Redirects with 301, 302, 303, 307 or 308. Return it.",
         r#"return redirect(308, "https://example.com/");"#,
-        verdict::redirect,
+        |call: NativeCallContext<'_>, status: i64, location: &str| -> Outcome<Verdict> {
+            Ok(verdict::redirect(status, location)?.made_at(&call))
+        },
     );
     api.function(
         "drop() -> Verdict",
         "Closes the connection without an answer. Return it.",
         "return drop();",
-        verdict::close,
+        |call: NativeCallContext<'_>| verdict::close().made_at(&call),
     );
 }
 

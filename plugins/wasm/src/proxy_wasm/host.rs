@@ -72,7 +72,7 @@ pub(super) struct Host {
     begun: Instant,
     /// What the thread had run for when the call was first seen to take long.
     suspected: Option<Duration>,
-    used_memory: usize,
+    pub(super) used_memory: usize,
     lines: u32,
 }
 

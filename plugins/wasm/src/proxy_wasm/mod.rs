@@ -407,8 +407,8 @@ fn about(
 /// More of a body than the configuration lets a guest hold back.
 fn too_large(way: Way) -> Reply {
     match way {
-        Way::Request => Reply::deny(StatusCode::PAYLOAD_TOO_LARGE, "wasm.body_held"),
-        Way::Response => Reply::deny(StatusCode::BAD_GATEWAY, "wasm.body_held"),
+        Way::Request => Reply::deny(StatusCode::PAYLOAD_TOO_LARGE, "wasm.request_held"),
+        Way::Response => Reply::deny(StatusCode::BAD_GATEWAY, "wasm.response_held"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use portcullis_plugin::{ErrorKind, Exchange, PluginError, Size, Span};
+use portcullis_plugin::{ErrorKind, Exchange, PluginError, Size, Span, Used};
 use wasmtime::{Instance, InstancePre, Store, Trap, TypedFunc, WasmParams, WasmResults};
 
 use super::abi::Way;
@@ -180,8 +180,10 @@ impl Vm {
         struct Loan<'a>(&'a mut Vm, &'a mut Exchange);
         impl Drop for Loan<'_> {
             fn drop(&mut self) {
+                let memory = self.0.host().used_memory as u64;
                 if let Some(exchange) = self.0.host().exchange.take() {
                     self.1.restore(exchange);
+                    self.1.set_used(Used { memory, ..Used::default() });
                 }
             }
         }

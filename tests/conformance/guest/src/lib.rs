@@ -25,7 +25,10 @@ impl Policy for Conformance {
     fn on_request(&mut self, exchange: &Exchange) -> Result<Verdict> {
         let request = exchange.request();
         match request.header("x-do").as_deref() {
-            Some("deny") => return deny(403, "conformance.denied"),
+            Some("deny") => {
+                exchange.rests_on("the first rule");
+                return deny(403, "conformance.denied");
+            }
             Some("respond") => {
                 let reply = Reply::new(201).header("x-made", "here");
                 return respond(reply.body("text/plain; charset=utf-8", "made"));
@@ -102,6 +105,9 @@ impl Policy for Conformance {
 
     fn on_log(&mut self, exchange: &Exchange) -> Result<()> {
         let status = exchange.outcome().and_then(|outcome| outcome.status);
+        if let Some(code) = exchange.grpc_status() {
+            exchange.set_fact("grpc", code)?;
+        }
         exchange.set_fact("logged", status.map_or_else(|| "none".to_owned(), |status| status.to_string()))
     }
 }
