@@ -63,7 +63,7 @@ pub(crate) fn serve(
     body: Incoming,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Dropped>> + use<> {
     // Every connection has room for this future, so it begins where the head has been understood.
-    let begun = begin(client, head);
+    let begun = begin(client, head, !body.is_end_stream());
     async move {
         let (mut live, fault) = begun.ok_or(Dropped)?;
         let answer = match fault {
@@ -76,7 +76,11 @@ pub(crate) fn serve(
 
 /// The exchange, and what is wrong with its head; none if its listener is gone, and with it
 /// everything that says how to answer.
-fn begin(client: &Rc<Client>, head: Result<Head, Refusal>) -> Option<(Box<Live>, Option<Fault>)> {
+fn begin(
+    client: &Rc<Client>,
+    head: Result<Head, Refusal>,
+    has_body: bool,
+) -> Option<(Box<Live>, Option<Fault>)> {
     let generation = client.worker.generation();
     let listener = client.listener(&generation)?;
     let serving = client.begin();
@@ -93,6 +97,7 @@ fn begin(client: &Rc<Client>, head: Result<Head, Refusal>) -> Option<(Box<Live>,
         live.parts().request.core_headers().insert(UPGRADE, protocol.clone());
     }
     live.upgrade = upgrade;
+    live.parts().has_request_body = has_body;
     identify_client(&mut live);
     if fault.is_none() && live.is_one_too_many() {
         live.client().worker.metrics.exchanges_refused.increment();
@@ -103,7 +108,6 @@ fn begin(client: &Rc<Client>, head: Result<Head, Refusal>) -> Option<(Box<Live>,
 
 /// From the request's head to what the client is to get.
 async fn answer(live: &mut Live, body: Incoming) -> Answer {
-    live.parts().has_request_body = !body.is_end_stream();
     let routed = route(live);
     if let Some(answer) = forward(live, HookName::OnRequest).await {
         return answer;

@@ -78,7 +78,7 @@ pub struct Config {
     #[serde(default = "body_limit")]
     #[schemars(extend("default" = "1MiB"))]
     body_limit: Size,
-    /// What only modules for proxy-wasm have, the ABI of Envoy's filters; see [proxy-wasm](../../docs/proxy-wasm.md).
+    /// What only modules for proxy-wasm have, the ABI of Envoy's filters; docs/proxy-wasm.md tells how they run.
     #[serde(default)]
     proxy_wasm: Options,
 }

@@ -13,6 +13,8 @@ const TEXT: &str = "plugins/rhai/src/host/text.rs";
 const STATE: &str = "plugins/wasm/src/tests/state.rs";
 const ENGINE: &str = "plugins/wasm/src/engine.rs";
 const GUESTS: &str = "plugins/wasm/src/tests.rs";
+const FILTERS: &str = "plugins/wasm/src/proxy_wasm/tests/handmade.rs";
+const SHARED: &str = "plugins/wasm/src/proxy_wasm/shared.rs";
 
 /// The crates beside the data plane.
 pub(crate) const PARTS: [&str; 8] = [
@@ -341,16 +343,85 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         Bites("plugins/wasm/src/instance.rs", "a_reason_is_a_short_code"),
     ),
     ("plugins/wasm/src/instance.rs SHELVES", Not("a number of locks")),
-    ("plugins/wasm/src/lib.rs CONFIGURE_TICKS", Bites(STATE, "configure_is_not_waited_for_without_end")),
+    ("plugins/wasm/src/policy.rs CONFIGURE_TICKS", Bites(STATE, "configure_is_not_waited_for_without_end")),
+    ("plugins/wasm/src/policy.rs CPU", Bites(GUESTS, "every_way_out_of_a_call_brings_the_exchange_back")),
     (
-        "plugins/wasm/src/lib.rs CONNECTION_TICKS",
+        "plugins/wasm/src/policy.rs CONNECTION_TICKS",
         Bites(GUESTS, "on_connection_judges_at_once_and_a_guest_that_holds_the_worker_fails"),
     ),
-    ("plugins/wasm/src/lib.rs SLOW_START", Bites(STATE, "a_slow_start_is_remarked_unless_it_is_done_once")),
     (
-        "plugins/wasm/src/lib.rs TRANSFER",
+        "plugins/wasm/src/policy.rs SLOW_START",
+        Bites(STATE, "a_slow_start_is_remarked_unless_it_is_done_once"),
+    ),
+    (
+        "plugins/wasm/src/policy.rs TRANSFER",
         Not("of the runtime, above what a guest's memory and its bodies come to"),
     ),
+    ("plugins/wasm/src/proxy_wasm/calls.rs DEADLINE_EXCEEDED", Not("a status")),
+    (
+        "plugins/wasm/src/proxy_wasm/calls.rs MAX_TIME",
+        Bites(
+            "plugins/wasm/src/proxy_wasm/calls.rs",
+            "a_call_has_a_method_a_path_and_a_host_and_ends_in_time",
+        ),
+    ),
+    ("plugins/wasm/src/proxy_wasm/calls.rs UNAVAILABLE", Not("a status")),
+    ("plugins/wasm/src/proxy_wasm/calls.rs UNKNOWN", Not("a status")),
+    (
+        "plugins/wasm/src/proxy_wasm/host.rs MAX_CALLS",
+        Bites(FILTERS, "what_a_context_may_keep_and_a_vm_may_call_is_bounded"),
+    ),
+    ("plugins/wasm/src/proxy_wasm/host.rs MAX_DEFERRED", Bites(FILTERS, "ends_that_are_put_off_are_bounded")),
+    (
+        "plugins/wasm/src/proxy_wasm/host.rs MAX_PROPERTIES",
+        Bites(FILTERS, "what_a_context_may_keep_and_a_vm_may_call_is_bounded"),
+    ),
+    (
+        "plugins/wasm/src/proxy_wasm/host.rs MAX_PROPERTY_BYTES",
+        Bites(FILTERS, "what_a_context_may_keep_and_a_vm_may_call_is_bounded"),
+    ),
+    ("plugins/wasm/src/proxy_wasm/host.rs MIN_TICK", Bites(FILTERS, "ticks_are_not_nearer_than_their_bound")),
+    ("plugins/wasm/src/proxy_wasm/host.rs ROOT", Not("a number of a context")),
+    ("plugins/wasm/src/proxy_wasm/maps.rs MAX_TRAILERS", Bites(FILTERS, "trailers_of_a_guest_are_bounded")),
+    (
+        "plugins/wasm/src/proxy_wasm/mod.rs CPU",
+        Bites(FILTERS, "a_guest_that_recurses_or_grows_without_end_is_stopped"),
+    ),
+    (
+        "plugins/wasm/src/proxy_wasm/seat.rs FIRST_REST",
+        Bites(FILTERS, "a_vm_that_serves_nothing_rests_before_it_is_made_anew"),
+    ),
+    (
+        "plugins/wasm/src/proxy_wasm/seat.rs MAX_REST",
+        Bites("plugins/wasm/src/proxy_wasm/seat.rs", "rests_grow_up_to_a_bound"),
+    ),
+    ("plugins/wasm/src/proxy_wasm/shared.rs MAX_BYTES", Bites(SHARED, "what_is_shared_is_bounded")),
+    (
+        "plugins/wasm/src/proxy_wasm/shared.rs MAX_ITEMS",
+        Bites(SHARED, "queues_give_items_in_order_and_are_bounded"),
+    ),
+    ("plugins/wasm/src/proxy_wasm/shared.rs MAX_KEYS", Bites(SHARED, "what_is_shared_is_bounded")),
+    (
+        "plugins/wasm/src/proxy_wasm/shared.rs MAX_QUEUES",
+        Bites(SHARED, "queues_give_items_in_order_and_are_bounded"),
+    ),
+    (
+        "plugins/wasm/src/proxy_wasm/vm.rs START_BUDGET",
+        Bites(FILTERS, "a_module_that_can_not_run_is_a_located_error"),
+    ),
+    ("plugins/wasm/src/proxy_wasm/wasi.rs BADF", Not("an error's number")),
+    ("plugins/wasm/src/proxy_wasm/wasi.rs FAULT", Not("an error's number")),
+    ("plugins/wasm/src/proxy_wasm/wasi.rs INVAL", Not("an error's number")),
+    (
+        "plugins/wasm/src/proxy_wasm/wasi.rs MAX_PARTS",
+        Bites(FILTERS, "a_module_links_whatever_functions_it_imports"),
+    ),
+    (
+        "plugins/wasm/src/proxy_wasm/wasi.rs MAX_RANDOM",
+        Bites(FILTERS, "a_module_links_whatever_functions_it_imports"),
+    ),
+    ("plugins/wasm/src/proxy_wasm/wasi.rs NOSYS", Not("an error's number")),
+    ("plugins/wasm/src/proxy_wasm/wasi.rs NOTSUP", Not("an error's number")),
     ("plugins/wasm/src/snapshot.rs GAP", Not("how data is laid out")),
     ("plugins/wasm/src/snapshot.rs MAX_IMAGE", Bites("plugins/wasm/src/snapshot.rs", "an_image_is_bounded")),
 ];

@@ -255,9 +255,9 @@ impl Host {
 
     pub(super) fn set_property(&mut self, path: &[u8], value: &[u8]) -> Result<(), Status> {
         let properties = &mut self.context()?.properties;
-        let bytes = |(key, value): (&Box<[u8]>, &Bytes)| key.len() + value.len();
         let others = properties.iter().filter(|(key, _)| &***key != path);
-        let (count, sum) = others.map(bytes).fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
+        let (count, sum) =
+            others.fold((0, 0), |(count, sum), (key, value)| (count + 1, sum + key.len() + value.len()));
         if count >= MAX_PROPERTIES || sum.saturating_add(path.len() + value.len()) > MAX_PROPERTY_BYTES {
             return Err(Status::InternalFailure);
         }

@@ -17,6 +17,9 @@ const PATH: &[u8] = b":path";
 const SCHEME: &[u8] = b":scheme";
 const STATUS: &[u8] = b":status";
 
+/// A name and its value.
+type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// What is done to a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
@@ -44,7 +47,7 @@ pub(super) fn pairs(host: &mut Host, map: Map) -> Vec<u8> {
 
 fn present_pairs(host: &mut Host, map: Map) -> Result<Vec<u8>, Status> {
     let owned;
-    let (pseudo, headers): (&[(&[u8], &[u8])], &HeaderMap) = match map {
+    let (pseudo, headers): (&[Pair<'_>], &HeaderMap) = match map {
         Map::RequestHeaders => {
             let exchange = host.exchange()?;
             let request = exchange.request();
@@ -253,7 +256,7 @@ pub(super) fn remove(host: &mut Host, map: Map, name: &[u8]) -> Result<(), Statu
 }
 
 /// Sets all of a map: what is not among `pairs` goes.
-pub(super) fn replace(host: &mut Host, map: Map, pairs: &[(&[u8], &[u8])]) -> Result<(), Status> {
+pub(super) fn replace(host: &mut Host, map: Map, pairs: &[Pair<'_>]) -> Result<(), Status> {
     let names = match map {
         Map::RequestHeaders => names(host.exchange()?.request().headers()),
         Map::ResponseHeaders => names(host.exchange()?.response().ok_or(Status::BadArgument)?.headers()),

@@ -299,3 +299,20 @@ impl Drop for Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rests_grow_up_to_a_bound() {
+        let mut seat = Seat::default();
+        let rests = [(); 20].map(|()| {
+            let now = Instant::now();
+            seat.rest();
+            seat.not_before.unwrap() - now
+        });
+        assert!(rests[0] < 2 * FIRST_REST && rests[3] > 4 * FIRST_REST, "{rests:?}");
+        assert!(rests[19] >= MAX_REST && rests[19] < MAX_REST + FIRST_REST, "{rests:?}");
+    }
+}

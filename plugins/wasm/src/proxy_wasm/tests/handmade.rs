@@ -1,7 +1,10 @@
 //! What no SDK does: old names, lies, imports that nobody knows, ends in every callback.
 
 use super::*;
+use std::time::Duration;
+
 use crate::proxy_wasm::abi::Status;
+use crate::proxy_wasm::host::MAX_DEFERRED;
 
 /// A module of some version with one memory, an allocator and `body`.
 fn module(version: &str, imports: &str, body: &str) -> Vec<u8> {
@@ -197,6 +200,7 @@ fn a_module_links_whatever_functions_it_imports() {
         // A line of two parts at 200: "said " and "so".
         check("(call $write (i32.const 2) (i32.const 200) (i32.const 2) (i32.const 300))", 0),
         check("(i32.load (i32.const 300))", 7),
+        check("(call $write (i32.const 1) (i32.const 200) (i32.const 65) (i32.const 300))", 28),
         check("(call $write (i32.const 3) (i32.const 200) (i32.const 2) (i32.const 300))", 8),
         check("(call $write (i32.const 1) (i32.const 131068) (i32.const 2) (i32.const 300))", 21),
         check("(call $open (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 0))", 52),
@@ -398,4 +402,64 @@ fn what_a_context_may_keep_and_a_vm_may_call_is_bounded() {
         "(call $call (i32.const 0) (i32.const 3) (i32.const 1000) (i32.const {size}) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 100) (i32.const 500))"
     );
     assert_eq!(counting(&call, 100).0, 10);
+}
+
+#[test]
+fn ends_that_are_put_off_are_bounded() {
+    let imports = r#"
+        (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+        (import "env" "proxy_increment_metric" (func $add (param i32 i64) (result i32)))"#;
+    let body = r#"(data (i32.const 0) "deleted")
+        (func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (i32.eqz (call $define (i32.const 0) (i32.const 0) (i32.const 7) (i32.const 100))))
+        (func (export "proxy_on_done") (param i32) (result i32) (i32.const 0))
+        (func (export "proxy_on_delete") (param i32)
+            (drop (call $add (i32.load (i32.const 100)) (i64.const 1))))"#;
+    let mut tester = PluginTester::new().file("m.wasm", module("0_2_1", imports, body));
+    let plugin = build_in(&mut tester, json!({})).unwrap();
+    let deleted_of = |exchanges: usize| {
+        for _ in 0..exchanges {
+            let mut exchange = ExchangeBuilder::get("/").ended(200).build();
+            continues(plugin.on_request(&mut exchange));
+            continues(plugin.call(HookName::OnLog, &mut exchange));
+        }
+        tester.counted("guest", &["deleted"]).unwrap()
+    };
+    assert_eq!((deleted_of(MAX_DEFERRED), deleted_of(2)), (0, 2));
+}
+
+#[test]
+fn ticks_are_not_nearer_than_their_bound() {
+    let imports = r#"
+        (import "env" "proxy_set_tick_period_milliseconds" (func $tick (param i32) (result i32)))
+        (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))"#;
+    let body = r#"(data (i32.const 0) "tick")
+        (func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.eqz (call $tick (i32.const 1))))
+        (func (export "proxy_on_tick") (param i32) (drop (call $log (i32.const 2) (i32.const 0) (i32.const 4))))"#;
+    let mut tester = PluginTester::new().file("m.wasm", module("0_2_1", imports, body));
+    let plugin = build_in(&mut tester, json!({})).unwrap();
+    tester.set_time(Duration::from_secs(1));
+    continues(plugin.on_request(&mut ExchangeBuilder::get("/").build()));
+    let mut ticks_at = |millis: u64| {
+        tester.set_time(Duration::from_millis(millis));
+        crate::tests::logged(|| assert!(tester.run_tasks() > 0)).matches("tick").count()
+    };
+    assert_eq!([1000, 1005, 1010].map(&mut ticks_at), [0, 0, 1]);
+}
+
+#[test]
+fn trailers_of_a_guest_are_bounded() {
+    let imports =
+        r#"(import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))"#;
+    let body = r#"(data (i32.const 0) "x")
+        (func (export "proxy_on_request_trailers") (param i32 i32) (result i32)
+            (loop $again (br_if $again (i32.eqz
+                (call $add (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1)))))
+            (i32.const 0))"#;
+    let plugin = build(PluginTester::new(), module("0_2_1", imports, body), json!({})).unwrap();
+    let mut exchange = ExchangeBuilder::get("/").body("x").build();
+    continues(plugin.on_request(&mut exchange));
+    let mut trailers = http::HeaderMap::new();
+    plugin.plugin().request_body_filter(&exchange).unwrap().trailers(&mut trailers).unwrap();
+    assert_eq!(trailers.len(), 64);
 }
