@@ -23,8 +23,8 @@ mod wasi;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -41,7 +41,7 @@ use self::metrics::Metrics;
 use self::seat::{Machine, Mark};
 use self::vm::{Phase, Vm};
 use crate::engine::Engines;
-use crate::{Config, artifact, load};
+use crate::{Config, Isolation, artifact, load};
 
 pub(crate) use self::abi::version;
 pub(crate) use self::shared::Shared;
@@ -115,7 +115,6 @@ pub(crate) struct Filter {
 }
 
 /// Where the context of an exchange is, in a slot of the exchange and with the filters of its bodies.
-#[derive(Default)]
 struct Place {
     /// The VM's number; zero for none.
     vm: AtomicU64,
@@ -124,6 +123,30 @@ struct Place {
     lost: AtomicBool,
     /// The guest waits for the body.
     waits_for_body: [AtomicBool; 2],
+    machine: Weak<Machine>,
+}
+
+impl Place {
+    fn of(machine: &Arc<Machine>) -> Self {
+        Place {
+            vm: AtomicU64::new(0),
+            context: AtomicU32::new(0),
+            lost: AtomicBool::new(false),
+            waits_for_body: Default::default(),
+            machine: Arc::downgrade(machine),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // The end of an exchange is not told if too many end at once, and its context would stay.
+        if self.vm.load(Relaxed) != 0
+            && let Some(machine) = self.machine.upgrade()
+        {
+            machine.abandon(Mark(self.vm.load(Relaxed)), self.context.load(Relaxed));
+        }
+    }
 }
 
 /// What a step of a hook came to.
@@ -152,6 +175,10 @@ impl Filter {
             let message = format!("a module for proxy-wasm {version}, which is not known here");
             let help = format!("build it for one of {}", VERSIONS.join(", "));
             return Err(BuildError::at("file", message).help(help));
+        }
+        if let Isolation::Reuse(_) = config.isolation {
+            let message = "a module for proxy-wasm has one VM per worker, which serves all exchanges of it";
+            return Err(BuildError::at("isolation", message));
         }
         let Some(lane) = engines.lanes.last() else { return Err(BuildError::at("", "no engine for Wasm")) };
         let unfit = |error: wasmtime::Error| {
@@ -235,7 +262,7 @@ impl Filter {
         if let Some(place) = exchange.slot(self.slot) {
             return place.clone();
         }
-        let place = Arc::new(Place::default());
+        let place = Arc::new(Place::of(&self.machine));
         exchange.set_slot(self.slot, place.clone());
         place
     }
@@ -333,6 +360,10 @@ fn turn_of(
 ) -> Result<(u32, bool), PluginError> {
     let (id, is_new) = context(vm, mark, place)?;
     deliver(vm, id)?;
+    // An answer to a call may have settled it.
+    if vm.host().contexts.get(&id).is_some_and(|context| context.closed || context.reply.is_some()) {
+        return Ok((id, false));
+    }
     // Whoever was paused in a VM that is no more is asked again.
     if turn == Turn::First || is_new {
         return Ok((id, vm.ask(id, phase)?));
@@ -460,6 +491,7 @@ impl Plugin for Filter {
                 deliver(vm, id)?;
                 Ok(id)
             });
+            place.vm.store(0, Relaxed);
             vm.finish(id?, exchange)
         });
         Hook::Ready(logged.map(|()| Decision::Continue))

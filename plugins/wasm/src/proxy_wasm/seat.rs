@@ -1,5 +1,6 @@
 //! The VMs of a plugin: one per thread, made when it is needed, and again after its guest has trapped.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll};
@@ -28,6 +29,8 @@ pub(super) struct Machine {
     seats: ThreadLocal<Mutex<Seat>>,
     /// What judged the configuration at load serves the first thread that needs one.
     spare: Mutex<Option<Vm>>,
+    /// Contexts of the thread whose exchanges are gone without a word. Beside the seat, which may be taken then.
+    abandoned: ThreadLocal<Mutex<Vec<(Mark, u32)>>>,
     me: Weak<Machine>,
 }
 
@@ -41,6 +44,8 @@ struct Seat {
     not_before: Option<Instant>,
     /// Of the timer that runs.
     ticks: Option<(Mark, u32)>,
+    /// Queues that are listened to.
+    queues: Vec<u32>,
 }
 
 /// The number of a VM, unique in the process.
@@ -55,6 +60,7 @@ impl Machine {
             tasks,
             seats: ThreadLocal::new(),
             spare: Mutex::default(),
+            abandoned: ThreadLocal::new(),
             me: me.clone(),
         })
     }
@@ -133,9 +139,14 @@ impl Machine {
     /// What follows every use of a VM: it is thrown away if its guest failed, else what it asked for is begun.
     fn leave<T>(&self, seat: &mut Seat, result: Result<T, PluginError>) -> Result<T, PluginError> {
         let Some(vm) = &mut seat.vm else { return result };
-        let result = result.and_then(|value| vm.finish_deferred().map(|()| value));
+        let result = result.and_then(|value| {
+            vm.finish_deferred()?;
+            self.delete_abandoned(vm, seat.mark)?;
+            Ok(value)
+        });
         if let Err(error) = result {
             seat.fail();
+            self.silence(seat);
             return Err(error);
         }
         vm.proven = true;
@@ -145,7 +156,10 @@ impl Machine {
             self.send(seat.mark, outgoing);
         }
         for queue in std::mem::take(&mut host.queues) {
-            self.listen(seat.mark, queue);
+            if !seat.queues.contains(&queue) {
+                seat.queues.push(queue);
+                self.listen(seat.mark, queue);
+            }
         }
         let (tick, timer) = (host.tick, (seat.mark, host.tick_changes));
         if let Some(period) = tick.filter(|_| seat.ticks != Some(timer)) {
@@ -202,15 +216,40 @@ impl Machine {
         let mut seen = about.shared().enqueued(queue);
         self.tasks.spawn(Box::pin(async move {
             loop {
-                let more =
-                    std::future::poll_fn(|context| about.shared().poll_more(queue, seen, context)).await;
-                let Some(machine) = me.upgrade().filter(|machine| machine.has(mark)) else { return };
+                let more = poll_fn(|context| match me.upgrade().filter(|machine| machine.has(mark)) {
+                    Some(machine) => {
+                        about.shared().poll_more(queue, seen, context).map(|more| Some((machine, more)))
+                    }
+                    None => Poll::Ready(None),
+                });
+                let Some((machine, more)) = more.await else { return };
                 for _ in seen..more {
                     machine.visit(mark, |vm| vm.queue_ready(queue));
                 }
                 seen = more;
             }
         }));
+    }
+
+    /// Ends what listens to queues for a VM that is gone.
+    fn silence(&self, seat: &mut Seat) {
+        for queue in std::mem::take(&mut seat.queues) {
+            self.about.shared().wake(queue);
+        }
+    }
+
+    /// An exchange is gone whose context was never told of its end.
+    pub(super) fn abandon(&self, mark: Mark, context: u32) {
+        let abandoned = self.abandoned.get_or_default();
+        abandoned.lock().unwrap_or_else(PoisonError::into_inner).push((mark, context));
+    }
+
+    /// Deletes the contexts of such exchanges in this VM; those of VMs before it are gone.
+    fn delete_abandoned(&self, vm: &mut Vm, mark: Mark) -> Result<(), PluginError> {
+        let Some(abandoned) = self.abandoned.get() else { return Ok(()) };
+        let abandoned = std::mem::take(&mut *abandoned.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut here = abandoned.into_iter().filter(|(of, _)| *of == mark);
+        here.try_for_each(|(_, context)| vm.abandon(context))
     }
 
     fn keep_ticking(&self, timer: (Mark, u32), period: Duration) {
@@ -286,6 +325,10 @@ impl Seat {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        for seat in &mut self.seats {
+            let seat = seat.get_mut().unwrap_or_else(PoisonError::into_inner);
+            seat.queues.drain(..).for_each(|queue| self.about.shared().wake(queue));
+        }
         let seats = self.seats.iter_mut().map(|seat| seat.get_mut().unwrap_or_else(PoisonError::into_inner));
         let spare = self.spare.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut();
         for vm in seats.filter_map(|seat| seat.vm.as_mut()).chain(spare) {

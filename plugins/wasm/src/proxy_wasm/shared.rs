@@ -141,6 +141,13 @@ impl Shared {
         Poll::Pending
     }
 
+    /// Wakes whoever waits for an item of a queue, to look whether it is still of use.
+    pub(super) fn wake(&self, queue: u32) {
+        let waiting =
+            queue_mut(&mut self.state().queues, queue).map(|queue| std::mem::take(&mut queue.waiting));
+        waiting.unwrap_or_default().into_iter().for_each(Waker::wake);
+    }
+
     /// How many items a queue has ever had.
     pub(super) fn enqueued(&self, queue: u32) -> u64 {
         queue_mut(&mut self.state().queues, queue).map_or(0, |queue| queue.enqueued)

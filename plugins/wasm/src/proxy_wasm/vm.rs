@@ -343,6 +343,18 @@ impl Vm {
         Ok(())
     }
 
+    /// The exchange of a context is gone, and nothing is known of its end.
+    pub(super) fn abandon(&mut self, id: u32) -> Result<(), PluginError> {
+        if !self.host().contexts.contains_key(&id) {
+            return Ok(());
+        }
+        let (done, delete) = (self.exports.done.clone(), self.exports.delete.clone());
+        self.call(id, "proxy_on_done", done, id)?;
+        self.call(id, "proxy_on_delete", delete, id)?;
+        self.host().remove_context(id);
+        Ok(())
+    }
+
     /// The plugin goes away.
     pub(super) fn end(&mut self) -> Result<(), PluginError> {
         let (done, delete) = (self.exports.done.clone(), self.exports.delete.clone());

@@ -463,3 +463,54 @@ fn trailers_of_a_guest_are_bounded() {
     plugin.plugin().request_body_filter(&exchange).unwrap().trailers(&mut trailers).unwrap();
     assert_eq!(trailers.len(), 64);
 }
+
+#[test]
+fn the_context_of_an_exchange_that_ends_without_a_word_is_deleted() {
+    let imports = r#"
+        (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
+        (import "env" "proxy_increment_metric" (func $add (param i32 i64) (result i32)))"#;
+    let body = r#"(data (i32.const 0) "deleted")
+        (func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (i32.eqz (call $define (i32.const 0) (i32.const 0) (i32.const 7) (i32.const 100))))
+        (func (export "proxy_on_delete") (param i32)
+            (drop (call $add (i32.load (i32.const 100)) (i64.const 1))))"#;
+    let mut tester = PluginTester::new().file("m.wasm", module("0_2_1", imports, body));
+    let plugin = build_in(&mut tester, json!({})).unwrap();
+    for _ in 0..3 {
+        continues(plugin.on_request(&mut ExchangeBuilder::get("/").build()));
+    }
+    assert_eq!(tester.counted("guest", &["deleted"]), Some(2));
+    let mut exchange = ExchangeBuilder::get("/").ended(200).build();
+    continues(plugin.on_request(&mut exchange));
+    continues(plugin.call(HookName::OnLog, &mut exchange));
+    drop(exchange);
+    continues(plugin.on_request(&mut ExchangeBuilder::get("/").build()));
+    assert_eq!(tester.counted("guest", &["deleted"]), Some(4));
+}
+
+#[test]
+fn what_listens_to_a_queue_ends_with_its_vm() {
+    let imports =
+        r#"(import "env" "proxy_register_shared_queue" (func $register (param i32 i32 i32) (result i32)))"#;
+    let body = r#"(data (i32.const 0) "work")
+        (func (export "proxy_on_configure") (param i32 i32) (result i32)
+            (drop (call $register (i32.const 0) (i32.const 4) (i32.const 100)))
+            (i32.eqz (call $register (i32.const 0) (i32.const 4) (i32.const 100))))"#;
+    let trap = on_request("(if (i32.eq (local.get 1) (i32.const 5)) (then unreachable))");
+    let mut tester = PluginTester::new().file("m.wasm", module("0_2_1", imports, &[body, &trap].concat()));
+    let plugin = build_in(&mut tester, json!({})).unwrap();
+    continues(plugin.on_request(&mut ExchangeBuilder::get("/").build()));
+    assert_eq!(tester.run_tasks(), 1);
+    assert!(plugin.on_request(&mut ExchangeBuilder::get("/").header("x-trap", "1").build()).is_err());
+    assert_eq!(tester.run_tasks(), 0);
+    continues(plugin.on_request(&mut ExchangeBuilder::get("/").build()));
+    assert_eq!(tester.run_tasks(), 1);
+    drop(plugin);
+    assert_eq!(tester.run_tasks(), 0);
+}
+
+#[test]
+fn a_vm_serves_all_exchanges_of_its_worker() {
+    let error = build(PluginTester::new(), module("0_2_1", "", ""), json!({ "isolation": { "reuse": 3 } }));
+    assert_eq!(error.err().unwrap().path, "isolation");
+}
