@@ -12,6 +12,7 @@ mod upstreams;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use portcullis_config::{Config, Diagnostic, Diagnostics, Loaded};
 use portcullis_proxy::generation::Generation;
@@ -41,6 +42,13 @@ pub(crate) struct Built {
     /// The policy inputs among them, with their contents.
     pub(crate) accepted: Arc<Accepted>,
     pub(crate) warnings: Diagnostics,
+}
+
+impl Built {
+    /// When the mode of one of its plugins becomes another.
+    pub(crate) fn until(&self) -> Option<SystemTime> {
+        self.plugins.iter().filter_map(|plugin| plugin.terms.until).min()
+    }
 }
 
 /// A build that came to nothing.

@@ -7,6 +7,7 @@ mod explain;
 mod interface;
 mod new;
 mod plugins;
+mod shadow;
 mod status;
 
 use std::net::{IpAddr, SocketAddr};
@@ -113,6 +114,12 @@ plugin, in a header. Without an id the latest requests are listed that were refu
 The gateway remembers as many as `records` says in its configuration. Exit code 1 if it does not
 remember the one that is asked for, or nobody answers.")]
     Explain(ExplainOptions),
+
+    /// Sum up what plugins in shadow would have done: how many requests they would have refused, why, on
+    /// which routes, of which clients.
+    #[command(after_help = "\
+A plugin is put into shadow by `mode: shadow` beside its table. Counted is since the gateway's start.")]
+    Shadow(StatusOptions),
 
     /// Print shell completions.
     #[command(
@@ -266,6 +273,7 @@ fn answer(command: Command) -> Result<ExitCode, Failure> {
         Command::New { what: New::Wasm(options) } => new::wasm(&options.name, &options.dir),
         Command::Status(options) => status::status(&options.config, options.admin, options.json),
         Command::Explain(options) => explain::explain(options),
+        Command::Shadow(options) => shadow::shadow(&options.config, options.admin, options.json),
         Command::Completions { shell } => completions(shell),
     }
 }

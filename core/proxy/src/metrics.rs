@@ -6,11 +6,12 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally};
+use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally, Verdict};
 
 use crate::body::Budget;
 use crate::upstream::{Circuit, Learned, P95, Slots};
@@ -151,6 +152,79 @@ pub struct PluginMetrics {
     pub errors: [Counter; 5],
     /// What it counts itself.
     pub own: Arc<InstanceCounters>,
+    /// What it would have done, in shadow.
+    pub shadow: Arc<ShadowMetrics>,
+}
+
+/// What is counted of a plugin in shadow.
+#[derive(Debug)]
+pub struct ShadowMetrics {
+    /// Exchanges that it saw.
+    pub exchanges: Counter,
+    /// What it answered, in the order of [`ShadowMetrics::VERDICTS`].
+    pub verdicts: [Counter; ShadowMetrics::VERDICTS.len()],
+    refused: Mutex<WouldRefuse>,
+}
+
+/// What a plugin in shadow would have refused.
+#[derive(Debug, Clone, Default)]
+pub struct WouldRefuse {
+    /// By reason and route; what is beyond their number has neither.
+    pub reasons: BTreeMap<(String, String), u64>,
+    /// By client; what is beyond their number is none's.
+    pub clients: BTreeMap<Option<IpAddr>, u64>,
+}
+
+/// Pairs of reason and route that are told apart per plugin in shadow, and clients.
+const MAX_SHADOW_REASONS: usize = 256;
+const MAX_SHADOW_CLIENTS: usize = 4096;
+
+impl ShadowMetrics {
+    /// What a plugin in shadow may come to.
+    pub const VERDICTS: [&'static str; 5] = ["continue", "change", "respond", "drop", "error"];
+
+    fn new(rows: Rows) -> Self {
+        ShadowMetrics {
+            exchanges: Counter::new(rows),
+            verdicts: std::array::from_fn(|_| Counter::new(rows)),
+            refused: Mutex::default(),
+        }
+    }
+
+    /// Whether there was anything to see.
+    pub fn has_seen(&self) -> bool {
+        self.verdicts.iter().any(|count| count.value() > 0)
+    }
+
+    /// What it would have refused so far.
+    pub fn refused(&self) -> WouldRefuse {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn count(&self, verdict: Verdict, changed: bool) {
+        let [goes_on, change, respond, drop, error] = &self.verdicts;
+        match verdict {
+            Verdict::Continue | Verdict::Filter if changed => change,
+            Verdict::Continue | Verdict::Filter => goes_on,
+            Verdict::Respond => respond,
+            Verdict::Drop => drop,
+            Verdict::Error(_) => error,
+        }
+        .increment();
+    }
+
+    pub(crate) fn refuse(&self, reason: &str, route: &str, client: IpAddr) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let WouldRefuse { reasons, clients } = &mut *refused;
+        count_up(reasons, (reason.to_owned(), route.to_owned()), MAX_SHADOW_REASONS);
+        count_up(clients, Some(client), MAX_SHADOW_CLIENTS);
+    }
+}
+
+/// One more under `key`, or under the default where there are as many as there may be.
+fn count_up<K: Ord + Default>(counts: &mut BTreeMap<K, u64>, key: K, most: usize) {
+    let is_room = counts.len() < most || counts.contains_key(&key);
+    *counts.entry(if is_room { key } else { K::default() }).or_default() += 1;
 }
 
 impl UpstreamMetrics {
@@ -416,6 +490,7 @@ impl Metrics {
             drops: Counter::new(rows),
             errors: std::array::from_fn(|_| Counter::new(rows)),
             own: Arc::new(InstanceCounters::new(move || Arc::new(Counter::new(rows)))),
+            shadow: Arc::new(ShadowMetrics::new(rows)),
         })
     }
 

@@ -353,7 +353,7 @@ impl Entry {
         let label =
             self.names.0.plugins.values().find(|label| decider.hook.is_some() && label.name == decider.by);
         let note =
-            self.notes.iter().rev().find(|note| note.reason.is_some() && note.reason == decider.reason);
+            self.notes.iter().rev().find(|note| note.reason.is_some() && note.reason == decider.reason && !self.is_shadow(note));
         Decision {
             by: decider.by.to_string(),
             kind: label.map(|label| label.kind.to_owned()),
@@ -362,6 +362,10 @@ impl Entry {
             reason: decider.reason.as_ref().map(|reason| reason.to_string()),
             rule: note.and_then(|note| note.rule.as_ref()).map(|rule| rule.to_string()),
         }
+    }
+
+    fn is_shadow(&self, note: &Note) -> bool {
+        self.steps.get(note.step).is_some_and(|(_, step)| step.is_shadow)
     }
 
     fn step(&self, at: usize, serial: u64, step: &Step) -> RecordStep {
@@ -375,6 +379,7 @@ impl Entry {
             version: label.map_or_else(|| "?".to_owned(), |label| label.version.to_string()),
             hook: step.cursor.hook.as_str().to_owned(),
             verdict: step.verdict.as_str().to_owned(),
+            shadow: step.is_shadow,
             reason: note.and_then(|note| note.reason.as_ref()).map(|reason| reason.to_string()),
             rule: text(note.and_then(|note| note.rule.as_ref())),
             error: text(note.and_then(|note| note.error.as_ref())),
@@ -475,6 +480,9 @@ pub struct RecordStep {
     pub hook: String,
     /// `continue`, `respond`, `drop`, `error`, or `filter` for a plugin that took the body as it passed.
     pub verdict: String,
+    /// Whether the plugin is in shadow: that is what it would have answered and changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shadow: bool,
     /// The reason code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -158,7 +158,7 @@ fn step(step: &RecordStep) -> [String; 6] {
         time(step.micros.into()),
         format!("{} ({} {})", step.plugin, step.kind, step.version),
         step.hook.clone(),
-        step.verdict.clone(),
+        if step.shadow { format!("{} (shadow)", step.verdict) } else { step.verdict.clone() },
         words.join("; "),
     ]
 }
