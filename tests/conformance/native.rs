@@ -164,6 +164,9 @@ impl Plugin for Conformance {
         let status = exchange.outcome().and_then(|outcome| outcome.status);
         let status = status.map_or_else(|| "none".to_owned(), |status| status.as_str().to_owned());
         exchange.set_fact("logged", status.into());
+        if let Some(code) = exchange.outcome().and_then(|outcome| outcome.grpc_status) {
+            exchange.set_fact("grpc", code.into());
+        }
         Hook::CONTINUE
     }
 }

@@ -1,6 +1,7 @@
 """Calls through a gateway: `client.py ADDRESS [CA]` reads cases, one a line, and prints what came of each as JSON.
 
-A case is one of those below, or the path of a method."""
+A case is one of those below, the path of a method, or the name of an outcome that the server is to tell, `late` behind
+a head of its own."""
 
 import json
 import sys
@@ -29,6 +30,11 @@ def unary(name="Unary", message=b"hello", **more):
         "initial": dict(call.initial_metadata()),
         "trailing": dict(call.trailing_metadata()),
     }
+
+
+def end(outcome, *late):
+    """The outcome that the server was asked for; no time is set, so that none is to blame."""
+    unary("End", timeout=None, metadata=[("x-end", outcome), *(("x-late", "1") for _ in late)])
 
 
 def large():
@@ -88,7 +94,12 @@ CASES = {
 for line in sys.stdin:
     try:
         case = line.strip()
-        result = unary(case) if case.startswith("/") else CASES[case]()
+        if case.startswith("/"):
+            result = unary(case)
+        elif case.isupper() or case.endswith(" late"):
+            result = end(*case.split())
+        else:
+            result = CASES[case]()
     except grpc.RpcError as error:
         result = {
             "code": error.code().name,

@@ -48,6 +48,14 @@ def fail(request, context):
     context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not now: 100 % sure")
 
 
+def end(request, context):
+    """What came as `x-end`, behind initial metadata if `x-late` came too."""
+    metadata = dict(context.invocation_metadata())
+    if "x-late" in metadata:
+        context.send_initial_metadata([])
+    context.abort(grpc.StatusCode[metadata["x-end"]], "as asked for")
+
+
 def wait(request, context):
     """Nothing, until the call ends, which is remembered."""
     ended(context).wait(60)
@@ -81,6 +89,7 @@ METHODS = {
     "Join": grpc.stream_unary_rpc_method_handler(join),
     "Echo": grpc.stream_stream_rpc_method_handler(echo),
     "Fail": grpc.unary_unary_rpc_method_handler(fail),
+    "End": grpc.unary_unary_rpc_method_handler(end),
     "Wait": grpc.unary_unary_rpc_method_handler(wait),
     "Tick": grpc.unary_stream_rpc_method_handler(tick),
     "WasCancelled": grpc.unary_unary_rpc_method_handler(was_cancelled),

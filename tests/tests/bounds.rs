@@ -80,6 +80,10 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("listeners.limits.header_timeout", Bites(PROXYING, "a_head_that_takes_too_long_is_a_408")),
     ("listeners.limits.idle_timeout", Bites(LIMITS, "a_kept_connection_without_requests_is_closed")),
     ("listeners.limits.min_rate", Bites(ABUSE, "a_body_that_trickles_is_a_408_unless_that_is_allowed")),
+    (
+        "listeners.limits.tcp_keepalive",
+        Bites(TRANSPORTS, "the_system_asks_who_says_nothing_whether_it_is_there_where_that_is_wanted"),
+    ),
     ("listeners.limits.write_timeout", Bites(LIMITS, "a_client_that_takes_nothing_is_given_up")),
     ("listeners.redirect_https.port", Not("a port")),
     ("routes.mirror.body", Bites(TRAFFIC, "a_body_that_streams_is_copied_up_to_its_limit")),
@@ -144,13 +148,23 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("upstreams.endpoints.weight", Bites("core/config/src/forms.rs", "endpoints_are_http_addresses")),
     ("upstreams.health.healthy", Bites(HEALTH, "an_opinion_changes_after_so_many_results_in_a_row")),
     ("upstreams.health.interval", Bites(RESILIENCE, "checks_come_at_their_interval")),
+    ("upstreams.health.port", Not("a port")),
     ("upstreams.health.timeout", Bites(RESILIENCE, "a_check_has_its_time")),
     ("upstreams.health.unhealthy", Bites(HEALTH, "an_opinion_changes_after_so_many_results_in_a_row")),
     ("upstreams.hedge.after", Bites(RESILIENCE, "a_request_that_takes_long_is_sent_elsewhere_too")),
+    ("upstreams.max_connection_age", Bites(UPSTREAMS, "a_connection_gets_no_more_requests_beyond_its_age")),
+    (
+        "upstreams.tcp_keepalive",
+        Bites(TRANSPORTS, "the_system_asks_who_says_nothing_whether_it_is_there_where_that_is_wanted"),
+    ),
     ("upstreams.max_pending", Bites(OVERLOAD, "requests_wait_for_others_to_end_as_many_as_may_and_as_long")),
     ("upstreams.max_requests", Bites(RESILIENCE, "no_more_requests_are_under_way_than_allowed")),
     ("upstreams.min_healthy", Bites(RESILIENCE, "an_endpoint_of_the_next_priority_waits_until_it_is_needed")),
     ("upstreams.retries.attempts", Bites(RESILIENCE, "as_many_attempts_are_made_as_is_said")),
+    (
+        "upstreams.retries.backoff",
+        Bites(RESILIENCE, "retries_wait_unless_another_endpoint_can_be_tried_at_once"),
+    ),
     ("upstreams.retries.budget.min", Bites(RESILIENCE, "retries_have_a_budget")),
     (
         "upstreams.retries.budget.share",
@@ -387,6 +401,13 @@ const BUILT_IN: &[(&str, Known)] = &[
         "upstream/http2/connection.rs SMALL_PIECES",
         Bites(HTTP2, "small_pieces_that_nobody_takes_are_bounded_and_do_not_end_the_connection_of_others"),
     ),
+    (
+        "upstream/http2/connection.rs TUNNEL_SILENCE",
+        Bites(
+            "tests/tests/upgrades/websockets.rs",
+            "a_tunnel_ends_when_the_server_behind_its_http2_connection_says_nothing_any_more",
+        ),
+    ),
     ("upstream/http2/connection.rs UNTOLD", Not("a number that stands for none")),
     (
         "upstream/http2/connection.rs STREAM_WINDOW",
@@ -398,6 +419,10 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("upstream/transport.rs KEPT", Bites(TRANSPORT, "the_addresses_of_a_name_are_kept_for_a_short_while")),
     ("upstream/pool.rs REAP_INTERVAL", Not("how often a clock is looked at")),
+    (
+        "upstream/retry.rs MAX_PAUSE",
+        Bites("core/proxy/src/upstream/retry.rs", "pauses_are_lots_that_grow_up_to_ten_times_the_first"),
+    ),
     (
         "upstream/retry.rs MAX_STALE",
         Bites(

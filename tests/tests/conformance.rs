@@ -20,7 +20,7 @@ use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::record::Record;
 use portcullis_tests::tools::guest;
-use portcullis_tests::{Answer, Http, Origin, Request, here, request, wait_for};
+use portcullis_tests::{Answer, Http, Http2, Origin, Request, here, request, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -102,6 +102,10 @@ const BEHAVIOURS: &[Behaviour] = &[
     ("it logs after its own refusal", |running| {
         running.told("deny");
         assert_eq!(running.logged()["facts"]["logged"], "403");
+    }),
+    ("it sees how a call of gRPC ended", |running| {
+        running.call("deny");
+        assert_eq!(running.logged()["facts"]["grpc"], "PERMISSION_DENIED");
     }),
     ("it answers itself", |running| {
         let answer = running.told("respond");
@@ -210,7 +214,7 @@ impl Running {
             "
 listeners: [{{ name: main, bind: 127.0.0.1:0 }}]
 plugins:
-  - access_log: {{ target: memory, facts: [seen, logged], headers: [x-turn] }}
+  - access_log: {{ target: memory, facts: [seen, logged, grpc], headers: [x-turn] }}
   - {plugin}
   - headers: {{ request: {{ set: {{ x-user: \"{{principal}}\" }} }} }}
 upstreams: {{ origin: {{ endpoints: [\"http://{}\"] }} }}
@@ -259,6 +263,23 @@ routes:
 
     fn told(&self, what: &str) -> Answer {
         self.ask(&telling(what).body("")).unwrap()
+    }
+
+    /// The same of a call of gRPC.
+    fn call(&self, what: &str) {
+        let turn = self.turn.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut client = Http2::open(self.address);
+        let call = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "g"),
+            (":path", "/users/7"),
+            ("content-type", "application/grpc"),
+            ("x-do", what),
+            ("x-turn", &turn.to_string()),
+        ];
+        client.fields(1, true, &call.map(|(name, value)| (name.into(), value.into())));
+        client.read_until(Http2::HEADERS);
     }
 
     /// The access log's line about the last request.

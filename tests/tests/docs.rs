@@ -11,7 +11,7 @@ use std::process::Command;
 use http::StatusCode;
 use portcullis_tests::reference::{Reference, Table, bare};
 use portcullis_tests::tools::{Authority, guest, has};
-use portcullis_tests::{Gateway, Origin, Setup, program, repository, request, run, until};
+use portcullis_tests::{Gateway, Http2, Origin, Setup, program, repository, request, run, until};
 use serde_json::Value;
 
 /// Sections of the configuration that have a page of their own.
@@ -293,14 +293,23 @@ routes:
     let setup = Setup::new(config).file("m.wasm", module);
     let gateway = setup.before(origin).start();
     assert_eq!((gateway.get("/api").status, gateway.get("/nothing").status), (200, 404));
+    let mut client = Http2::open(gateway.address());
+    let call = [(":method", "POST"), (":scheme", "http"), (":authority", "g"), (":path", "/api")];
+    let call = call.into_iter().chain([("content-type", "application/grpc")]);
+    client.fields(1, true, &call.map(|(name, value)| (name.into(), value.into())).collect::<Vec<_>>());
     let counts = |name: &str| {
         let page = gateway.admin("GET", "/metrics").text();
         page.lines().any(|line| line.starts_with(&format!("portcullis_{name}")))
     };
     until("the request to be counted", || {
-        ["request_duration_seconds_count", "refusals_total", "plugin_hook_duration_seconds_count"]
-            .iter()
-            .all(|name| counts(name))
+        [
+            "grpc_responses_total{",
+            "request_duration_seconds_count",
+            "refusals_total",
+            "plugin_hook_duration_seconds_count",
+        ]
+        .iter()
+        .all(|name| counts(name))
     });
     gateway
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use portcullis_tests::tools::{Authority, attempt, grpc, has};
-use portcullis_tests::{Gateway, Origin, Setup, here, until};
+use portcullis_tests::{Gateway, Origin, Setup, here, run, until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -124,6 +124,75 @@ fn errors_pass_as_the_server_tells_them() {
     assert_eq!(failed["details"], "not now: 100 % sure");
     assert_eq!(chain.client.run("unknown")["code"], "UNIMPLEMENTED");
     assert_eq!(chain.gateway.logged_path("/test.Test/Fail")["status"], 200);
+}
+
+#[test]
+fn how_calls_end_is_logged_and_counted() {
+    let routes = "
+routes:
+  - { match: { path: '/status.S/429' }, respond: { status: 429 } }
+  - { upstream: origin }
+";
+    let Some(mut chain) = chain(false, "", routes) else { return };
+    let counted = |chain: &Chain, code: &str| {
+        chain.gateway.metric("portcullis_grpc_responses_total", &[&format!("code=\"{code}\"")])
+    };
+    assert_eq!(chain.client.run("split"), json!({ "heard": ["a", "b", "c"] }));
+    assert_eq!(chain.gateway.logged_path("/test.Test/Split")["grpc_status"], "OK");
+    assert_eq!(chain.client.run("unknown")["code"], "UNIMPLEMENTED");
+    assert_eq!(chain.gateway.logged_path("/test.Test/Unknown")["grpc_status"], "UNIMPLEMENTED");
+    for case in ["DATA_LOSS", "DATA_LOSS late"] {
+        assert_eq!(chain.client.run(case)["code"], "DATA_LOSS");
+    }
+    let line = chain.gateway.logged_path("/test.Test/End");
+    assert_eq!((&line["status"], &line["grpc_status"]), (&json!(200), &json!("DATA_LOSS")));
+    assert_eq!(["OK", "UNIMPLEMENTED", "DATA_LOSS"].map(|code| counted(&chain, code)), [1.0, 1.0, 2.0]);
+    let explained =
+        run(&["explain", line["id"].as_str().unwrap(), "--admin", &chain.gateway.admin_at().to_string()]);
+    assert!(explained.out.contains("200, gRPC DATA_LOSS, complete"), "{}{}", explained.out, explained.err);
+    // What the gateway says itself is no answer of the upstream's.
+    assert_eq!(chain.client.run("/status.S/429")["code"], "RESOURCE_EXHAUSTED");
+    assert_eq!(chain.gateway.logged_path("/status.S/429")["grpc_status"], "RESOURCE_EXHAUSTED");
+    assert_eq!(counted(&chain, "RESOURCE_EXHAUSTED"), 0.0);
+}
+
+#[test]
+fn calls_that_the_server_fails_eject_it_wherever_it_says_so() {
+    for late in ["", " late"] {
+        let settings =
+            "eject: { failures: 3, server_errors: true, max_ejected: 100%, time: 10m }, retries: 0";
+        let Some(mut chain) = chain(false, settings, "") else { return };
+        let ejections = |chain: &Chain| chain.gateway.metric("portcullis_endpoint_ejections_total", &[]);
+        // What the client did wrong, or what ends well in between, makes them no row.
+        for code in
+            ["UNAVAILABLE", "INTERNAL", "NOT_FOUND", "UNKNOWN", "DATA_LOSS", "unary", "DEADLINE_EXCEEDED"]
+        {
+            let case = if code == "unary" { code.to_owned() } else { format!("{code}{late}") };
+            chain.client.run(&case);
+        }
+        assert_eq!(ejections(&chain), 0.0, "{late}");
+        for code in ["UNAVAILABLE", "INTERNAL"] {
+            assert_eq!(chain.client.run(&format!("{code}{late}"))["code"], code);
+        }
+        until("the endpoint to be ejected", || ejections(&chain) == 1.0);
+        // It was the only one, and is asked all the same.
+        assert_eq!(chain.client.run("unary")["answer"], "hello");
+    }
+}
+
+#[test]
+fn calls_that_the_server_fails_open_the_circuit_wherever_it_says_so() {
+    for late in ["", " late"] {
+        let settings = "breaker: { min_requests: 3, error_rate: 100%, time: 10m }, eject: off, retries: 0";
+        let Some(mut chain) = chain(false, settings, "") else { return };
+        for _ in 0..3 {
+            assert_eq!(chain.client.run(&format!("UNAVAILABLE{late}"))["details"], "as asked for");
+        }
+        until("the circuit to be open", || {
+            chain.gateway.metric("portcullis_upstream_circuit_opens_total", &[]) == 1.0
+        });
+        assert_ne!(chain.client.run("unary")["details"], "as asked for");
+    }
 }
 
 #[test]

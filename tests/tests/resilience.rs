@@ -194,6 +194,22 @@ fn as_many_attempts_are_made_as_is_said() {
 }
 
 #[test]
+fn retries_wait_unless_another_endpoint_can_be_tried_at_once() {
+    let origin = Origin::start();
+    let settings = "retries: { attempts: 5, on: [503], backoff: 200ms }, eject: off";
+    let gateway = before(&[origin.address()], settings);
+    let begin = Instant::now();
+    assert_eq!(gateway.get("/status/503").status, 503);
+    // Lots of up to 6.2 s together.
+    assert!(begin.elapsed() > Duration::from_millis(100));
+    assert_eq!(counted(&gateway, "attempts_total"), 6.0);
+    let settings = "retries: { attempts: 2, backoff: 1h }, eject: off";
+    let gateway = before(&[origin.address(), nobody(), nobody()], settings);
+    assert!((0..6).all(|_| gateway.get("/").status == 200));
+    assert!(counted(&gateway, "retries_total") > 0.0);
+}
+
+#[test]
 fn an_attempt_and_all_attempts_have_their_time() {
     let run = |retries: &str| {
         let origin = Origin::start();
@@ -444,6 +460,32 @@ fn a_check_has_its_time() {
 }
 
 #[test]
+fn a_check_asks_what_and_where_it_is_told_to() {
+    for protocol in ["http1", "http2"] {
+        let (origin, address) = (Origin::start(), nobody());
+        let route = "match: { hosts: [probe.test], path: /ready, query: { deep: \"1\" }, headers: { x-probe: \"yes\" } }";
+        let probe = Setup::new(&format!(
+            "listeners: [{{ name: main, bind: \"{address}\" }}]\nroutes: [{{ {route}, respond: {{ status: 204 }} }}]\n"
+        ))
+        .start();
+        let health = |query: &str| {
+            let asked =
+                format!("path: \"/ready?{query}\", host: probe.test, headers: {{ x-probe: \"yes\" }}");
+            format!("{{ {asked}, port: {}, interval: 20ms, unhealthy: 1, healthy: 1 }}", address.port())
+        };
+        let settings = format!("protocol: {protocol}, health: {}", health("deep=0"));
+        let gateway = before(&[origin.address()], &settings);
+        until("the endpoint to be unhealthy", || !is_healthy(&gateway, origin.address()));
+        until("the log to say why", || gateway.log().contains("status 404"));
+        gateway.replace("gateway.yaml", "deep=0", "deep=1");
+        until("the endpoint to be healthy", || is_healthy(&gateway, origin.address()));
+        drop(probe);
+        until("the endpoint to be unhealthy", || !is_healthy(&gateway, origin.address()));
+        assert_eq!(origin.served(), 0);
+    }
+}
+
+#[test]
 fn checks_come_at_their_interval() {
     let (often, seldom) = (Origin::start(), Origin::start());
     let config = format!(
@@ -474,6 +516,65 @@ fn an_endpoint_of_the_next_priority_waits_until_it_is_needed() {
         by.len()
     };
     assert_eq!((run("50%"), run("51%")), (1, 2));
+}
+
+#[test]
+fn endpoints_of_the_own_zone_serve_first_and_the_others_when_they_fail() {
+    let (far, address) = (server("far", nobody()), nobody());
+    let mut near = Some(server("near", address));
+    let config = format!(
+        "
+zone: ${{ZONE}}
+upstreams:
+  origin:
+    endpoints: [{{ url: \"http://{}\", zone: b }}, {{ url: \"http://{address}\", zone: a }}]
+    eject: {{ failures: 2, time: 100ms }}
+",
+        far.address()
+    );
+    let gateway = Setup::new(&config).variable("ZONE", "a").start();
+    let serving = || (0..20).map(|_| gateway.get("/").text()).collect::<BTreeSet<_>>();
+    let (only_near, only_far) = (BTreeSet::from(["near".to_owned()]), BTreeSet::from(["far".to_owned()]));
+    assert_eq!(serving(), only_near);
+    Load::during(gateway.address(), |load| {
+        load.go_on();
+        drop(near.take());
+        until("the endpoint to be ejected", || !is_healthy(&gateway, address));
+        load.go_on();
+        near = Some(server("near", address));
+        until("the endpoint to be back", || is_healthy(&gateway, address));
+        load.go_on();
+    });
+    assert_eq!(serving(), only_near);
+    gateway.replace("gateway.yaml", "zone: ${ZONE}", "zone: b");
+    gateway.wait_generation(2);
+    assert_eq!(serving(), only_far);
+}
+
+#[test]
+fn other_zones_help_when_too_few_of_the_own_are_healthy_and_before_the_next_priority() {
+    let (own, other, last) = (Origin::named("own"), Origin::named("other"), Origin::named("last"));
+    let dead = nobody();
+    let run = |least: &str| {
+        let at = |address: SocketAddr, rest: &str| format!("{{ url: \"http://{address}\", {rest} }}");
+        let endpoints = [
+            at(other.address(), "zone: b"),
+            at(last.address(), "zone: a, priority: 1"),
+            at(own.address(), "zone: a"),
+            at(dead, "zone: a"),
+        ];
+        let gateway = Setup::new(&format!(
+            "zone: a\nupstreams: {{ origin: {{ endpoints: [{}], min_healthy: {least}, health: {{ interval: 20ms }} }} }}\n",
+            endpoints.join(", ")
+        ))
+        .start();
+        until("the endpoint to be unhealthy", || !is_healthy(&gateway, dead));
+        (0..30).map(|_| served_by(&gateway.get("/")).to_string()).collect::<Vec<_>>()
+    };
+    let by = |asked: &[String]| asked.iter().cloned().collect::<BTreeSet<_>>();
+    let names = |names: &[&str]| names.iter().map(|name| format!("\"{name}\"")).collect::<BTreeSet<_>>();
+    assert_eq!(by(&run("50%")), names(&["own"]));
+    assert_eq!(by(&run("51%")), names(&["own", "other"]));
 }
 
 #[test]

@@ -494,3 +494,54 @@ fn tls_begins_behind_the_header() {
     wait_for("an answer", || (ask(&["--haproxy-protocol"]).out == "behind").then_some(()));
     assert!(!ask(&[]).status.success());
 }
+
+/// The timers that run on connections to or from a port, as the system has them: kind and hundredths of a second left.
+fn timers(side: usize, port: u16) -> Vec<(u32, u64)> {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let port = format!(":{port:04X}");
+    // Established ones.
+    let ours = fields.filter(|fields| fields[side].ends_with(&port) && fields[3] == "01");
+    let timer = |fields: Vec<&str>| {
+        let (kind, left) = fields[5].split_once(':').unwrap();
+        (u32::from_str_radix(kind, 16).unwrap(), u64::from_str_radix(left, 16).unwrap())
+    };
+    ours.map(timer).collect()
+}
+
+#[test]
+fn the_system_asks_who_says_nothing_whether_it_is_there_where_that_is_wanted() {
+    const LOCAL: usize = 1;
+    const REMOTE: usize = 2;
+    const KEEPALIVE: u32 = 2;
+    let run = |limits: &str, settings: &str| {
+        let origin = Origin::start();
+        let config = format!(
+            "
+listeners: [{{ name: main, bind: 127.0.0.1:0, limits: {{ {limits} }} }}]
+upstreams: {{ origin: {{ endpoints: [\"http://{}\"], {settings} }} }}
+",
+            origin.address()
+        );
+        let gateway = Setup::new(&config).start();
+        let mut client = gateway.connect();
+        assert_eq!(client.ask(&request("GET", "/")).unwrap().status, 200);
+        // What was just sent has a timer of its own until it is acknowledged.
+        let idle = |side, port| {
+            wait_for("a silent connection", || {
+                let timers = timers(side, port);
+                (!timers.is_empty() && timers.iter().all(|(kind, _)| matches!(*kind, 0 | KEEPALIVE)))
+                    .then_some(timers)
+            })
+        };
+        (idle(LOCAL, gateway.address().port()), idle(REMOTE, origin.address().port()))
+    };
+    let is_off = |timers: &[(u32, u64)]| timers.iter().all(|timer| timer.0 == 0);
+    let is_within = |timers: &[(u32, u64)], seconds: u64| {
+        timers.iter().all(|timer| timer.0 == KEEPALIVE && (seconds * 50..=seconds * 100).contains(&timer.1))
+    };
+    let (clients, upstream) = run("", "");
+    assert!(is_off(&clients) && is_off(&upstream), "{clients:?} {upstream:?}");
+    let (clients, upstream) = run("tcp_keepalive: 1000s", "tcp_keepalive: 2000s");
+    assert!(is_within(&clients, 1000) && is_within(&upstream, 2000), "{clients:?} {upstream:?}");
+}

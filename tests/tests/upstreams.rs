@@ -57,6 +57,24 @@ fn an_unused_connection_is_closed() {
 }
 
 #[test]
+fn a_connection_gets_no_more_requests_beyond_its_age() {
+    for protocol in ["http1", "http2"] {
+        let origin = Origin::start();
+        let gateway = before(&origin, &format!("protocol: {protocol}, max_connection_age: 300ms"));
+        let connects = || gateway.metric("portcullis_upstream_connects_total", &[]);
+        let mut client = gateway.connect();
+        client.write(b"GET /hold HTTP/1.1\r\nhost: g\r\n\r\n").unwrap();
+        until("the request to be held", || origin.held() == 1);
+        assert_eq!(connects(), 1.0);
+        // One for others is opened, and then another.
+        until("more connections", || gateway.get("/").status == 200 && connects() >= 3.0);
+        origin.release();
+        assert_eq!(client.answer("GET").unwrap().status, 200);
+        until("all to be closed", || origin.connections() == 0);
+    }
+}
+
+#[test]
 fn a_connection_that_does_not_come_about_is_a_504() {
     let full = Full::new();
     let gateway = reaching(full.address, "timeouts: { connect: 150ms }, retries: 0");

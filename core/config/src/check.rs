@@ -11,7 +11,10 @@ use crate::listen::ListenAddress;
 use crate::node::{Node, join};
 use crate::resilience::Deadline;
 use crate::traffic::{Arm, Split, SplitBy, Target, When};
-use crate::upstreams::{Balance, Dns, EndpointAddress, Health, HttpVersion, Scheme, Sticky, Upstream};
+use crate::upstreams::{
+    Balance, Dns, Endpoint, EndpointAddress, Health, HttpVersion, Scheme, Sticky, Upstream,
+};
+use crate::values::Duration;
 
 /// What fits into the map that headers are kept in, with room for those that plugins add.
 const HEADER_COUNT: RangeInclusive<u64> = 1..=10_000;
@@ -35,6 +38,19 @@ const TAKEN_HEADERS: [&str; 15] = [
     "x-forwarded-host",
     "x-forwarded-proto",
 ];
+/// Headers that a check sets itself.
+const CHECK_HEADERS: [&str; 8] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
+/// Seconds that the system can count (Linux' `MAX_TCP_KEEPIDLE`).
+const KEEPALIVE: RangeInclusive<u64> = 1..=32_767;
 /// A key of less can be tried out (RFC 2104, 3).
 const MIN_STICKY_KEY: usize = 16;
 /// All streams together may hold a window each, and that is bounded (RFC 9113, 6.9.1).
@@ -114,6 +130,7 @@ impl Check<'_> {
             let message = format!("`{}` is not between 512B and 16MiB", limits.header_bytes);
             self.error(&format!("{path}.limits.header_bytes"), &message, None);
         }
+        self.keepalive(&format!("{path}.limits.tcp_keepalive"), limits.tcp_keepalive);
         if listener.proxy_protocol.as_ref().is_some_and(|proxies| proxies.from.is_empty()) {
             let message = "without a proxy nobody could connect";
             self.error(&format!("{path}.proxy_protocol.from"), message, None);
@@ -309,6 +326,8 @@ impl Check<'_> {
 
     fn upstream(&mut self, path: &str, upstream: &Upstream, config: &Config) {
         self.endpoints(path, upstream);
+        self.zones(path, upstream, config);
+        self.keepalive(&format!("{path}.tcp_keepalive"), upstream.tcp_keepalive);
         self.limits(path, upstream);
         if let Some(deadline) = &upstream.deadline {
             self.deadline(&format!("{path}.deadline"), deadline, config);
@@ -353,6 +372,16 @@ impl Check<'_> {
         }
     }
 
+    /// Which zone is near is a matter of where the gateway is.
+    fn zones(&mut self, path: &str, upstream: &Upstream, config: &Config) {
+        let placed = upstream.endpoints.iter().position(|endpoint| endpoint.zone.is_some());
+        if let Some(index) = placed.filter(|_| config.zone.is_none()) {
+            let help = "`zone: ${ZONE}` at the top of the file";
+            let path = format!("{path}.endpoints[{index}].zone");
+            self.error(&path, "the gateway does not know in which zone it is itself", Some(help));
+        }
+    }
+
     /// What would do nothing is a mistake, and so is what a single failure, or none, would set off.
     fn limits(&mut self, path: &str, upstream: &Upstream) {
         let is_limited = upstream.max_requests.is_some() || upstream.adaptive.is_some();
@@ -386,6 +415,13 @@ impl Check<'_> {
         }
     }
 
+    fn keepalive(&mut self, path: &str, after: Option<Duration>) {
+        if after.is_some_and(|after| !KEEPALIVE.contains(&after.0.as_secs())) {
+            let message = format!("not between {}s and {}s", KEEPALIVE.start(), KEEPALIVE.end());
+            self.error(path, &message, None);
+        }
+    }
+
     fn health(&mut self, path: &str, health: &Health, upstream: &Upstream) {
         if health.grpc.is_some() && health.path.is_some() {
             let message = "a check asks for a path or for a gRPC service, not for both";
@@ -394,6 +430,26 @@ impl Check<'_> {
         if health.path.is_none() && self.is_said(&format!("{path}.status")) {
             let help = "`path: /healthz` names what is to be asked for";
             self.error(&format!("{path}.status"), "without `path` no status is seen", Some(help));
+        }
+        let asks = health.path.is_some() || health.grpc.is_some();
+        for key in ["host", "headers"] {
+            let key = format!("{path}.{key}");
+            if !asks && self.is_said(&key) {
+                self.error(&key, "without `path` or `grpc` nothing is sent", None);
+            }
+        }
+        for (name, value) in &health.headers {
+            let key = format!("{path}.headers.{name}");
+            if CHECK_HEADERS.contains(&name.as_str()) {
+                let help = (name.as_str() == "host").then_some("`health.host` names it");
+                self.error(&key, "a check sets this header itself", help);
+            } else if value.chars().any(|c| c.is_control() || !c.is_ascii()) {
+                self.error(&key, "this cannot be sent as a header", None);
+            }
+        }
+        let has_socket = |endpoint: &Endpoint| matches!(endpoint.address, EndpointAddress::Unix(_));
+        if health.port.is_some() && upstream.endpoints.iter().any(has_socket) {
+            self.error(&format!("{path}.port"), "a Unix socket has no port", None);
         }
         if health.grpc.is_some() && upstream.protocol == HttpVersion::Http1 {
             let message = "gRPC is spoken over HTTP/2, and this upstream speaks HTTP/1.1";

@@ -1,7 +1,7 @@
 //! The configuration file's types. Their field docs become the descriptions of the JSON Schema.
 
 use std::collections::BTreeMap;
-use std::num::{NonZeroU16, NonZeroU32, NonZeroU64};
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -9,15 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Span;
 use crate::forms::host_and_port;
-use crate::listen::{FileMode, ListenAddress};
+use crate::listen::{FileMode, ListenAddress, ListenerLimits};
 use crate::node::Node;
-use crate::rates::{MinRate, Rate};
 use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
-    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Moment, Network, PathPrefix, PathTemplate, Pattern,
-    Percent, Protocol, SizeLimit, positive, some_positive,
+    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Moment, Network, PathPrefix, PathTemplate,
+    Pattern, Percent, Protocol, SizeLimit, some_positive,
 };
 
 /// A whole configuration file.
@@ -30,6 +29,9 @@ pub struct Config {
     /// Directory for what survives a restart: accepted inputs, compiled modules, stores. Default: a directory of
     /// the user's own. Example: `/var/lib/portcullis`.
     pub state_dir: Option<PathBuf>,
+    /// Where the gateway itself is: of endpoints with the same `priority`, those of this `zone` serve first. Default: none.
+    /// Example: `eu-1a`.
+    pub zone: Option<String>,
     /// File that holds the process id while the gateway runs. Default: none. Example: `/run/portcullis.pid`.
     pub pid_file: Option<PathBuf>,
     /// The admin interface, or `off`. Default: on, at `127.0.0.1:9901`.
@@ -330,41 +332,6 @@ pub struct Http2 {
     pub max_streams: NonZeroU32,
 }
 
-/// Limits of a listener, of each of its clients and of each connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ListenerLimits {
-    /// Connections open at a time, over all workers. Default `10000`.
-    pub connections: NonZeroU32,
-    /// Connections that one client may have open at a time, over all workers: one IPv4 address, or one IPv6 network
-    /// of 64 bits. Trusted proxies may have more. Default: no limit, because many people may share an address.
-    /// Example: `200`.
-    pub connections_per_client: Option<NonZeroU32>,
-    /// TLS handshakes that one client may begin in a time, as many at once. Trusted proxies may begin more. Default:
-    /// no limit. Example: `50/s`.
-    pub handshakes_per_client: Option<Rate>,
-    /// Size of a request's head, 512B to 16MiB. Default `16KiB`.
-    pub header_bytes: ByteSize,
-    /// Number of header lines in a request, at most 10000. Default `100`.
-    pub header_count: NonZeroU32,
-    /// Time to send a request's head. Default `10s`.
-    #[serde(deserialize_with = "positive")]
-    pub header_timeout: Duration,
-    /// Longest time between two pieces of a request's body. Default `30s`.
-    #[serde(deserialize_with = "positive")]
-    pub body_timeout: Duration,
-    /// Time for which a client may take nothing of a response. Default `1m`.
-    #[serde(deserialize_with = "positive")]
-    pub write_timeout: Duration,
-    /// Bytes a second that make up for the time for which a client was waited for, so that a trickle does not keep it
-    /// within `body_timeout` and `write_timeout`; or `off`. It does not bind gRPC requests, which may pause. Default
-    /// `256B/s`.
-    pub min_rate: MinRate,
-    /// Time a connection may be open without a request. Default `1m`.
-    #[serde(deserialize_with = "positive")]
-    pub idle_timeout: Duration,
-}
-
 /// One place in a list of plugins.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ChainEntry {
@@ -637,6 +604,7 @@ impl Default for Config {
         Self {
             workers: None,
             state_dir: None,
+            zone: None,
             pid_file: None,
             admin: Admin::default(),
             log: Log::default(),
@@ -697,23 +665,6 @@ impl Default for Status {
 impl Default for Http2 {
     fn default() -> Self {
         Self { max_streams: at_least_one(100) }
-    }
-}
-
-impl Default for ListenerLimits {
-    fn default() -> Self {
-        Self {
-            connections: at_least_one(10_000),
-            connections_per_client: None,
-            handshakes_per_client: None,
-            header_bytes: ByteSize(16 << 10),
-            header_count: at_least_one(100),
-            header_timeout: seconds(10),
-            body_timeout: seconds(30),
-            write_timeout: seconds(60),
-            min_rate: MinRate(NonZeroU64::new(256)),
-            idle_timeout: seconds(60),
-        }
     }
 }
 

@@ -85,6 +85,8 @@ struct EndpointTable {
     weight: NonZeroU32,
     #[serde(default)]
     priority: u8,
+    #[serde(default)]
+    zone: Option<String>,
 }
 
 /// Every endpoint is as often in the order of turns as its weight says.
@@ -111,13 +113,13 @@ impl<'de> Visitor<'de> for EndpointVisitor {
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Endpoint, E> {
         let address = endpoint_url(text).map_err(E::custom)?;
-        Ok(Endpoint { address, weight: one(), priority: 0 })
+        Ok(Endpoint { address, weight: one(), priority: 0, zone: None })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
-        let EndpointTable { url: EndpointUrl(address), weight, priority } =
+        let EndpointTable { url: EndpointUrl(address), weight, priority, zone } =
             EndpointTable::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(Endpoint { address, weight, priority })
+        Ok(Endpoint { address, weight, priority, zone })
     }
 }
 

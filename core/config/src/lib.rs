@@ -27,14 +27,14 @@ mod yaml;
 
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
-    InstanceOptions, Limits, Listener, ListenerLimits, Log, LogFormat, LogLevel, Match, Mode, OnError, PluginEntry,
-    Policies, Predicate, Proxies, Records, RecordsFile, Redirect, RedirectHttps, RedirectStatus, Respond,
-    Rewrite, Route, SideFile, Status, Tls, TlsPolicy, TlsVersion,
+    InstanceOptions, Limits, Listener, Log, LogFormat, LogLevel, Match, Mode, OnError, PluginEntry, Policies,
+    Predicate, Proxies, Records, RecordsFile, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite,
+    Route, SideFile, Status, Tls, TlsPolicy, TlsVersion,
 };
 pub use de::NodeDeserializer;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity, Source, Span};
 pub use error::{NodeError, Raised, nearest};
-pub use listen::{FileMode, ListenAddress};
+pub use listen::{FileMode, ListenAddress, ListenerLimits};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value, join};
 pub use rates::{MinRate, Rate};
@@ -48,5 +48,5 @@ pub use upstreams::{
 };
 pub use values::{
     Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Moment, Network, PathPrefix,
-    PathTemplate, Pattern, Percent, Protocol, SizeLimit,
+    PathTemplate, Pattern, Percent, Protocol, RequestTarget, SizeLimit,
 };

@@ -1,15 +1,19 @@
-//! Where a listener is: an address of TCP, or a socket in the file system and who may use it.
+//! Where a listener is: an address of TCP, or a socket in the file system and who may use it; and what clients may
+//! keep it busy with.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::values::{Text, TextVisitor, expected, text_types};
+use crate::config::{at_least_one, seconds};
+use crate::rates::{MinRate, Rate};
+use crate::values::{ByteSize, Duration, Text, TextVisitor, expected, positive, text_types};
 
 /// Where to listen: an IP address and port, or a Unix socket: `unix:/run/portcullis.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +27,62 @@ pub enum ListenAddress {
 /// Permissions of a file, octal: `0660`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileMode(pub u32);
+
+/// Limits of a listener, of each of its clients and of each connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenerLimits {
+    /// Connections open at a time, over all workers. Default `10000`.
+    pub connections: NonZeroU32,
+    /// Connections that one client may have open at a time, over all workers: one IPv4 address, or one IPv6 network
+    /// of 64 bits. Trusted proxies may have more. Default: no limit, because many people may share an address.
+    /// Example: `200`.
+    pub connections_per_client: Option<NonZeroU32>,
+    /// TLS handshakes that one client may begin in a time, as many at once. Trusted proxies may begin more. Default:
+    /// no limit. Example: `50/s`.
+    pub handshakes_per_client: Option<Rate>,
+    /// Size of a request's head, 512B to 16MiB. Default `16KiB`.
+    pub header_bytes: ByteSize,
+    /// Number of header lines in a request, at most 10000. Default `100`.
+    pub header_count: NonZeroU32,
+    /// Time to send a request's head. Default `10s`.
+    #[serde(deserialize_with = "positive")]
+    pub header_timeout: Duration,
+    /// Longest time between two pieces of a request's body. Default `30s`.
+    #[serde(deserialize_with = "positive")]
+    pub body_timeout: Duration,
+    /// Time for which a client may take nothing of a response. Default `1m`.
+    #[serde(deserialize_with = "positive")]
+    pub write_timeout: Duration,
+    /// Bytes a second that make up for the time for which a client was waited for, so that a trickle does not keep it
+    /// within `body_timeout` and `write_timeout`; or `off`. It does not bind gRPC requests, which may pause. Default
+    /// `256B/s`.
+    pub min_rate: MinRate,
+    /// Time a connection may be open without a request. Default `1m`.
+    #[serde(deserialize_with = "positive")]
+    pub idle_timeout: Duration,
+    /// Time without a word after which the system asks over TCP whether a client is still there, for as long again before the
+    /// connection counts as broken. Default: never. Example: `1m`.
+    pub tcp_keepalive: Option<Duration>,
+}
+
+impl Default for ListenerLimits {
+    fn default() -> Self {
+        Self {
+            connections: at_least_one(10_000),
+            connections_per_client: None,
+            handshakes_per_client: None,
+            header_bytes: ByteSize(16 << 10),
+            header_count: at_least_one(100),
+            header_timeout: seconds(10),
+            body_timeout: seconds(30),
+            write_timeout: seconds(60),
+            min_rate: MinRate(NonZeroU64::new(256)),
+            idle_timeout: seconds(60),
+            tcp_keepalive: None,
+        }
+    }
+}
 
 impl Text for ListenAddress {
     const EXPECTED: &'static str = "an IP address and port such as `0.0.0.0:8080` or `[::]:8080`, or a Unix socket such as `unix:/run/portcullis.sock`";

@@ -26,6 +26,7 @@ pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
     let config = Config {
         workers: table.optional("workers"),
         state_dir: table.optional("state_dir"),
+        zone: table.optional("zone"),
         pid_file: table.optional("pid_file"),
         admin: table.with("admin", admin).unwrap_or(default.admin),
         log: table.optional("log").unwrap_or(default.log),
@@ -43,7 +44,7 @@ pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
     config
 }
 
-/// How long a plugin may wait.
+/// A time that is longer than zero.
 #[derive(Deserialize)]
 struct Wait(#[serde(deserialize_with = "positive")] Duration);
 
@@ -136,6 +137,8 @@ fn upstream(name: &str, place: Place<'_, '_>) -> Option<Upstream> {
     upstream.max_pending = table.optional("max_pending").unwrap_or_default();
     upstream.timeouts = table.optional("timeouts").unwrap_or_default();
     upstream.max_idle = table.optional("max_idle").unwrap_or(upstream.max_idle);
+    upstream.max_connection_age = table.optional("max_connection_age").map(|Wait(age)| age);
+    upstream.tcp_keepalive = table.optional("tcp_keepalive");
     upstream.retries = table.with("retries", retries).unwrap_or_default();
     upstream.hedge = table.optional("hedge");
     upstream.deadline = table.optional("deadline");

@@ -22,7 +22,8 @@ pub struct Breaker {
     /// The time over which requests are counted; then they are counted anew. Default `10s`.
     #[serde(deserialize_with = "positive")]
     pub window: Duration,
-    /// Whether responses with status 500 to 599 are failures, too. Default `true`.
+    /// Whether responses with status 500 to 599 are failures, too, and calls of gRPC that end with what stands for them, as
+    /// for `eject`. Default `true`.
     pub server_errors: bool,
     /// For how long no request is sent. Default `5s`.
     #[serde(deserialize_with = "positive")]

@@ -241,10 +241,15 @@ impl JsonSchema for Endpoint {
             "type": "integer", "minimum": 0, "maximum": 255, "default": 0,
             "description": "0 serves first, the next when too few of the former are healthy (`min_healthy`).",
         });
+        let zone = json!({
+            "type": ["string", "null"], "default": null,
+            "description": "Where it is. Of the same priority, endpoints of the gateway's own `zone` serve first, the others when too few of those are healthy (`min_healthy`). Default: in no zone. Example: `eu-1a`.",
+        });
         json_schema!({
-            "description": "One server of an upstream: an address, or a table with weight and priority.",
+            "description": "One server of an upstream: an address, or a table with weight, priority and zone.",
             "anyOf": [url, {
-                "type": "object", "properties": { "url": url, "weight": weight, "priority": priority },
+                "type": "object",
+                "properties": { "url": url, "weight": weight, "priority": priority, "zone": zone },
                 "required": ["url"], "additionalProperties": false,
             }],
         })

@@ -1,5 +1,6 @@
 //! Upstreams: where requests are sent, by which rule, and what happens when an endpoint fails.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::config::{Certificate, Status, TlsVersion, at_least_one, seconds};
 use crate::resilience::{Adaptive, Breaker, Deadline, Hedge};
 use crate::values::{
-    Address, Duration, HeaderName, HostName, PathPrefix, Percent, is_token, positive, some_positive,
+    Address, Duration, HeaderName, HostName, Percent, RequestTarget, is_token, positive, some_positive,
 };
 
 /// A group of endpoints that serve the same.
@@ -71,6 +72,12 @@ pub struct Upstream {
     /// Idle HTTP/1 connections kept by each worker to each endpoint. Default `64`.
     #[schemars(default = "default_max_idle")]
     pub max_idle: u32,
+    /// Age at which a connection gets no more requests, whether HTTP/1 or HTTP/2; those that are under way end. Up to a tenth
+    /// less, by lot. Default: no limit. Example: `10m`.
+    pub max_connection_age: Option<Duration>,
+    /// Time without a word after which the system asks over TCP whether an endpoint is still there, for as long again
+    /// before the connection counts as broken. Default: never. Example: `30s`.
+    pub tcp_keepalive: Option<Duration>,
     /// Further attempts after a failed one, where repeating is safe: how many, or a table. Default `1`.
     #[schemars(schema_with = "crate::schema::retries", default)]
     pub retries: Retries,
@@ -93,6 +100,8 @@ pub struct Endpoint {
     pub weight: NonZeroU32,
     /// 0 serves first, the next when too few of the former are healthy. Default `0`.
     pub priority: u8,
+    /// Where it is. Default: in no zone.
+    pub zone: Option<String>,
 }
 
 /// What endpoints speak.
@@ -241,7 +250,8 @@ pub struct Sticky {
 pub struct Eject {
     /// Failures in a row after which it gets no requests. Default `5`.
     pub failures: NonZeroU32,
-    /// Whether responses with status 500 to 599 are failures, too. Default `false`.
+    /// Whether responses with status 500 to 599 are failures, too, and calls of gRPC that end with what stands for them:
+    /// `UNAVAILABLE`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS`, and `DEADLINE_EXCEEDED` if the client set no time. Default `false`.
     pub server_errors: bool,
     /// For how long it gets none, times the ejections in a row. After it one request tries whether the endpoint is back.
     /// Default `10s`.
@@ -270,13 +280,20 @@ pub struct Eject {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
-    /// Path to get. Default: none, a check only connects, or asks as `grpc` says. Example: `/healthz`.
-    pub path: Option<PathPrefix>,
+    /// Path to get, with a query or without. Default: none, a check only connects, or asks as `grpc` says. Example:
+    /// `/healthz`.
+    pub path: Option<RequestTarget>,
     /// Service to ask for with gRPC's health checking protocol, in place of a path; empty for the server as a whole.
     /// Default: none. Example: `shop.v1.Orders`.
     #[schemars(with = "Option<String>")]
     #[serde(deserialize_with = "grpc_service")]
     pub grpc: Option<String>,
+    /// The `Host` that is asked for. Default: the upstream's `host` if that is a name, else the endpoint's.
+    pub host: Option<HostName>,
+    /// Headers that are sent. Default: none. Example: `{ x-probe: gateway }`.
+    pub headers: BTreeMap<HeaderName, String>,
+    /// The port that is asked, at the endpoint's host and in the same way, TLS included. Default: the endpoint's.
+    pub port: Option<NonZeroU16>,
     /// Status codes that are healthy, any of them. Default: 200 to 299.
     pub status: Vec<Status>,
     /// Time between two checks of an endpoint. Default `5s`.
@@ -304,6 +321,10 @@ pub struct Retries {
     /// How long all attempts together may take to the response's headers. Default: no limit but `timeouts.total`.
     #[serde(deserialize_with = "some_positive")]
     pub timeout: Option<Duration>,
+    /// About how long to wait before another attempt: a lot up to this before the first, up to three times as long before
+    /// the second, up to ten times from the fourth on. Nobody waits where nothing was sent and there is an endpoint that
+    /// was not tried. `0s` for no wait. Default `25ms`.
+    pub backoff: Duration,
     /// After which failures: `connect` (no connection), `timeout` (no response in time), `broken` (the connection
     /// broke, or what came was not HTTP), and status codes. Default `[connect, timeout, broken]`.
     pub on: Vec<RetryOn>,
@@ -396,6 +417,8 @@ impl Upstream {
             max_pending: 0,
             timeouts: Timeouts::default(),
             max_idle: default_max_idle(),
+            max_connection_age: None,
+            tcp_keepalive: None,
             retries: Retries::default(),
             hedge: None,
             deadline: None,
@@ -440,6 +463,9 @@ impl Default for Health {
         Self {
             path: None,
             grpc: None,
+            host: None,
+            headers: BTreeMap::new(),
+            port: None,
             status: Vec::new(),
             interval: seconds(5),
             timeout: seconds(2),
@@ -455,6 +481,7 @@ impl Default for Retries {
             attempts: 1,
             per_try_timeout: None,
             timeout: None,
+            backoff: Duration(std::time::Duration::from_millis(25)),
             on: vec![RetryOn::Connect, RetryOn::Timeout, RetryOn::Broken],
             budget: RetryBudget::default(),
         }

@@ -62,6 +62,10 @@ pub struct PathTemplate(String);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathPrefix(String);
 
+/// A path with a query or without, itself beginning with `/`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestTarget(String);
+
 /// A request method, uppercase.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Method(String);
@@ -269,6 +273,20 @@ impl Text for PathPrefix {
             return Err("a literal path: templates with `{}` or `**` belong in `path`".to_owned());
         }
         Ok(Self(text.to_owned()))
+    }
+}
+
+impl Text for RequestTarget {
+    const EXPECTED: &'static str = "a path such as `/healthz`, with a query or without";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let (path, query) = text.split_once('?').unwrap_or((text, ""));
+        path_segments(path)?;
+        match query.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
+            Some(bad) => Err(format!("`{}` cannot stand in a query", bad.escape_default())),
+            None if !path.is_ascii() => Err("what is no ASCII is written with `%`".to_owned()),
+            None => Ok(Self(text.to_owned())),
+        }
     }
 }
 
@@ -516,7 +534,7 @@ macro_rules! checked_strings {
     )* };
 }
 
-checked_strings!(HostPattern HostName PathTemplate PathPrefix Method HeaderName Protocol);
+checked_strings!(HostPattern HostName PathTemplate PathPrefix RequestTarget Method HeaderName Protocol);
 
 pub(crate) struct TextVisitor<T>(pub(crate) std::marker::PhantomData<T>);
 
@@ -584,6 +602,7 @@ text_types! {
     HostName None;
     PathTemplate Some("^/");
     PathPrefix Some("^/");
+    RequestTarget Some("^/");
     Method None;
     HeaderName None;
     Protocol None;

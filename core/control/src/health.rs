@@ -5,11 +5,13 @@
 
 mod http2;
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_config::Health;
+use portcullis_config::{HeaderName, Health};
 use portcullis_proxy::upstream::{Endpoint, HostHeader, Transport, Upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{AbortHandle, JoinSet};
@@ -68,8 +70,10 @@ impl Checks {
         for endpoint in &current.endpoints {
             if !checks.iter().any(|(id, _)| *id == endpoint.id) {
                 let (upstream, endpoint) = (Arc::clone(&current), endpoint.clone());
-                let id = endpoint.id;
-                let check = Check { upstream, endpoint, health: health.clone() };
+                let (id, port) = (endpoint.id, health.port.map(NonZeroU16::get));
+                let asked = port.and_then(|port| endpoint.at_port(port)).map(Arc::new);
+                let asked = asked.unwrap_or_else(|| endpoint.clone());
+                let check = Check { upstream, endpoint, asked, health: health.clone() };
                 checks.push((id, self.tasks.spawn(check.run())));
             }
         }
@@ -81,6 +85,8 @@ impl Checks {
 struct Check {
     upstream: Arc<Upstream>,
     endpoint: Arc<Endpoint>,
+    /// The same, or at another port.
+    asked: Arc<Endpoint>,
     health: Health,
 }
 
@@ -134,32 +140,35 @@ impl Check {
 
     /// A connection, and over it the answer to what is to be asked.
     async fn ask(&self) -> Result<(), String> {
-        let stream = self.upstream.connect(&self.endpoint, None).await.map_err(|error| error.to_string())?;
-        let host = match &self.upstream.host {
-            HostHeader::Name(name) => name,
-            HostHeader::Preserve | HostHeader::Endpoint => &self.endpoint.host,
+        let stream = self.upstream.connect(&self.asked, None).await.map_err(|error| error.to_string())?;
+        let host = match (&self.health.host, &self.upstream.host) {
+            (Some(name), _) => name.as_str(),
+            (None, HostHeader::Name(name)) => name.to_str().unwrap_or_default(),
+            (None, HostHeader::Preserve | HostHeader::Endpoint) => {
+                self.endpoint.host.to_str().unwrap_or_default()
+            }
         };
-        let host = host.to_str().unwrap_or_default();
+        let question = Question { host, headers: &self.health.headers };
         let is_http2 = stream.is_http2(self.upstream.protocol);
         match (&self.health.path, &self.health.grpc) {
             (_, Some(service)) => {
-                http2::serves(stream, host, service).await?;
-                self.endpoint.works();
+                http2::serves(stream, &question, service).await?;
+                self.asked.works();
                 Ok(())
             }
             (None, None) => {
-                self.endpoint.works();
+                self.asked.works();
                 Ok(())
             }
             (Some(path), None) => {
                 let path = path.as_str();
                 let asked = if is_http2 {
-                    http2::get(stream, host, path).await
+                    http2::get(stream, &question, path).await
                 } else {
-                    get(stream, host, path).await
+                    get(stream, &question, path).await
                 };
                 let status = asked?;
-                self.endpoint.works();
+                self.asked.works();
                 if self.is_good(status) { Ok(()) } else { Err(format!("status {status}")) }
             }
         }
@@ -173,11 +182,20 @@ impl Check {
     }
 }
 
+/// What a check says beside the path.
+struct Question<'c> {
+    host: &'c str,
+    headers: &'c BTreeMap<HeaderName, String>,
+}
+
 /// The status of the answer to a `GET` over HTTP/1.
-async fn get(mut stream: Transport, host: &str, path: &str) -> Result<u16, String> {
+async fn get(mut stream: Transport, question: &Question<'_>, path: &str) -> Result<u16, String> {
     let failed = |error: std::io::Error| error.to_string();
+    let Question { host, headers } = question;
+    let lines = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
     let request = format!(
-        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portcullis-health\r\nconnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: portcullis-health\r\n{}connection: close\r\n\r\n",
+        lines.collect::<String>()
     );
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
     stream.flush().await.map_err(failed)?;

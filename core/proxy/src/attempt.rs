@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::body::{RequestBody, UploadFailure};
 use crate::exchange::{Answer, forward};
 use crate::forwarded::{Told, is_trusted};
-use crate::grpc;
+use crate::grpc::{self, Call, Code};
 use crate::http1::split_authority;
 use crate::live::Live;
 use crate::mirror::Mirrored;
@@ -47,16 +47,20 @@ pub(crate) async fn attempt(
     };
     let answer = try_all(live, upstream, host, body, copy).await;
     if let Some(passage) = passage {
-        passage.judge(verdict(&answer));
+        passage.judge(verdict(Call::of(live.request()), &answer));
     }
     answer
 }
 
 /// What the answer tells of the upstream.
-fn verdict(answer: &Answer) -> Verdict {
+fn verdict(call: Option<Call>, answer: &Answer) -> Verdict {
     match answer {
-        Answer::Upstream(response) if response.status().is_server_error() => Verdict::ServerError,
-        Answer::Upstream(_) => Verdict::Good,
+        Answer::Upstream(response) if response.body().is_open_call() => Verdict::Later,
+        Answer::Upstream(response) => {
+            let outcome = call.and_then(|call| Some(call.status(Code::of(response.headers())?)));
+            let failed = outcome.unwrap_or(response.status()).is_server_error();
+            if failed { Verdict::ServerError } else { Verdict::Good }
+        }
         Answer::Fault(
             Fault::Unreachable
             | Fault::ConnectTimeout
@@ -77,7 +81,7 @@ async fn try_all(
     mut body: RequestBody,
     mut copy: Option<Box<Mirrored>>,
 ) -> Answer {
-    let patience = grpc::time_limit(live.request());
+    let (call, patience) = (Call::of(live.request()), grpc::time_limit(live.request()));
     let total = live.scope().route().and_then(|route| route.timeout).or(upstream.timeouts.total);
     let asked_for = patience.map(|patience| (patience, Fault::Deadline));
     let allowed = total.map(|total| (total, Fault::OutOfTime));
@@ -98,7 +102,10 @@ async fn try_all(
         };
         let (AttemptError { kind, unsent, reused }, response) = match result {
             Ok(mut response) => {
-                let duration = tries.answered(response.status());
+                let duration = match call {
+                    None => tries.answered(response.status()),
+                    Some(call) => tries.call_answered(call, &mut response),
+                };
                 live.upstream_duration = Some(duration);
                 let is_secure = live.exchange().scheme() == "https";
                 upstream.stick(tries.wish, tries.chosen.index, is_secure, response.headers_mut());

@@ -17,6 +17,7 @@ use portcullis_plugin::{Cursor, End, Reply};
 pub use crate::budget::Budget;
 pub(crate) use crate::budget::Held;
 use crate::chain::{Filter, Instance};
+use crate::grpc::Code;
 use crate::http1::{self, TRAILER_FORBIDDEN, is_forbidden_trailer};
 use crate::live::Live;
 use crate::mirror::Tee;
@@ -295,9 +296,10 @@ impl RequestBody {
     }
 
     /// What was taken of it waits for room: it is not the client who is waited for.
-    pub(crate) fn waits_for_room(&self) {
+    pub(crate) fn waits_for_room(&mut self) {
         if let RequestBody::Stream(upload) = self {
             upload.state.starving.store(false, Relaxed);
+            upload.incoming.pace.rests();
         }
     }
 
@@ -582,7 +584,10 @@ impl ResponseBody {
         }
         match self.tail.pop_front().map(Frame::into_data) {
             Some(Ok(data)) => self.deliver(data),
-            Some(Err(trailers)) => self.hand_over(trailers),
+            Some(Err(trailers)) => {
+                self.live.outcome = self.live.outcome.or(trailers.trailers_ref().and_then(Code::of));
+                self.hand_over(trailers)
+            }
             None => {
                 self.live.end(End::Complete);
                 Poll::Ready(None)

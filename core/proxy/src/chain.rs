@@ -331,16 +331,16 @@ fn record(
 }
 
 /// What an answer is called, why, and what failed.
-pub(crate) fn verdict(
-    answer: &Result<Decision, PluginError>,
-) -> (Verdict, Option<Reason>, Option<Box<str>>) {
+pub(crate) fn verdict(answer: &Result<Decision, PluginError>) -> (Verdict, Option<Reason>, Option<Box<str>>) {
     match answer {
         Ok(Decision::Continue) => (Verdict::Continue, None, None),
         Ok(Decision::Respond(reply)) => (Verdict::Respond, reply.reason.clone(), None),
         Ok(Decision::Drop) => (Verdict::Drop, Some(DROPPED), None),
-        Err(error) => {
-            (Verdict::Error(error.kind()), Some(error.kind().reason().into()), Some(shortened(error.message())))
-        }
+        Err(error) => (
+            Verdict::Error(error.kind()),
+            Some(error.kind().reason().into()),
+            Some(shortened(error.message())),
+        ),
     }
 }
 

@@ -155,6 +155,9 @@ pub(crate) async fn accept(
         worker.metrics.refuse(Refused::Plugin);
         return;
     }
+    if let Some(after) = listener.limits.keepalive {
+        stream.keep_alive(after);
+    }
     let (limits, tls) = (listener.limits, listener.tls.clone());
     // A connection lives long, a generation must not.
     drop(generation);

@@ -16,7 +16,7 @@ use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{client_address, remove_claims};
 use crate::generation::{Action, Rewrite, Route};
-use crate::grpc;
+use crate::grpc::{self, Code};
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
 use crate::http1::{HOST_MISSING, Refusal};
@@ -490,6 +490,9 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
     }
     live.status = Some(status);
     let (status, headers, source) = as_told(&mut live, status, headers, source);
+    if grpc::is_call(live.request()) {
+        live.outcome = Code::of(&headers);
+    }
     let mut response = Response::new(ResponseBody::new(source, filters, live));
     *response.status_mut() = status;
     *response.headers_mut() = headers;

@@ -113,6 +113,8 @@ pub struct ListenerLimits {
     pub min_rate: Option<NonZeroU64>,
     /// Between two requests of a connection.
     pub idle_timeout: Duration,
+    /// Without a word, after which the system asks whether the client is there.
+    pub keepalive: Option<Duration>,
     /// Streams of an HTTP/2 connection at once.
     pub http2_streams: u32,
 }

@@ -28,6 +28,75 @@ fn media_type(request: &Request) -> Option<&HeaderValue> {
     is_grpc.then_some(value)
 }
 
+/// The codes by which calls end, by number (<https://github.com/grpc/grpc/blob/master/doc/statuscodes.md>).
+pub(crate) const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Code(u8);
+
+impl Code {
+    pub(crate) const UNKNOWN: Code = Code(2);
+
+    /// What headers or trailers say; what is no code is `UNKNOWN`.
+    pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
+        let said = headers.get(GRPC_STATUS)?.to_str().ok();
+        let code = said.and_then(|said| said.parse().ok()).map(Code);
+        Some(code.filter(|code| code.index() < CODES.len()).unwrap_or(Code::UNKNOWN))
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self.0.into()
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        CODES.get(self.index()).copied().unwrap_or("UNKNOWN")
+    }
+}
+
+/// A call, as far as it matters for what its outcome tells of the server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    /// The client has set a time, which may be too short.
+    is_limited: bool,
+}
+
+impl Call {
+    pub(crate) fn of(request: &Request) -> Option<Self> {
+        is_call(request).then(|| Call { is_limited: request.headers().contains_key(GRPC_TIMEOUT) })
+    }
+
+    /// The status by which a server is judged, after Envoy's mapping; for what is the client's own doing any that is no
+    /// server error.
+    pub(crate) fn status(self, code: Code) -> StatusCode {
+        match code.0 {
+            0 => StatusCode::OK,
+            4 if !self.is_limited => StatusCode::GATEWAY_TIMEOUT,
+            2 | 13 | 15 => StatusCode::INTERNAL_SERVER_ERROR,
+            14 => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
 /// Whether a request is a call, in which messages may come as they please.
 pub(crate) fn is_call(request: &Request) -> bool {
     let can_call = request.version() == Version::HTTP_2 && *request.method() == Method::POST;
@@ -139,6 +208,25 @@ mod tests {
         let grpc = request(&[("content-type", "application/grpc")]);
         assert!(refusal(&grpc, StatusCode::FORBIDDEN, &own, &id).is_none());
         assert!(refusal(&grpc, StatusCode::OK, &HeaderMap::new(), &id).is_none());
+    }
+
+    #[test]
+    fn an_outcome_is_a_code_and_some_are_the_servers_fault() {
+        let code = |said: &str| {
+            let headers = [(GRPC_STATUS, HeaderValue::from_str(said).unwrap())];
+            Code::of(&HeaderMap::from_iter(headers)).unwrap()
+        };
+        assert_eq!(Code::of(&HeaderMap::new()), None);
+        assert_eq!((code("0").name(), code("16").name()), ("OK", "UNAUTHENTICATED"));
+        for wrong in ["17", "-1", "", "256", "OK", "0 0"] {
+            assert_eq!(code(wrong), Code::UNKNOWN, "{wrong}");
+        }
+        let faults = |is_limited| {
+            let call = Call { is_limited };
+            let faults = (0..17).filter(|code| call.status(Code(*code)).is_server_error());
+            faults.collect::<Vec<_>>()
+        };
+        assert_eq!((faults(false), faults(true)), (vec![2, 4, 13, 14, 15], vec![2, 13, 14, 15]));
     }
 
     #[test]

@@ -223,6 +223,7 @@ mod tests {
             write_timeout: second,
             min_rate: None,
             idle_timeout: second,
+            keepalive: None,
             http2_streams: 1,
         };
         understand(request.body(()).unwrap().into_parts().0.into(), &limits)

@@ -16,6 +16,7 @@ use crate::body::{FilterRefusal, Held, UploadFailure, UploadState};
 use crate::chain::Chain;
 use crate::client::{Client, Serving};
 use crate::generation::{Listener, Route};
+use crate::grpc::Code;
 use crate::logs::Ended;
 use crate::metrics::{GivenUp, RouteMetrics};
 use crate::record;
@@ -99,6 +100,8 @@ pub(crate) struct Live {
     pub(crate) is_reply: bool,
     /// What followed a response that was read whole.
     pub(crate) trailers: Option<Box<HeaderMap>>,
+    /// How the call ended, if it is one of gRPC, as far as the client was told.
+    pub(crate) outcome: Option<Code>,
     /// Until when its response has to have ended.
     pub(crate) deadline: Option<Box<Deadline>>,
     start: Instant,
@@ -133,6 +136,7 @@ impl Live {
             others,
             is_reply: false,
             trailers: None,
+            outcome: None,
             deadline: None,
             start,
             end: None,
@@ -288,6 +292,7 @@ impl Drop for Live {
             response_bytes: self.response_bytes,
             duration: self.start.elapsed(),
             upstream_duration: self.upstream_duration,
+            grpc_status: self.outcome.map(Code::name),
         };
         if !scope.chain().wants(HookName::OnLog) {
             return scope.remember(&worker, &mut exchange, outcome);

@@ -8,12 +8,13 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally, Verdict};
 
 use crate::body::Budget;
+use crate::grpc::{CODES, Code};
 use crate::upstream::{Circuit, Learned, P95, Slots};
 
 thread_local! {
@@ -228,6 +229,20 @@ fn count_up<K: Ord + Default>(counts: &mut BTreeMap<K, u64>, key: K, most: usize
 }
 
 impl UpstreamMetrics {
+    pub(crate) fn count_call(&self, code: Code) {
+        let calls = self.calls.get_or_init(|| std::array::from_fn(|_| Counter::new(self.rows)));
+        if let Some(counter) = calls.get(code.index()) {
+            counter.increment();
+        }
+    }
+
+    /// How calls of gRPC ended, by the names of the codes that there were.
+    pub fn calls(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counters = self.calls.get().into_iter().flatten();
+        let counted = CODES.into_iter().zip(counters.map(Counter::value));
+        counted.filter(|(_, count)| *count > 0)
+    }
+
     /// Requests sent.
     pub fn attempts(&self) -> u64 {
         self.firsts.value() + self.repeats.value()
@@ -303,6 +318,9 @@ pub struct UpstreamMetrics {
     pub(crate) ejecting: Mutex<()>,
     /// From the attempt to the response's head.
     pub duration: Histogram,
+    /// How calls of gRPC ended, by code; none before the first, because few upstreams have any.
+    calls: OnceLock<[Counter; CODES.len()]>,
+    rows: Rows,
 }
 
 /// Why a client's connection was closed as soon as it was accepted.
@@ -523,6 +541,8 @@ impl Metrics {
             circuit: Circuit::default(),
             ejecting: Mutex::default(),
             duration: Histogram::new(rows),
+            calls: OnceLock::new(),
+            rows,
         })
     }
 

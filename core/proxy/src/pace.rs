@@ -35,6 +35,13 @@ impl Pace {
         self.timer.poll_expired(cx)
     }
 
+    /// The client is not waited for, until it is again.
+    pub(crate) fn rests(&mut self) {
+        if let Some(since) = self.waits_since.take() {
+            self.behind += since.elapsed();
+        }
+    }
+
     /// The client has sent or taken so many bytes. Costs nothing while it need not be waited for.
     pub(crate) fn went_on(&mut self, bytes: usize) {
         if self.waits_since.is_none() && self.behind.is_zero() {

@@ -278,6 +278,7 @@ impl Entry {
                 response_bytes: 0,
                 duration: std::time::Duration::ZERO,
                 upstream_duration: None,
+                grpc_status: None,
             },
         }
     }
@@ -310,7 +311,7 @@ impl Entry {
     }
 
     fn shown(&self, time: SystemTime) -> Record {
-        let Outcome { end, status, request_bytes, response_bytes, duration, upstream_duration } =
+        let Outcome { end, status, request_bytes, response_bytes, duration, upstream_duration, grpc_status } =
             &self.outcome;
         Record {
             id: self.id.to_string(),
@@ -328,6 +329,7 @@ impl Entry {
             path: self.path.clone(),
             route: self.route.as_ref().map(|route| route.name.to_string()),
             status: status.map(|status| status.as_u16()),
+            grpc_status: grpc_status.map(str::to_owned),
             end: end.as_str().to_owned(),
             micros: duration.as_micros() as u64,
             request_bytes: *request_bytes,
@@ -352,8 +354,11 @@ impl Entry {
     fn decision(&self, decider: &Decider) -> Decision {
         let label =
             self.names.0.plugins.values().find(|label| decider.hook.is_some() && label.name == decider.by);
-        let note =
-            self.notes.iter().rev().find(|note| note.reason.is_some() && note.reason == decider.reason && !self.is_shadow(note));
+        let note = self
+            .notes
+            .iter()
+            .rev()
+            .find(|note| note.reason.is_some() && note.reason == decider.reason && !self.is_shadow(note));
         Decision {
             by: decider.by.to_string(),
             kind: label.map(|label| label.kind.to_owned()),
@@ -414,6 +419,9 @@ pub struct Record {
     pub route: Option<String>,
     /// Status sent; none if nothing was.
     pub status: Option<u16>,
+    /// How a call of gRPC ended, such as `UNAVAILABLE`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc_status: Option<String>,
     /// How it ended: `complete`, `client_gone`, `upstream_failed` or `refused`.
     pub end: String,
     /// From the head to the end, microseconds.

@@ -17,8 +17,8 @@ use http::header::HeaderValue;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use portcullis_plugin::{
-    Admission, BodyFilter, BodyWish, Change, ChangeKind, Connection, Cursor, Decision, Exchange, Filtered, Hook,
-    HookName, Needs, Note, Part, Parts, Plugin, PluginError, Principal, RequestId, Slot, Verdict,
+    Admission, BodyFilter, BodyWish, Change, ChangeKind, Connection, Cursor, Decision, Exchange, Filtered,
+    Hook, HookName, Needs, Note, Part, Parts, Plugin, PluginError, Principal, RequestId, Slot, Verdict,
 };
 use serde_json::Value;
 
@@ -61,7 +61,8 @@ pub struct ShadowOptions {
 
 /// Whether a client is among so many of a hundred: always the same ones.
 fn is_chosen(client: IpAddr, percent: u8) -> bool {
-    percent >= 100 || BuildHasherDefault::<DefaultHasher>::default().hash_one(client) % 100 < u64::from(percent)
+    percent >= 100
+        || BuildHasherDefault::<DefaultHasher>::default().hash_one(client) % 100 < u64::from(percent)
 }
 
 impl Plugin for Partial {
@@ -203,8 +204,12 @@ impl Shadow {
             (BodyWish::Whole { limit }, HookName::OnRequestBody) => {
                 plugin.wants_request_body(exchange).then_some(Beside::Whole(limit))
             }
-            (BodyWish::Whole { limit }, _) => plugin.wants_response_body(exchange).then_some(Beside::Whole(limit)),
-            (BodyWish::Stream, HookName::OnRequestBody) => plugin.request_body_filter(exchange).map(Beside::Stream),
+            (BodyWish::Whole { limit }, _) => {
+                plugin.wants_response_body(exchange).then_some(Beside::Whole(limit))
+            }
+            (BodyWish::Stream, HookName::OnRequestBody) => {
+                plugin.request_body_filter(exchange).map(Beside::Stream)
+            }
             (BodyWish::Stream, _) => plugin.response_body_filter(exchange).map(Beside::Stream),
         });
         drop(view);
@@ -258,10 +263,12 @@ impl Shaded {
         let to = exchange.core();
         (to.began, to.client, to.cursor) = (from.began, from.client, from.cursor);
         (to.id, to.matched) = (from.id.clone(), from.matched.clone());
-        (to.request, to.outgoing, to.response) = (from.request.clone(), from.outgoing.clone(), from.response.clone());
+        (to.request, to.outgoing, to.response) =
+            (from.request.clone(), from.outgoing.clone(), from.response.clone());
         (to.route, to.captures) = (from.route.clone(), from.captures.clone());
         (to.principal, to.facts) = (from.principal.clone(), from.facts.clone());
-        (to.attempt, to.decider, to.outcome) = (from.attempt.clone(), from.decider.clone(), from.outcome.clone());
+        (to.attempt, to.decider, to.outcome) =
+            (from.attempt.clone(), from.decider.clone(), from.outcome.clone());
         edits.iter().for_each(|edit| edit.apply(to));
     }
 
@@ -310,7 +317,8 @@ impl Shaded {
             view.edits.retain(|edit| (edit.change.part, &edit.change.kind) != (change.part, &change.kind));
             view.edits.extend(Edit::of(change, parts));
         }
-        let note = Note { rule: parts.rule.take(), used: parts.used.take().unwrap_or_default(), ..Note::default() };
+        let note =
+            Note { rule: parts.rule.take(), used: parts.used.take().unwrap_or_default(), ..Note::default() };
         self.settle(view, hook, start, answer, changes, Some((exchange, note)));
     }
 
@@ -324,7 +332,8 @@ impl Shaded {
         changes: Vec<Change>,
         left: Option<(Exchange, Note)>,
     ) {
-        let (exchange, note) = left.map_or((None, Note::default()), |(exchange, note)| (Some(exchange), note));
+        let (exchange, note) =
+            left.map_or((None, Note::default()), |(exchange, note)| (Some(exchange), note));
         let (verdict, reason, error) = verdict(&answer);
         self.options.metrics.count(verdict, !changes.is_empty());
         if hook != HookName::OnLog && verdict != Verdict::Continue {
@@ -414,8 +423,11 @@ impl Plugin for Shadow {
     fn needs(&self) -> Needs {
         let needs = self.0.needs;
         let stream = |wish| if wish == BodyWish::None { BodyWish::None } else { BodyWish::Stream };
-        let all = [HookName::OnRequest, HookName::OnResponse, HookName::OnLog].into_iter().fold(needs, Needs::and);
-        all.request_body(stream(needs.request_body)).response_body(stream(needs.response_body)).on_every_response()
+        let all =
+            [HookName::OnRequest, HookName::OnResponse, HookName::OnLog].into_iter().fold(needs, Needs::and);
+        all.request_body(stream(needs.request_body))
+            .response_body(stream(needs.response_body))
+            .on_every_response()
     }
 
     fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
@@ -485,7 +497,14 @@ impl BodyFilter for Copy {
                     let mut view = lock(&self.shared);
                     if let Some(exchange) = view.exchange.take() {
                         let left = Some((exchange, Note::default()));
-                        self.shaded.settle(&mut view, self.hook, Instant::now(), Ok(refusal), Vec::new(), left);
+                        self.shaded.settle(
+                            &mut view,
+                            self.hook,
+                            Instant::now(),
+                            Ok(refusal),
+                            Vec::new(),
+                            left,
+                        );
                     }
                 }
             }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Connections that wait in a socket's queue, per worker; the kernel may allow fewer.
@@ -259,6 +259,15 @@ impl Acceptor {
     }
 }
 
+/// Has the system ask the other side whether it is there, once it has said nothing for so long, and as often as it does by
+/// itself (nine times) in as long again.
+pub(crate) fn keep_alive(stream: &tokio::net::TcpStream, after: Duration) {
+    let interval = (after / 9).max(Duration::from_secs(1));
+    let keepalive = TcpKeepalive::new().with_time(after).with_interval(interval);
+    // Fails only on a dead socket, which the first use will notice.
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
+
 impl Accepted {
     /// What the client connected to.
     pub(crate) fn local(&self) -> Option<SocketAddr> {
@@ -273,6 +282,13 @@ impl Accepted {
         if let Accepted::Tcp(stream) = self {
             // Fails only on a dead socket, which the first read will notice.
             let _ = stream.set_nodelay(true);
+        }
+    }
+
+    /// Has the system ask the client whether it is there, once it has said nothing for so long.
+    pub(crate) fn keep_alive(&self, after: Duration) {
+        if let Accepted::Tcp(stream) = self {
+            keep_alive(stream, after);
         }
     }
 

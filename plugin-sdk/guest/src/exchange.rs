@@ -110,6 +110,11 @@ impl Exchange {
     pub fn outcome(&self) -> Option<Outcome> {
         imports::outcome()
     }
+
+    /// How a call of gRPC ended, within `on_log`: the name of the code, such as `UNAVAILABLE`.
+    pub fn grpc_status(&self) -> Option<String> {
+        imports::grpc_status()
+    }
 }
 
 macro_rules! headers {

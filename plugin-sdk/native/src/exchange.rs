@@ -216,6 +216,8 @@ pub struct Outcome {
     pub duration: Duration,
     /// From the first attempt to the upstream's response head; none if there was none.
     pub upstream_duration: Option<Duration>,
+    /// How a call of gRPC ended, as the client was told: the name of the code, such as `UNAVAILABLE`.
+    pub grpc_status: Option<&'static str>,
 }
 
 macro_rules! journal {

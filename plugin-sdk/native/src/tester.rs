@@ -473,6 +473,7 @@ impl ExchangeBuilder {
                 response_bytes: 0,
                 duration: Duration::from_millis(1),
                 upstream_duration: None,
+                grpc_status: None,
             }));
         })
     }

@@ -18,6 +18,7 @@
 //! | `scheme`, `host`, `method`, `path`, `version` | what was asked for; `query` only when wanted |
 //! | `status`, `end` | the status sent, and `complete`, `client_gone`, `upstream_failed` or `refused` |
 //! | `duration_ms`, `upstream_ms` | to the end; from the first attempt to the upstream's head |
+//! | `grpc_status` | how a call of gRPC ended, such as `UNAVAILABLE` |
 //! | `request_bytes`, `response_bytes` | of the bodies |
 //! | `upstream`, `endpoint`, `attempts` | where it went, and at which attempt |
 //! | `principal` | the id of who called |
@@ -135,6 +136,7 @@ impl AccessLog {
             fields.put("end", outcome.end.as_str())?;
             fields.put("duration_ms", millis(outcome.duration))?;
             fields.option("upstream_ms", outcome.upstream_duration.map(millis))?;
+            fields.option("grpc_status", outcome.grpc_status)?;
             fields.put("request_bytes", outcome.request_bytes)?;
             fields.put("response_bytes", outcome.response_bytes)?;
         }
@@ -373,6 +375,7 @@ mod tests {
                     response_bytes: 4,
                     duration: Duration::from_nanos(1_234_567),
                     upstream_duration: Some(Duration::from_micros(500)),
+                    grpc_status: Some("UNAVAILABLE"),
                 }));
             })
     }
@@ -400,6 +403,7 @@ mod tests {
                 "scheme": "http", "host": "gateway.test", "method": "POST", "path": "/users/42",
                 "query": "token=x", "version": "HTTP/1.1", "status": 403, "end": "refused",
                 "duration_ms": 1.234, "upstream_ms": 0.5, "request_bytes": 3, "response_bytes": 4,
+                "grpc_status": "UNAVAILABLE",
                 "upstream": "api", "endpoint": "192.0.2.9:80", "attempts": 1, "principal": "ada",
                 "decided_by": "guard", "hook": "on_response", "reason": "guard.no",
                 "user_agent": "curl \"8\"", "headers": {"x-tenant": "acme"}, "facts": {"score": {"n": 7}},

@@ -436,6 +436,10 @@ impl exchange::Host for Host {
             upstream_duration: outcome.upstream_duration.map(|duration| duration.as_micros() as u64),
         }))
     }
+
+    fn grpc_status(&mut self) -> Result<Option<String>> {
+        Ok(self.exchange()?.outcome().and_then(|outcome| outcome.grpc_status).map(str::to_owned))
+    }
 }
 
 impl host::Host for Host {

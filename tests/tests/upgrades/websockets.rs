@@ -35,6 +35,10 @@ impl Echo {
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut port).unwrap();
         Echo { process, address: format!("127.0.0.1:{}", port.trim()).parse().unwrap() }
     }
+
+    fn signal(&self, name: &str) {
+        tool("kill", &[&format!("-{name}"), &self.process.id().to_string()]);
+    }
 }
 
 impl Drop for Echo {
@@ -175,6 +179,49 @@ fn a_tunnel_over_an_http2_connection_takes_no_more_than_its_window() {
     server.data(tunnel, b"bye", true);
     assert_eq!(client.rest(), b"bye");
     until_closed(&gateway);
+}
+
+#[test]
+fn a_tunnel_ends_when_the_server_behind_its_http2_connection_says_nothing_any_more() {
+    if !has_module("websockets") || !has(&["node"]) {
+        return;
+    }
+    let echo = Echo::start();
+    let server = echo.behind_http2("connect", &[]);
+    let gateway = gateway(server.address, "protocol: http2", "");
+    let mut client = asked(&gateway, "/stopped", "websocket");
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+    server.signal("STOP");
+    let begin = Instant::now();
+    assert_eq!(client.rest(), b"");
+    server.signal("CONT");
+    assert!(begin.elapsed() < Duration::from_secs(45), "a tunnel's own timeout is five minutes");
+    assert_eq!(gateway.logged_path("/stopped")["end"], "upstream_failed");
+    until_closed(&gateway);
+}
+
+#[test]
+fn a_server_that_is_there_may_leave_a_tunnel_silent() {
+    const ENABLE_CONNECT_PROTOCOL: u16 = 8;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = gateway(listener.local_addr().unwrap(), "protocol: http2", "");
+    let mut client = asked(&gateway, "/silent", "websocket");
+    let mut server = Http2::accept(&listener, &[(ENABLE_CONNECT_PROTOCOL, 1)]);
+    let tunnel = server.request();
+    server.respond(tunnel, &[], false);
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+    for _ in 0..2 {
+        let (_, _, asked) = server.read_until(Http2::PING);
+        server.write(Http2::PING, 1, 0, &asked).unwrap();
+    }
+    server.data(tunnel, b"still there", false);
+    client.expect(b"still there");
+    // Nor does it keep others from the connection.
+    let mut other = Raw::connect(gateway.address());
+    other.write("GET / HTTP/1.1\r\nHost: g\r\n\r\n");
+    let stream = server.request();
+    server.respond(stream, &[], true);
+    assert!(other.head().starts_with("HTTP/1.1 200 "));
 }
 
 #[test]

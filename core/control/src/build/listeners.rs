@@ -259,6 +259,7 @@ fn limits(listener: &config::Listener) -> ListenerLimits {
         write_timeout: limits.write_timeout.0,
         min_rate: limits.min_rate.0,
         idle_timeout: limits.idle_timeout.0,
+        keepalive: limits.tcp_keepalive.map(|after| after.0),
         http2_streams: listener.http2.max_streams.get(),
     }
 }

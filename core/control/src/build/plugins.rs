@@ -256,7 +256,11 @@ fn make(planned: &Planned, host: &mut Host<'_>) -> Result<Arc<dyn Plugin>, Diagn
 }
 
 /// Builds once. After errors in the table the reader yields no value, so that nothing is built of a part of it.
-fn attempt(planned: &Planned, reader: &Reader<'_>, host: &mut Host<'_>) -> Result<Arc<dyn Plugin>, BuildFailure> {
+fn attempt(
+    planned: &Planned,
+    reader: &Reader<'_>,
+    host: &mut Host<'_>,
+) -> Result<Arc<dyn Plugin>, BuildFailure> {
     let instance = portcullis_plugin::Instance {
         kind: planned.registration.kind,
         name: planned.name.clone(),

@@ -34,6 +34,7 @@ pub(crate) struct BuiltUpstream {
     /// Where its endpoints come from, if that is DNS.
     pub(crate) discovered: Option<Arc<Discovered>>,
     tls: Option<BuiltTls>,
+    zone: Option<String>,
 }
 
 /// TLS towards endpoints, and a hash of what it was made of.
@@ -47,6 +48,8 @@ struct BuiltTls {
 pub(crate) struct Recipe {
     config: config::Upstream,
     tls: Option<Arc<ClientConfig>>,
+    /// The gateway's own.
+    zone: Option<String>,
     metrics: Arc<Metrics>,
 }
 
@@ -70,16 +73,19 @@ impl Builder<'_> {
     fn upstream(&mut self, config: &config::Upstream) -> Option<BuiltUpstream> {
         let path = join("upstreams", &config.name);
         let running = self.running.and_then(|running| running.upstream(&config.name));
+        let zone = &self.loaded.config.zone;
         let tls = if speaks_tls(config) { Some(self.client_tls(&path, config, running)?) } else { None };
         let is_same = |running: &&BuiltUpstream| {
             running.config == *config
+                && running.zone == *zone
                 && running.tls.as_ref().map(|tls| tls.made_of) == tls.as_ref().map(|tls| tls.made_of)
         };
         if let Some(same) = running.filter(is_same) {
             return Some(same.clone());
         }
         let client = tls.as_ref().map(|tls| tls.client.clone());
-        let recipe = Recipe { config: config.clone(), tls: client, metrics: self.services.metrics.clone() };
+        let (zone, metrics) = (zone.clone(), self.services.metrics.clone());
+        let recipe = Recipe { config: config.clone(), tls: client, zone: zone.clone(), metrics };
         let built = match &config.dns {
             Some(dns) => Discovered::new(dns, recipe, running)
                 .map(|discovered| (discovered.upstream().clone(), Some(Arc::new(discovered))))
@@ -88,7 +94,7 @@ impl Builder<'_> {
         };
         match built {
             Ok((upstream, discovered)) => {
-                Some(BuiltUpstream { config: config.clone(), upstream, discovered, tls })
+                Some(BuiltUpstream { config: config.clone(), upstream, discovered, tls, zone })
             }
             Err((key, message)) => {
                 self.error(&format!("{path}.{key}"), message);
@@ -191,7 +197,7 @@ impl Recipe {
                 way: self.way(Address::Socket(found.address), scheme, &found.host)?,
                 authority: found.address.to_string(),
                 host: authority(&found.host, found.address.port()),
-                place: Place { weight: found.weight, priority: found.priority },
+                place: Place { weight: found.weight, priority: found.priority.into() },
             })
         };
         let spots = found.iter().map(spot).collect::<Result<Vec<_>, String>>()?;
@@ -199,7 +205,7 @@ impl Recipe {
     }
 
     fn spot(&self, endpoint: &config::Endpoint) -> Result<Spot, String> {
-        let place = Place { weight: endpoint.weight.get(), priority: endpoint.priority };
+        let place = Place { weight: endpoint.weight.get(), priority: self.priority(endpoint) };
         match &endpoint.address {
             config::EndpointAddress::Tcp { scheme, host, port } => {
                 let authority = authority(host, *port);
@@ -212,6 +218,13 @@ impl Recipe {
                 Ok(Spot { way, authority, host: "localhost".to_owned(), place })
             }
         }
+    }
+
+    /// Those of another zone come between those of the gateway's own and the next priority, so that one rule says when
+    /// either is needed.
+    fn priority(&self, endpoint: &config::Endpoint) -> u16 {
+        let is_elsewhere = self.zone.is_some() && endpoint.zone != self.zone;
+        2 * u16::from(endpoint.priority) + u16::from(is_elsewhere)
     }
 
     /// How an endpoint is reached whose certificate is for `host`, unless the configuration says for whom.
@@ -257,6 +270,8 @@ impl Recipe {
                 tunnel: config.timeouts.tunnel.0,
             },
             max_idle: config.max_idle as usize,
+            max_age: config.max_connection_age.map(|age| age.0),
+            keepalive: config.tcp_keepalive.map(|after| after.0),
             retries: retries(&config.retries),
             hedge: config.hedge.as_ref().map(hedge),
             deadline,
@@ -390,6 +405,7 @@ fn retries(config: &config::Retries) -> Retries {
         attempts: config.attempts.into(),
         per_try: config.per_try_timeout.map(|timeout| timeout.0),
         total: config.timeout.map(|timeout| timeout.0),
+        backoff: config.backoff.0,
         on_connect: config.on.contains(&RetryOn::Connect),
         on_timeout: config.on.contains(&RetryOn::Timeout),
         on_broken: config.on.contains(&RetryOn::Broken),

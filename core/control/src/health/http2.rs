@@ -8,6 +8,8 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use http::{Method, Request, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::Question;
+
 /// Bytes of an answer that are looked at: the message of gRPC's protocol has two.
 const LONGEST_ANSWER: usize = 64;
 const METHOD: &str = "/grpc.health.v1.Health/Check";
@@ -19,10 +21,10 @@ const SERVING: [u8; 2] = [0x08, 1];
 /// The status of the answer to a `GET`.
 pub(super) async fn get(
     io: impl AsyncRead + AsyncWrite + Unpin,
-    host: &str,
+    question: &Question<'_>,
     path: &str,
 ) -> Result<u16, String> {
-    let request = request(Method::GET, host, path)?;
+    let request = request(Method::GET, question, path)?;
     let asked = |sender| async move { Ok(send(sender, request, Bytes::new()).await?.status().as_u16()) };
     connected(io, asked).await
 }
@@ -30,10 +32,10 @@ pub(super) async fn get(
 /// Whether a gRPC server says that it serves.
 pub(super) async fn serves(
     io: impl AsyncRead + AsyncWrite + Unpin,
-    host: &str,
+    question: &Question<'_>,
     service: &str,
 ) -> Result<(), String> {
-    let mut request = request(Method::POST, host, METHOD)?;
+    let mut request = request(Method::POST, question, METHOD)?;
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
     let message = message(service);
@@ -73,10 +75,12 @@ fn judge(
     }
 }
 
-fn request(method: Method, host: &str, path: &str) -> Result<Request<()>, String> {
+fn request(method: Method, question: &Question<'_>, path: &str) -> Result<Request<()>, String> {
+    let Question { host, headers } = question;
     let request = Request::builder().method(method).uri(format!("http://{host}{path}"));
-    let request = request.version(Version::HTTP_2).header("user-agent", "portcullis-health").body(());
-    request.map_err(|error| error.to_string())
+    let request = request.version(Version::HTTP_2).header("user-agent", "portcullis-health");
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(name.as_str(), value));
+    request.body(()).map_err(|error| error.to_string())
 }
 
 /// `HealthCheckRequest { service }` (protobuf's field 1, a string).

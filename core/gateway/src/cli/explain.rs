@@ -89,7 +89,10 @@ fn list(records: &[Record]) -> String {
 /// Everything about one.
 fn page(record: &Record) -> String {
     let mut page = String::new();
-    let status = record.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let mut status = record.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    if let Some(code) = &record.grpc_status {
+        status = format!("{status}, gRPC {code}");
+    }
     let mut line = |subject: &str, text: &str| {
         // Writing to a string cannot fail.
         let _ = writeln!(page, "{subject:10}  {}", printable(text));

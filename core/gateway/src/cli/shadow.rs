@@ -35,8 +35,10 @@ fn page(seen: &Value) -> String {
     }
     let mut page = String::new();
     for plugin in plugins {
-        let (text, number) = (|key: &str| plugin[key].as_str().unwrap_or_default(), |key: &str| plugin[key].as_u64());
-        let (requests, refused) = (number("requests").unwrap_or_default(), number("would_refuse").unwrap_or_default());
+        let (text, number) =
+            (|key: &str| plugin[key].as_str().unwrap_or_default(), |key: &str| plugin[key].as_u64());
+        let (requests, refused) =
+            (number("requests").unwrap_or_default(), number("would_refuse").unwrap_or_default());
         let share = refused as f64 * 100.0 / (requests.max(1)) as f64;
         let verdict = |name: &str| plugin["verdicts"][name].as_u64().unwrap_or_default();
         // Writing to a string cannot fail.
@@ -50,13 +52,19 @@ fn page(seen: &Value) -> String {
             verdict("error"),
         );
         for reason in plugin["reasons"].as_array().into_iter().flatten().take(LINES) {
-            let (why, route) = (reason["reason"].as_str().unwrap_or_default(), reason["route"].as_str().unwrap_or_default());
+            let (why, route) =
+                (reason["reason"].as_str().unwrap_or_default(), reason["route"].as_str().unwrap_or_default());
             let why = if why.is_empty() { "other reasons" } else { why };
             let route = if route.is_empty() { String::new() } else { format!(" on {route}") };
             let _ = writeln!(page, "  {:>8}  {why}{route}", reason["requests"]);
         }
         for client in plugin["clients"].as_array().into_iter().flatten().take(LINES) {
-            let _ = writeln!(page, "  {:>8}  of {}", client["requests"], client["client"].as_str().unwrap_or("other clients"));
+            let _ = writeln!(
+                page,
+                "  {:>8}  of {}",
+                client["requests"],
+                client["client"].as_str().unwrap_or("other clients")
+            );
         }
     }
     page

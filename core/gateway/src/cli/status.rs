@@ -73,7 +73,11 @@ fn summary(status: &Value, now: u64) -> String {
             "off" => ", off",
             _ => "",
         };
-        let until = plugin.get("until").and_then(Value::as_str).map(|until| format!(" until {until}")).unwrap_or_default();
+        let until = plugin
+            .get("until")
+            .and_then(Value::as_str)
+            .map(|until| format!(" until {until}"))
+            .unwrap_or_default();
         page.line("plugin", &format!("{name}: {kind} of {scope}{file}{mode}{until}"));
     }
     page.line("routes", &text(status, "routes"));

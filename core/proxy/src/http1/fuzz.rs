@@ -90,6 +90,7 @@ pub(crate) fn listener_limits() -> ListenerLimits {
         write_timeout: HOUR,
         min_rate: None,
         idle_timeout: HOUR,
+        keepalive: None,
         http2_streams: 1,
     }
 }

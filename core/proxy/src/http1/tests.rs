@@ -4,23 +4,30 @@
 mod verdicts;
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::Method;
+use http::header::HeaderMap;
+use http::uri::PathAndQuery;
 use http_body::Body as _;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, duplex};
+use tokio::time::timeout;
 
 use super::chunked::{Chunked, Progress};
 use super::head::{Framing, HeadJudge, HeadVerdict, Wishes};
 use super::outbox::Outbox;
 use super::wire::{Shared, Wire};
 use super::*;
+use crate::body::{ClientBody, Incoming, RequestBody, UploadFailure};
 use crate::linger::{Linger, Stream};
 use crate::pace::Pace;
 use crate::reply::Fault;
+use crate::upstream::{Http1, RequestHead};
 
 pub(super) const GOOD: &str = "GET /a HTTP/1.1\r\nHost: a.example\r\n\r\n";
 const BAD: &str = "GET /b HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx";
@@ -308,4 +315,49 @@ fn no_more_is_gathered_than_is_written_at_once() {
         }
         assert_eq!(pushed, expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_is_not_waited_for_while_there_is_no_room_for_what_it_has_sent() {
+    let head = "POST /a HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n";
+    // Of a first piece nothing is copied, further ones gather.
+    let client = Script::new([head.into(), b"1\r\nx\r\n1\r\ny\r\n".to_vec()]);
+    let patience = Duration::from_secs(30);
+    let io = Linger::new(Box::new(client) as Box<dyn Stream>, Pace::new(patience, None));
+    let wire = Shared::new(Wire::new(io, BytesMut::new(), Limits::default()));
+    assert!(poll_fn(|cx| wire.lock().poll_head(cx)).await.is_some_and(|head| head.is_ok()));
+    let incoming = Incoming::Http1(Body::of(&wire).unwrap());
+    let (body, upload) =
+        RequestBody::stream(ClientBody::new(incoming, Pace::new(patience, None)), Vec::new(), None);
+    let (ours, mut theirs) = duplex(1);
+    let mut upstream = Http1::new(ours);
+    let (method, target, headers) = (Method::POST, PathAndQuery::from_static("/a"), HeaderMap::new());
+    let head = RequestHead {
+        method: &method,
+        target: &target,
+        headers: &headers,
+        told: &[],
+        client: None,
+        upgrade: None,
+    };
+    upstream.start(&head, body);
+    for piece in [b"\nx", b"\ny"] {
+        let mut sent = Vec::new();
+        while !sent.ends_with(piece) {
+            tokio::select! {
+                _ = poll_fn(|cx| upstream.poll_head(cx)) => panic!("nobody has answered"),
+                byte = theirs.read_u8() => sent.push(byte.unwrap()),
+            }
+        }
+        if piece == b"\nx" {
+            let head = timeout(2 * patience, poll_fn(|cx| upstream.poll_head(cx))).await;
+            assert!(head.is_err() && !upload.waits_for_client() && upload.take_failure().is_none());
+        }
+    }
+    // From now on the client is.
+    let head = timeout(patience / 2, poll_fn(|cx| upstream.poll_head(cx))).await;
+    assert!(head.is_err() && upload.waits_for_client());
+    let head = timeout(patience, poll_fn(|cx| upstream.poll_head(cx))).await;
+    assert!(head.is_ok_and(|head| head.is_err()));
+    assert!(matches!(upload.take_failure(), Some(UploadFailure::Fault(Fault::BodyTimeout))));
 }

@@ -13,6 +13,7 @@ fn outcome(end: End) -> Outcome {
         response_bytes: 0,
         duration: Duration::from_millis(1),
         upstream_duration: None,
+        grpc_status: None,
     }
 }
 

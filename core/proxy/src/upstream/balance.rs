@@ -27,7 +27,7 @@ pub struct Balancer {
     /// The order in which the endpoints of the first priority take turns, as often as their weights say.
     turns: Vec<u16>,
     /// The priority that serves first; none if all have the same.
-    first_of_several: Option<u8>,
+    first_of_several: Option<u16>,
     /// By a part of a hash, the endpoint of the first priority that wins its rendezvous while all are
     /// well; empty where nothing is hashed.
     homes: Vec<u16>,
@@ -89,8 +89,8 @@ struct Mark {
 pub struct Place {
     /// Share of the requests, relative to the others.
     pub weight: u32,
-    /// 0 serves first.
-    pub priority: u8,
+    /// The least serves first.
+    pub priority: u16,
 }
 
 /// What a request says about where it wants to go.
@@ -125,7 +125,7 @@ struct Choice<'u> {
     upstream: &'u Upstream,
     now: u64,
     /// The last priority that serves.
-    last: u8,
+    last: u16,
     avoid: &'u [u32],
 }
 
@@ -230,6 +230,11 @@ impl Upstream {
         self.choose_at(mixed(!self.balancer.seed ^ number), wish, avoid)
     }
 
+    /// A lot for what has this number, other than those that choose endpoints.
+    pub(super) fn lot(&self, number: u64) -> u64 {
+        mixed(self.balancer.seed.rotate_left(32) ^ number)
+    }
+
     fn choose_at(&self, turn: u64, wish: Wish, avoid: &[u32]) -> Chosen<'_> {
         let balancer = &self.balancer;
         let lot = |salt: u64| mixed(balancer.seed ^ turn.wrapping_mul(2).wrapping_add(salt));
@@ -329,13 +334,13 @@ impl Upstream {
 impl<'u> Choice<'u> {
     /// None if no endpoint is open.
     fn new(upstream: &'u Upstream, now: u64, avoid: &'u [u32]) -> Option<Self> {
-        let mut choice = Choice { upstream, now, last: u8::MAX, avoid };
+        let mut choice = Choice { upstream, now, last: u16::MAX, avoid };
         choice.last = choice.last_priority()?;
         Some(choice)
     }
 
     /// The first priority at which enough endpoints are open, or the last of all.
-    fn last_priority(&self) -> Option<u8> {
+    fn last_priority(&self) -> Option<u16> {
         let places = &self.upstream.balancer.places;
         let mut next = places.iter().map(|place| place.priority).min();
         let (mut any, mut last) = (false, 0);

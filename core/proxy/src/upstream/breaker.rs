@@ -70,6 +70,8 @@ pub(crate) enum Verdict {
     ServerError,
     /// There was no response.
     Failed,
+    /// It is told at the end of the response.
+    Later,
     /// It tells nothing of the upstream.
     Unknown,
 }
@@ -125,6 +127,13 @@ impl Upstream {
         Err(Duration::from_millis(left))
     }
 
+    /// Learns what became of a request that had passed, at its end.
+    pub(super) fn judge_late(&self, verdict: Verdict) {
+        if let Some(breaker) = &self.breaker {
+            Passage { upstream: self, breaker, is_probe: false }.judge(verdict);
+        }
+    }
+
     fn open_circuit(&self, breaker: &Breaker, from: u8) {
         let circuit = &self.metrics.circuit;
         circuit.until.store(now().saturating_add(millis(breaker.time)), Relaxed);
@@ -144,7 +153,9 @@ impl Passage<'_> {
             Verdict::Good => false,
             Verdict::ServerError => breaker.server_errors,
             Verdict::Failed => true,
-            Verdict::Unknown => return,
+            // A stream may never end, and the head shows that somebody is there.
+            Verdict::Later if self.is_probe => false,
+            Verdict::Later | Verdict::Unknown => return,
         };
         match (self.is_probe, circuit.state()) {
             (true, CircuitState::HalfOpen) if failed => upstream.open_circuit(breaker, HALF_OPEN),

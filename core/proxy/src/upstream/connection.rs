@@ -21,6 +21,7 @@ use super::slots::Slot;
 use super::transport::{ConnectError, Transport, is_of_tls};
 use super::{Endpoint, Upstream, http2, pool};
 use crate::body::{RequestBody, UploadState};
+use crate::grpc::{Call, Code};
 use crate::proxy_protocol::Addresses;
 use crate::reply::Fault;
 use crate::timer::LazyTimer;
@@ -34,9 +35,13 @@ pub(crate) struct Conn {
     /// Whose requests alone go over it, if the endpoint was told.
     client: Option<Addresses>,
     idle_since: Instant,
+    /// When it is too old for another request.
+    expires: Option<Instant>,
     reused: bool,
     /// Whether it has a request under way that is counted.
     counted: bool,
+    /// A call of gRPC that has not told its outcome yet, and how long its head took.
+    call: Option<(Call, Duration)>,
 }
 
 /// What the connection speaks.
@@ -223,7 +228,12 @@ impl Conn {
         endpoint: &Arc<Endpoint>,
         client: Option<&Addresses>,
     ) -> Box<Self> {
-        let reused = matches!(&http, Http::Two(stream) if stream.is_reused());
+        // A connection that is shared knows its own end.
+        let (reused, lifetime) = match &http {
+            Http::One(_) => (false, upstream.lifetime()),
+            Http::Two(stream) => (stream.is_reused(), None),
+        };
+        let expires = lifetime.map(|length| Instant::now() + length);
         Box::new(Conn {
             http,
             timer: LazyTimer::new(),
@@ -231,8 +241,10 @@ impl Conn {
             endpoint: endpoint.clone(),
             client: client.copied(),
             idle_since: Instant::now(),
+            expires,
             reused,
             counted: false,
+            call: None,
         })
     }
 
@@ -309,8 +321,21 @@ impl Conn {
         self.upstream.max_idle
     }
 
-    pub(super) fn idle_too_long(&self) -> bool {
+    /// Whether it is not to be used again.
+    pub(super) fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|end| end <= Instant::now()) || self.idle_too_long()
+    }
+
+    fn idle_too_long(&self) -> bool {
         self.idle_since.elapsed() >= self.upstream.timeouts.idle
+    }
+
+    /// A call of gRPC has told in trailers what came of it, or has ended without a word.
+    fn end_call(&mut self, code: Option<Code>) {
+        let Some((call, took)) = self.call.take() else { return };
+        let code = code.unwrap_or(Code::UNKNOWN);
+        self.upstream.metrics.count_call(code);
+        self.upstream.call_ended(&self.endpoint, call.status(code), took);
     }
 
     /// Puts the connection into the pool if it is fit for another request.
@@ -496,6 +521,18 @@ impl UpstreamBody {
         self
     }
 
+    /// The response is to a call of gRPC, and its end tells what came of it.
+    pub(super) fn awaits_outcome(&mut self, call: Call, took: Duration) {
+        if let Some(conn) = &mut self.conn {
+            conn.call = Some((call, took));
+        }
+    }
+
+    /// Whether its end tells what came of it.
+    pub(crate) fn is_open_call(&self) -> bool {
+        self.conn.as_ref().is_some_and(|conn| conn.call.is_some())
+    }
+
     /// Gives the connection back if the response has no body, or skips what is left of it.
     pub(crate) fn release(mut self) {
         self.recycle_if_ended();
@@ -511,6 +548,9 @@ impl UpstreamBody {
         let failed = match conn.http.poll_body(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.waiting = false;
+                if let Some(trailers) = frame.trailers_ref() {
+                    conn.end_call(Code::of(trailers));
+                }
                 self.recycle_if_ended();
                 return Poll::Ready(Some(Ok(frame)));
             }
@@ -542,7 +582,8 @@ impl UpstreamBody {
     }
 
     fn recycle_if_ended(&mut self) {
-        if let Some(conn) = self.conn.take_if(|conn| conn.http.is_end()) {
+        if let Some(mut conn) = self.conn.take_if(|conn| conn.http.is_end()) {
+            conn.end_call(None);
             conn.recycle();
         }
     }

@@ -1,6 +1,7 @@
 //! An endpoint and how it is. What is known of it belongs to its identity: it outlives generations,
 //! as its connections do, and is read by every worker without a lock.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -151,6 +152,17 @@ impl Endpoint {
             window: Window::default(),
             mean: AtomicU64::new(0),
         })
+    }
+
+    /// The same server at another port, for whoever asks how it is; none of a Unix socket.
+    pub fn at_port(&self, port: u16) -> Option<Self> {
+        let address = match &self.way.address {
+            Address::Socket(address) => Address::Socket(SocketAddr::new(address.ip(), port)),
+            Address::Name(name) => Address::Name(format!("{}:{port}", name.rsplit_once(':')?.0).into()),
+            Address::Unix(_) => return None,
+        };
+        let way = Way { address, ..self.way.clone() };
+        Endpoint::by(way, &self.authority, self.host.to_str().ok()?, &Metrics::new(0)).ok()
     }
 
     /// Whether it is reached in just this way.

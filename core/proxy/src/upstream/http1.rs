@@ -282,9 +282,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         while !self.upload.is_done() {
             let starving = self.upload.poll_chunk(cx)?.is_pending();
             while self.upload.has_bytes() {
-                match ready!(self.upload.poll_write(&mut self.io, cx)) {
-                    Ok(1..) => {}
-                    Ok(0) | Err(_) => self.upload.cut(),
+                match self.upload.poll_write(&mut self.io, cx) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(Ok(0) | Err(_)) => self.upload.cut(),
+                    Poll::Pending => {
+                        self.upload.body.waits_for_room();
+                        return Poll::Pending;
+                    }
                 }
             }
             if starving {

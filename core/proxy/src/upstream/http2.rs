@@ -151,6 +151,7 @@ impl Stream {
         if let Some(handshake) = self.handshake.take() {
             if head.status.is_success() {
                 self.download = Download::Tunnel(handshake.agreed(&mut head, incoming));
+                self.place.opens_tunnel();
                 return Poll::Ready(Ok(Response::from_parts(head, ())));
             }
             handshake.refused();

@@ -8,14 +8,14 @@ use http::StatusCode;
 use super::balance::{Chosen, Role};
 use super::endpoint::{Term, now};
 use super::slots::Slot;
-use super::{AttemptFailure, Endpoint, Upstream};
+use super::{AttemptFailure, Endpoint, Upstream, Verdict};
 
 /// When requests show that an endpoint fails.
 #[derive(Debug, Clone, Copy)]
 pub struct Ejection {
     /// Failures in a row after which it gets no requests.
     pub failures: u32,
-    /// Whether responses with status 500 to 599 are failures, too.
+    /// Whether responses with status 500 to 599, and outcomes of gRPC that stand for them, are failures, too.
     pub server_errors: bool,
     /// Percent of an endpoint's requests within a window that must fail; none if their share does not matter.
     pub error_rate: Option<u8>,
@@ -63,11 +63,34 @@ impl Upstream {
             self.learn(took);
             self.learn_p95(took);
         }
+        self.judge(by, status, took);
+    }
+
+    /// Learns from the head of a response, if what came of it is told at its end. An endpoint that was out is back
+    /// with the head, because a stream may never end.
+    pub(crate) fn began_to_answer(&self, by: Chosen<'_>, took: Duration) {
+        self.learn(took);
+        self.learn_p95(took);
+        self.is_back(by);
+    }
+
+    /// Learns how a call of gRPC ended whose head came after so long.
+    pub(super) fn call_ended(&self, endpoint: &Arc<Endpoint>, status: StatusCode, took: Duration) {
+        self.judge(Chosen { endpoint, index: 0, role: Role::Ordinary }, status, took);
+        let failed = status.is_server_error();
+        self.judge_late(if failed { Verdict::ServerError } else { Verdict::Good });
+    }
+
+    fn judge(&self, by: Chosen<'_>, status: StatusCode, took: Duration) {
         if status.is_server_error() && self.ejection.server_errors {
             return self.has_failed(by, "server_error");
         }
         self.watch(by, false, took);
         by.endpoint.succeeded();
+        self.is_back(by);
+    }
+
+    fn is_back(&self, by: Chosen<'_>) {
         if by.role != Role::Ordinary && by.endpoint.restore(now(), self.slow_start) {
             tracing::info!(upstream = &*self.name, endpoint = &*by.endpoint.authority, "endpoint is back");
         }

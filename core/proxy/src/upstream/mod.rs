@@ -75,6 +75,10 @@ pub struct Upstream {
     pub timeouts: Timeouts,
     /// Idle connections kept per worker and endpoint.
     pub max_idle: usize,
+    /// The age at which a connection gets no more requests.
+    pub max_age: Option<Duration>,
+    /// Without a word, after which the system asks whether an endpoint is there.
+    pub keepalive: Option<Duration>,
     /// Attempts after the first, for what is safe to repeat.
     pub retries: Retries,
     /// When another attempt is made beside the first.
@@ -203,6 +207,8 @@ impl Upstream {
             pending: Pending { most: 0, timeout: Duration::from_secs(1) },
             timeouts: Timeouts::default(),
             max_idle: 64,
+            max_age: None,
+            keepalive: None,
             retries: Retries::default(),
             hedge: None,
             deadline: None,
@@ -210,6 +216,16 @@ impl Upstream {
             metrics,
             successor: None,
         }
+    }
+
+    /// For how long a new connection takes requests: up to a tenth less than is said, so that those that are opened together do
+    /// not end together.
+    fn lifetime(&self) -> Option<Duration> {
+        let age = self.max_age?;
+        let tenth = u64::try_from(age.as_nanos() / 10).unwrap_or(u64::MAX);
+        Some(
+            age.saturating_sub(Duration::from_nanos(portion(self.lot(self.metrics.connects.value()), tenth))),
+        )
     }
 
     /// The upstream as it is now.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::connection::Conn;
 use crate::proxy_protocol::Addresses;
 
-/// How often connections that were idle too long are closed.
+/// How often connections that were idle too long, or are too old, are closed.
 const REAP_INTERVAL: Duration = Duration::from_secs(1);
 
 thread_local! {
@@ -33,7 +33,7 @@ pub(super) fn check_out(
     };
     // Connections are polled outside the borrow: polling may run code that uses the pool.
     while let Some(mut conn) = IDLE.with_borrow_mut(take) {
-        if !conn.idle_too_long() && conn.is_usable(cx) {
+        if !conn.is_expired() && conn.is_usable(cx) {
             return Some(conn);
         }
     }
@@ -52,14 +52,14 @@ pub(super) fn check_in(conn: Box<Conn>) {
     drop(surplus);
 }
 
-/// Closes connections that have been idle too long, once a second, for as long as the worker runs.
+/// Closes connections that have been idle too long, or are too old, once a second, for as long as the worker runs.
 pub(crate) async fn reap_idle() {
     loop {
         tokio::time::sleep(REAP_INTERVAL).await;
         let mut expired = Vec::new();
         IDLE.with_borrow_mut(|idle| {
             for kept in idle.values_mut() {
-                expired.extend(kept.extract_if(.., |conn| conn.idle_too_long()));
+                expired.extend(kept.extract_if(.., |conn| conn.is_expired()));
             }
             idle.retain(|_, kept| !kept.is_empty());
         });

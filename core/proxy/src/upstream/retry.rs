@@ -3,17 +3,22 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{Response, StatusCode};
 use smallvec::SmallVec;
+use tokio::time::sleep;
 
-use super::balance::{Chosen, Role, Wish};
+use super::balance::{Chosen, Role, Wish, of};
 use super::slots::Slot;
-use super::{AttemptFailure, Upstream};
+use super::{AttemptFailure, Upstream, UpstreamBody};
+use crate::grpc::{Call, Code};
 use crate::metrics::UpstreamMetrics;
 
 /// Times that a request is sent once more because a connection was closed, or would take it no more, just when it was
 /// used again. They are no retries, because the endpoint did not fail, and are over with the time for all attempts.
 const MAX_STALE: u32 = 3;
+
+/// The longest pause before an attempt, as a multiple of the first.
+const MAX_PAUSE: u32 = 10;
 
 /// When there is another attempt.
 #[derive(Debug, Clone)]
@@ -24,6 +29,8 @@ pub struct Retries {
     pub per_try: Option<Duration>,
     /// How long all attempts together may take to the response's head, beside the time for all of the request.
     pub total: Option<Duration>,
+    /// The longest pause before the first retry; later ones have longer.
+    pub backoff: Duration,
     /// After no connection.
     pub on_connect: bool,
     /// After no response in time.
@@ -67,6 +74,8 @@ pub(crate) struct Tries<'u> {
     /// Time for all of them, and what it is when it is over.
     total: Option<(Duration, AttemptFailure)>,
     stale: u32,
+    /// Before the attempt that is next.
+    pause: Option<Duration>,
     /// Whether the attempt repeats one to the same endpoint whose connection was of no use any more.
     fresh: bool,
     /// Endpoints that failed.
@@ -84,6 +93,7 @@ impl Default for Retries {
             attempts: 1,
             per_try: None,
             total: None,
+            backoff: Duration::from_millis(25),
             on_connect: true,
             on_timeout: true,
             on_broken: true,
@@ -95,6 +105,13 @@ impl Default for Retries {
 }
 
 impl Retries {
+    /// A pause before the attempt of this number, by lot: what failed at the same time is not to come back so.
+    fn pause(&self, number: u32, lot: u64) -> Duration {
+        let steps = 2_u32.saturating_pow(number.saturating_sub(1)).saturating_sub(1).min(MAX_PAUSE);
+        let longest = u64::try_from(self.backoff.saturating_mul(steps).as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(of(lot, longest))
+    }
+
     /// Whether another attempt may help after this failure.
     pub(crate) fn follow(&self, failure: AttemptFailure) -> bool {
         match failure {
@@ -140,6 +157,7 @@ impl<'u> Tries<'u> {
             began,
             total,
             stale: 0,
+            pause: None,
             fresh: false,
             tried: SmallVec::new(),
             retrying: None,
@@ -175,8 +193,12 @@ impl<'u> Tries<'u> {
         per_try.into_iter().chain(left).min_by_key(|limit| limit.length)
     }
 
-    /// Leave for the attempt to be under way.
+    /// Leave for the attempt to be under way, when it is time for it.
     pub(crate) async fn slot(&mut self) -> Result<Slot<'u>, AttemptFailure> {
+        if let Some(pause) = self.pause.take() {
+            Box::pin(sleep(pause)).await;
+            self.starts();
+        }
         if let Some(slot) = self.upstream.slot_now() {
             return Ok(slot);
         }
@@ -236,6 +258,26 @@ impl<'u> Tries<'u> {
         now.saturating_duration_since(self.start)
     }
 
+    /// Learns from the response to a call of gRPC, whose outcome is in its head only if that is all of it.
+    pub(crate) fn call_answered(&self, call: Call, response: &mut Response<UpstreamBody>) -> Duration {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.began);
+        let metrics = &self.upstream.metrics;
+        metrics.duration.observe(took);
+        match Code::of(response.headers()) {
+            Some(code) => {
+                metrics.count_call(code);
+                self.upstream.answered(self.chosen, call.status(code), took);
+            }
+            None if response.status() == StatusCode::OK => {
+                self.upstream.began_to_answer(self.chosen, took);
+                response.body_mut().awaits_outcome(call, took);
+            }
+            None => self.upstream.answered(self.chosen, response.status(), took),
+        }
+        now.saturating_duration_since(self.start)
+    }
+
     /// Whether there is another attempt after this failure; if so its endpoint is chosen. `may_repeat`
     /// says whether that is safe, `reused` whether the connection had served before.
     pub(crate) fn again(&mut self, failure: AttemptFailure, reused: bool, may_repeat: bool) -> bool {
@@ -254,15 +296,35 @@ impl<'u> Tries<'u> {
         let is_worth_it =
             may_repeat && self.number <= upstream.retries.attempts && upstream.retries.follow(failure);
         self.retrying = None;
-        if is_worth_it && has_time {
+        if !is_worth_it || !has_time {
+            return false;
+        }
+        let pause = self.pause_after(failure);
+        // Whoever would only wait for the end is told now.
+        if pause.zip(self.left()).is_none_or(|(pause, left)| pause < left) {
             self.retrying = upstream.retry();
         }
         if self.retrying.is_none() {
             return false;
         }
+        self.pause = pause;
         self.number += 1;
         self.move_on();
         true
+    }
+
+    /// The pause before the next attempt; none if nothing was sent and an endpoint is left that was not tried.
+    fn pause_after(&self, failure: AttemptFailure) -> Option<Duration> {
+        let is_unsent = matches!(
+            failure,
+            AttemptFailure::Unreachable | AttemptFailure::ConnectTimeout | AttemptFailure::Tls
+        );
+        if is_unsent && (self.number as usize) < self.upstream.endpoints.len() {
+            return None;
+        }
+        let upstream = self.upstream;
+        let pause = upstream.retries.pause(self.number + 1, upstream.lot(upstream.metrics.repeats.value()));
+        Some(pause).filter(|pause| !pause.is_zero())
     }
 }
 
@@ -383,6 +445,47 @@ mod tests {
         let late = Tries::begin(&upstream, Wish::Any, None, None);
         let start = late.start.checked_sub(Duration::from_secs(60)).unwrap();
         assert!(!again(&mut Tries { start, ..late }, true), "it has no more time than others");
+    }
+
+    #[test]
+    fn pauses_are_lots_that_grow_up_to_ten_times_the_first() {
+        let retries = Retries { backoff: Duration::from_millis(100), ..Retries::default() };
+        let longest = |number| retries.pause(number, u64::MAX).as_secs_f64();
+        let longest: Vec<_> = (1..8).map(|number| (longest(number) * 10.0).round()).collect();
+        assert_eq!(longest, [0.0, 1.0, 3.0, 7.0, 10.0, 10.0, 10.0]);
+        assert_eq!(retries.pause(2, u64::MAX / 2).as_millis(), 49);
+        assert_eq!(retries.pause(u32::MAX, 0), Duration::ZERO);
+        let upstream = upstream();
+        let lots: std::collections::BTreeSet<_> = (0..100).map(|number| upstream.lot(number)).collect();
+        assert_eq!(lots.len(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_waits_where_something_was_sent_or_all_endpoints_were_tried() {
+        use AttemptFailure::{Failed, Status, Unreachable};
+        let metrics = Metrics::new(1);
+        let endpoint = |name| Arc::new(Endpoint::new(name, &metrics).unwrap());
+        let backoff = Duration::from_secs(3600);
+        let upstream = Upstream {
+            retries: Retries { attempts: 3, backoff, ..Retries::default() },
+            ..Upstream::new("api", vec![endpoint("a:1"), endpoint("b:1")], metrics.upstream("api"))
+        };
+        let begin = || Tries::begin(&upstream, Wish::Any, None, None);
+        let mut tries = begin();
+        assert!(tries.again(Unreachable, false, true) && tries.pause.is_none(), "the other endpoint");
+        assert!(tries.again(Unreachable, false, true) && tries.pause.is_some(), "none is left");
+        for sent in [Failed, Status(StatusCode::SERVICE_UNAVAILABLE)] {
+            let mut tries = begin();
+            assert!(tries.again(sent, false, true) && tries.pause.is_some(), "{sent:?}");
+            let (pause, asked) = (tries.pause, tokio::time::Instant::now());
+            assert!(tries.slot().await.is_ok() && asked.elapsed() >= pause.unwrap() && tries.pause.is_none());
+        }
+        let mut stale = begin();
+        assert!(stale.again(Failed, true, true) && stale.pause.is_none());
+        let short = Tries { total: Some((Duration::from_millis(1), AttemptFailure::OutOfTime)), ..begin() };
+        let refused = upstream.metrics.retries_refused.value();
+        assert!(!{ short }.again(Failed, false, true), "it would end before");
+        assert_eq!(upstream.metrics.retries_refused.value(), refused);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Endpoint, Protocol, Upstream};
 use crate::proxy_protocol::{self, Addresses, Version};
+use crate::socket::keep_alive;
 
 /// How long the addresses of a name are used: connections must not each wait for the system's resolver,
 /// which has few threads and many ways to be slow.
@@ -165,7 +166,12 @@ impl Upstream {
         &self,
         connecting: impl Future<Output = Result<Transport, ConnectError>>,
     ) -> Result<Transport, ConnectError> {
-        timeout(self.timeouts.connect, connecting).await.unwrap_or(Err(ConnectError::Timeout))
+        let connected = timeout(self.timeouts.connect, connecting).await;
+        let connected = connected.unwrap_or(Err(ConnectError::Timeout))?;
+        if let (Some(after), Some(stream)) = (self.keepalive, connected.tcp()) {
+            keep_alive(stream, after);
+        }
+        Ok(connected)
     }
 
     /// Notes why an endpoint could not be used. What is wrong with TLS will not pass by itself, so that is
@@ -246,6 +252,14 @@ pub enum Transport {
 }
 
 impl Transport {
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Transport::Tcp(io) => Some(io),
+            Transport::Tls(io) => Some(io.get_ref().0),
+            Transport::Unix(_) => None,
+        }
+    }
+
     /// Whether HTTP/2 is spoken over it: TLS has settled that, plain text goes by what was configured.
     pub fn is_http2(&self, protocol: Protocol) -> bool {
         match self {

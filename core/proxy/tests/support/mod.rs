@@ -66,6 +66,7 @@ impl Setup {
             write_timeout: Duration::from_secs(5),
             min_rate: std::num::NonZeroU64::new(256),
             idle_timeout: Duration::from_secs(60),
+            keepalive: None,
             http2_streams: 100,
         };
         let response_timeout = Duration::from_secs(5);

@@ -115,7 +115,7 @@ fn context(api: &mut Api<'_>) {
     );
     api.property(
         "outcome: map | ()",
-        "How it ended, in `on_log`: `end`, `status` (or `()`), `request_bytes`, `response_bytes`, `duration_us`, `upstream_duration_us` (or `()`).",
+        "How it ended, in `on_log`: `end`, `status` (or `()`), `request_bytes`, `response_bytes`, `duration_us`, `upstream_duration_us` (or `()`), `grpc_status` (such as `UNAVAILABLE`, or `()`).",
         "if ctx.outcome.duration_us > 1_000_000 { log(\"warn\", \"slow\"); }",
         outcome,
     );
@@ -175,6 +175,7 @@ fn outcome(ctx: &mut Context) -> Outcome<Dynamic> {
                 ("request_bytes", count(outcome.request_bytes)),
                 ("response_bytes", count(outcome.response_bytes)),
                 ("duration_us", micros(outcome.duration)),
+                ("grpc_status", value::text_or_unit(outcome.grpc_status)),
                 ("upstream_duration_us", outcome.upstream_duration.map_or(Dynamic::UNIT, micros)),
             ]))
         }))

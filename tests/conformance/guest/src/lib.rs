@@ -105,6 +105,9 @@ impl Policy for Conformance {
 
     fn on_log(&mut self, exchange: &Exchange) -> Result<()> {
         let status = exchange.outcome().and_then(|outcome| outcome.status);
+        if let Some(code) = exchange.grpc_status() {
+            exchange.set_fact("grpc", code)?;
+        }
         exchange.set_fact("logged", status.map_or_else(|| "none".to_owned(), |status| status.to_string()))
     }
 }

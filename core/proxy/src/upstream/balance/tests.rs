@@ -6,7 +6,7 @@ use crate::metrics::Metrics;
 use crate::upstream::{AttemptFailure, Ejection};
 
 /// An upstream of these weights and priorities, under a rule.
-fn upstream(rule: Balance, places: &[(u32, u8)]) -> Upstream {
+fn upstream(rule: Balance, places: &[(u32, u16)]) -> Upstream {
     let metrics = Metrics::new(1);
     let endpoint = |at: usize| Arc::new(Endpoint::new(&format!("10.0.0.{at}:80"), &metrics).unwrap());
     let endpoints: Vec<_> = (0..places.len()).map(endpoint).collect();

@@ -40,6 +40,8 @@ const SMALL_PIECES: usize = 64 * 1024 * 1024;
 const UNTOLD: usize = usize::MAX - 1;
 /// For how long an endpoint that owes answers may say nothing at all before its connection has to show that it works.
 const SILENCE: Duration = Duration::from_millis(500);
+/// For how long it may be silent while there are tunnels on it, of which nobody can tell whether anything is owed.
+const TUNNEL_SILENCE: Duration = Duration::from_secs(10);
 /// How long it may take to show that.
 const PING_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -48,6 +50,8 @@ const PING_PATIENCE: Duration = Duration::from_secs(5);
 struct Link {
     /// Requests that have a place.
     places: AtomicUsize,
+    /// Those of them that have become tunnels.
+    tunnels: AtomicUsize,
     /// Requests that ever had one.
     served: AtomicU64,
     /// Bytes that the socket took.
@@ -103,6 +107,7 @@ pub(in crate::upstream) struct Place {
     written: u64,
     /// What had been heard when the wait for the endpoint began.
     heard: u64,
+    is_tunnel: bool,
 }
 
 /// A place for a request, on a new connection if those that are there have none; none if the endpoint chose HTTP/1.
@@ -193,9 +198,10 @@ fn open(upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> watch::Receiver<O
             Ok(io) if io.is_http2(upstream.protocol) => {
                 upstream.metrics.http2_connects.increment();
                 let (name, idle) = (upstream.name.clone(), upstream.timeouts.idle);
+                let lifetime = upstream.lifetime();
                 // A connection lives long, the upstream of a generation must not.
                 drop(upstream);
-                if let Err(error) = run(io, &told, idle, endpoint.is_secure()).await {
+                if let Err(error) = run(io, &told, idle, lifetime, endpoint.is_secure()).await {
                     tracing::debug!(upstream = &*name, endpoint = &*endpoint.authority, %error, "connection ended");
                 }
                 told.send_replace(Opening::Over);
@@ -237,6 +243,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     io: S,
     told: &watch::Sender<Opening>,
     idle: Duration,
+    lifetime: Option<Duration>,
     is_secure: bool,
 ) -> Result<(), Broken> {
     let link = Arc::new(Link { idle: millis(idle).into(), is_secure, ..Link::default() });
@@ -252,6 +259,8 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         builder.handshake(Counted { io, link: link.clone() }).await.map_err(Broken::Http2)?;
     let mut doubt = Doubt::of(running.ping_pong());
     let mut rest = Rest { served: None, clock: LazyTimer::new() };
+    let mut age = LazyTimer::new();
+    lifetime.into_iter().for_each(|length| age.start(length));
     told.send_replace(Opening::Open(sender, link.clone()));
     let ended = poll_fn(|cx| {
         link.task.register(cx.waker());
@@ -267,7 +276,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
-        if is_given_up || rest.poll(&link, cx).is_ready() {
+        if is_given_up || rest.poll(&link, cx).is_ready() || age.poll_expired(cx).is_ready() {
             // With the last that could use it, it ends in order.
             told.send_replace(Opening::Over);
         }
@@ -297,21 +306,42 @@ impl Link {
     }
 }
 
-/// Has a connection that is doubted show that it works, by whatever it says.
+/// Has a connection that is doubted, or silent while there are tunnels on it, show that it works, by whatever it says.
 struct Doubt {
     pings: Option<PingPong>,
     /// A ping has not been answered yet.
     is_asked: bool,
-    /// What had been heard when the doubt began, while there is one.
+    /// What had been heard when it was asked, until it has said something.
     since: Option<u64>,
     /// What had been heard with the last answer to a ping.
     answered: Option<u64>,
     clock: LazyTimer,
+    silence: TunnelSilence,
+}
+
+/// Sees when nothing has been heard for too long while there are tunnels.
+struct TunnelSilence {
+    heard: Option<u64>,
+    clock: LazyTimer,
+}
+
+impl TunnelSilence {
+    fn poll(&mut self, link: &Link, heard: u64, cx: &mut Context<'_>) -> Poll<()> {
+        if link.tunnels.load(Relaxed) == 0 {
+            self.heard = None;
+            return Poll::Pending;
+        }
+        if self.heard.replace(heard) != Some(heard) {
+            self.clock.start(TUNNEL_SILENCE);
+        }
+        self.clock.poll_expired(cx)
+    }
 }
 
 impl Doubt {
     fn of(pings: Option<PingPong>) -> Self {
-        Doubt { pings, is_asked: false, since: None, answered: None, clock: LazyTimer::new() }
+        let silence = TunnelSilence { heard: None, clock: LazyTimer::new() };
+        Doubt { pings, is_asked: false, since: None, answered: None, clock: LazyTimer::new(), silence }
     }
 
     /// Ready when it does not, and when it does so again and again and answers nothing else: then it gets no more
@@ -322,26 +352,24 @@ impl Doubt {
         if self.is_asked && pings.poll_pong(cx).is_ready() {
             (self.is_asked, self.answered) = (false, Some(heard));
         }
-        if !link.is_doubted.load(Relaxed) {
-            return Poll::Pending;
+        if self.since.is_some_and(|since| since != heard) {
+            self.since = None;
+            link.is_doubted.store(false, Relaxed);
         }
-        match self.since {
-            None if self.answered == Some(heard) => {
-                link.is_doubted.store(false, Relaxed);
-                return Poll::Ready(Ok(()));
+        let is_silent = self.silence.poll(link, heard, cx).is_ready();
+        if self.since.is_none() {
+            match link.is_doubted.load(Relaxed) {
+                true if self.answered == Some(heard) => {
+                    link.is_doubted.store(false, Relaxed);
+                    return Poll::Ready(Ok(()));
+                }
+                false if !is_silent => return Poll::Pending,
+                _ => {}
             }
-            None => {
-                self.since = Some(heard);
-                self.clock.start(PING_PATIENCE);
-                // One that was asked before and has not answered still is.
-                self.is_asked |= pings.send_ping(Ping::opaque()).is_ok();
-            }
-            Some(since) if since != heard => {
-                self.since = None;
-                link.is_doubted.store(false, Relaxed);
-                return Poll::Pending;
-            }
-            Some(_) => {}
+            self.since = Some(heard);
+            self.clock.start(PING_PATIENCE);
+            // One that was asked before and has not answered still is.
+            self.is_asked |= pings.send_ping(Ping::opaque()).is_ok();
         }
         self.clock.poll_expired(cx).map(|()| Err(Broken::Closed))
     }
@@ -382,7 +410,7 @@ impl Place {
         link.places.fetch_add(1, Relaxed);
         let is_reused = link.served.fetch_add(1, Relaxed) > 0;
         let (written, heard) = (link.written.load(Relaxed), link.heard.load(Relaxed));
-        Some(Place { sender, is_reused, written, heard, link: link.clone() })
+        Some(Place { sender, is_reused, written, heard, is_tunnel: false, link: link.clone() })
     }
 
     /// The scheme of requests on it.
@@ -393,6 +421,14 @@ impl Place {
     /// Whether the socket has taken nothing since the place was taken.
     pub(super) fn is_unwritten(&self) -> bool {
         self.link.written.load(Relaxed) == self.written
+    }
+
+    /// The request has become a tunnel, and is one until the place is dropped.
+    pub(super) fn opens_tunnel(&mut self) {
+        self.is_tunnel = true;
+        if self.link.tunnels.fetch_add(1, Relaxed) == 0 {
+            self.link.task.wake();
+        }
     }
 
     /// From now on the endpoint is waited for.
@@ -413,6 +449,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if self.is_tunnel {
+            self.link.tunnels.fetch_sub(1, Relaxed);
+        }
         if self.link.places.fetch_sub(1, Relaxed) == 1 {
             self.link.task.wake();
         }
