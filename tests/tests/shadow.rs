@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends, and says where")]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::time::{Duration, SystemTime};
 
 use portcullis_tests::tools::guest;
-use portcullis_tests::{Answer, Gateway, Http, Origin, Request, Setup, request, run, until, wait_for};
+use portcullis_tests::{
+    Answer, Gateway, Http, Origin, PATIENCE, Request, Setup, request, run, until, wait_for,
+};
 use serde_json::{Value, json};
 
 /// Does all that a script can do to an exchange.
@@ -119,7 +122,8 @@ fn what_clients_and_upstreams_see_is_as_without_it() {
     assert!(verdicts(&with, "meddler", "change") > 10.0 && verdicts(&with, "meddler", "error") == 1.0);
     assert_eq!((verdicts(&with, "meddler", "respond"), verdicts(&with, "meddler", "drop")), (1.0, 1.0));
     assert_eq!((verdicts(&with, "few", "respond"), verdicts(&with, "nobody", "respond")), (9.0, 10.0));
-    assert_eq!((verdicts(&with, "small", "respond"), verdicts(&with, "masked", "change")), (1.0, 1.0));
+    assert_eq!(verdicts(&with, "small", "respond"), 1.0);
+    assert!(verdicts(&with, "masked", "change") > 0.0 && verdicts(&with, "marked", "change") > 0.0);
 }
 
 #[test]
@@ -153,7 +157,8 @@ fn what_would_have_been_is_recorded_and_summed_up() {
         steps(&denied, "meddler"),
         [("on_request".into(), "respond".into(), Some("meddler.denied".into()))]
     );
-    assert!(denied["steps"][2]["rule"].as_str().unwrap().starts_with("meddler.rhai:8:"), "{denied:#}");
+    let rule = denied["steps"].as_array().unwrap().iter().find_map(|step| step["rule"].as_str()).unwrap();
+    assert!(rule.starts_with("meddler.rhai:8:"), "{denied:#}");
     let admin = gateway.admin_at().to_string();
     let told = run(&["shadow", "--admin", &admin]);
     for said in [
@@ -169,18 +174,33 @@ fn what_would_have_been_is_recorded_and_summed_up() {
 
 #[test]
 fn a_body_is_copied_and_never_held_up() {
-    let origin = Origin::start();
-    let plugins = "  - { name: meddler, mode: shadow, rhai: { file: meddler.rhai, body_limit: 8B } }\n";
-    let gateway =
-        Setup::new(&format!("{WATCHED}{plugins}")).file("meddler.rhai", MEDDLER).before(&origin).start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = format!(
+        "{WATCHED}  - {{ name: meddler, mode: shadow, rhai: {{ file: meddler.rhai, body_limit: 8B }} }}
+upstreams: {{ origin: {{ endpoints: [\"http://{}\"] }} }}
+",
+        listener.local_addr().unwrap()
+    );
+    let gateway = Setup::new(&config).file("meddler.rhai", MEDDLER).start();
     let mut http = gateway.connect();
-    http.write(b"POST /echo HTTP/1.1\r\nhost: g\r\nx-request-id: slow\r\ncontent-length: 6\r\n\r\nabc")
-        .unwrap();
-    // The response begins before the request has ended: nobody waits for all of it.
-    assert!(!http.is_closed(), "the answer is to begin");
+    http.write(b"POST / HTTP/1.1\r\nhost: g\r\nx-request-id: slow\r\ncontent-length: 6\r\n\r\nabc").unwrap();
+    let (upstream, _) = listener.accept().unwrap();
+    upstream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let read = |end: &[u8]| {
+        let mut all = Vec::new();
+        while !all.ends_with(end) {
+            let mut more = [0; 1024];
+            let count = (&upstream).read(&mut more).unwrap();
+            assert!(count > 0, "{}", String::from_utf8_lossy(&all));
+            all.extend_from_slice(&more[..count]);
+        }
+    };
+    // The first half is there before the client has sent the second.
+    read(b"\r\n\r\nabc");
     http.write(b"def").unwrap();
-    let answer = http.answer("POST").unwrap();
-    assert_eq!((answer.status, answer.text()), (200, "abcdef".into()));
+    read(b"def");
+    (&upstream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
+    assert_eq!(http.answer("POST").unwrap().text(), "ok");
     let bodies = |id: &str, hook: &str| {
         steps(&record(&gateway, id), "meddler")
             .into_iter()
@@ -188,8 +208,12 @@ fn a_body_is_copied_and_never_held_up() {
             .map(|step| (step.1, step.2))
     };
     assert_eq!(bodies("slow", "on_request_body"), Some(("continue".into(), None)));
-    let long = named(request("POST", "/echo").body("more than eight"), "long");
-    assert_eq!(gateway.ask(&long).text(), "more than eight");
+
+    http.write(b"POST / HTTP/1.1\r\nhost: g\r\nx-request-id: long\r\ncontent-length: 9\r\n\r\nmore than")
+        .unwrap();
+    read(b"more than");
+    (&upstream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
+    assert_eq!(http.answer("POST").unwrap().text(), "ok");
     assert_eq!(bodies("long", "on_request_body"), Some(("respond".into(), Some("body.too_large".into()))));
 }
 
@@ -260,7 +284,8 @@ routes: [{ respond: { status: 204 } }]
     assert!((35..85).contains(&refused), "{refused} of 200");
     assert_eq!((1..=200).map(asked).collect::<Vec<_>>(), first);
     let soft = verdicts(&gateway, "soft", "respond") / 2.0;
-    assert!((80.0..160.0).contains(&soft), "{soft} of 200");
+    // Of those that the first let through.
+    assert!((55.0..115.0).contains(&soft), "{soft} of 200");
 }
 
 #[test]

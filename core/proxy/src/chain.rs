@@ -89,6 +89,11 @@ impl Chain {
         !self.hooks[hook as usize].is_empty()
     }
 
+    /// Whether the body of a response may become another.
+    pub(crate) fn may_alter_responses(&self) -> bool {
+        self.wanting(HookName::OnResponseBody).any(|(_, instance)| !instance.in_shadow)
+    }
+
     /// The number of plugins, for an exchange that all of them were asked about.
     pub(crate) fn len(&self) -> u16 {
         self.instances.len() as u16
@@ -193,11 +198,18 @@ impl Chain {
             .collect()
     }
 
-    /// The filters for a streamed response body, in reverse, for plugins that were entered.
-    pub(crate) fn response_filters(&self, exchange: &mut Exchange, entered: u16) -> Vec<Filter> {
+    /// The filters for a streamed response body, in reverse, for plugins that were entered; for one that `is_empty`, of
+    /// those in shadow.
+    pub(crate) fn response_filters(
+        &self,
+        exchange: &mut Exchange,
+        entered: u16,
+        is_empty: bool,
+    ) -> Vec<Filter> {
         let hook = HookName::OnResponseBody;
         let streams = self.wanting(hook).rev().filter(|(at, instance)| {
-            instance.needs.response_body == BodyWish::Stream && instance.is_entered(*at, entered)
+            let wants = instance.needs.response_body == BodyWish::Stream && (!is_empty || instance.in_shadow);
+            wants && instance.is_entered(*at, entered)
         });
         streams
             .filter_map(|(at, instance)| Filter::new(instance, Cursor { plugin: at, hook }, exchange))

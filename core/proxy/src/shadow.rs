@@ -31,8 +31,24 @@ use crate::reply::Fault;
 pub struct Partial {
     /// The plugin.
     pub plugin: Arc<dyn Plugin>,
-    /// How many of a hundred clients.
+    /// Which clients.
+    pub share: Share,
+}
+
+/// So many of a hundred clients: always the same ones of a plugin, and others of another.
+#[derive(Debug, Clone)]
+pub struct Share {
+    /// How many.
     pub percent: u8,
+    /// Name of the plugin.
+    pub plugin: Arc<str>,
+}
+
+impl Share {
+    fn has(&self, client: IpAddr) -> bool {
+        let lot = || BuildHasherDefault::<DefaultHasher>::default().hash_one((&self.plugin, client)) % 100;
+        self.percent >= 100 || lot() < u64::from(self.percent)
+    }
 }
 
 /// A plugin in shadow.
@@ -47,8 +63,8 @@ struct Shaded {
 
 /// How a plugin is in shadow.
 pub struct ShadowOptions {
-    /// For how many of a hundred clients.
-    pub percent: u8,
+    /// For which clients.
+    pub share: Share,
     /// Whether its own failures would be passed over.
     pub allows_errors: bool,
     /// How long one wait of it may take.
@@ -59,19 +75,13 @@ pub struct ShadowOptions {
     pub metrics: Arc<ShadowMetrics>,
 }
 
-/// Whether a client is among so many of a hundred: always the same ones.
-fn is_chosen(client: IpAddr, percent: u8) -> bool {
-    percent >= 100
-        || BuildHasherDefault::<DefaultHasher>::default().hash_one(client) % 100 < u64::from(percent)
-}
-
 impl Plugin for Partial {
     fn needs(&self) -> Needs {
         self.plugin.needs()
     }
 
     fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
-        match is_chosen(connection.peer.ip().to_canonical(), self.percent) {
+        match self.share.has(connection.peer.ip().to_canonical()) {
             true => self.plugin.on_connection(connection),
             false => Ok(Admission::Accept),
         }
@@ -120,7 +130,7 @@ impl Plugin for Partial {
 
 impl Partial {
     fn is_for(&self, exchange: &Exchange) -> bool {
-        is_chosen(exchange.client(), self.percent)
+        self.share.has(exchange.client())
     }
 }
 
@@ -176,7 +186,7 @@ impl Shadow {
     /// Lets the plugin see a hook, if it wants to.
     fn look(&self, hook: HookName, real: &mut Exchange) -> Hook<'static> {
         let Shadow(shaded) = self;
-        if !is_chosen(real.client(), shaded.options.percent) {
+        if !shaded.options.share.has(real.client()) {
             return Hook::CONTINUE;
         }
         let shared = shaded.view_of(real);
@@ -432,7 +442,7 @@ impl Plugin for Shadow {
 
     fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
         let Shaded { plugin, options, .. } = &*self.0;
-        if is_chosen(connection.peer.ip().to_canonical(), options.percent) {
+        if options.share.has(connection.peer.ip().to_canonical()) {
             let verdict = match guarded(|| plugin.on_connection(connection)).and_then(|admission| admission) {
                 Ok(Admission::Accept) => Verdict::Continue,
                 Ok(Admission::Drop) => Verdict::Drop,

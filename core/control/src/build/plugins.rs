@@ -13,7 +13,7 @@ use portcullis_config::{
 use portcullis_plugin::{BuildContext, BuildError, BuildFailure, HookName, Plugin};
 use portcullis_proxy::chain::{Chain, Instance, OnError};
 use portcullis_proxy::metrics::PluginMetrics;
-use portcullis_proxy::shadow::{Partial, Shadow, ShadowOptions};
+use portcullis_proxy::shadow::{Partial, Shadow, ShadowOptions, Share};
 use portcullis_proxy::upstream::Upstream;
 
 use super::{Builder, Planned, Scope};
@@ -187,10 +187,11 @@ fn instance(
 ) -> Arc<Instance> {
     let Terms { on_error, timeout, mode, percent, .. } = terms;
     let in_shadow = mode == Mode::Shadow;
+    let share = Share { percent, plugin: name.clone() };
     let plugin: Arc<dyn Plugin> = match mode {
         Mode::Shadow => {
             let options = ShadowOptions {
-                percent,
+                share,
                 allows_errors: on_error == OnError::Allow,
                 timeout,
                 budget: services.budget.clone(),
@@ -198,7 +199,7 @@ fn instance(
             };
             Arc::new(Shadow::new(plugin, options))
         }
-        Mode::Enforce if percent < 100 => Arc::new(Partial { plugin, percent }),
+        Mode::Enforce if percent < 100 => Arc::new(Partial { plugin, share }),
         Mode::Enforce | Mode::Off => plugin,
     };
     let needs = plugin.needs();

@@ -56,7 +56,7 @@ fn page(seen: &Value) -> String {
                 (reason["reason"].as_str().unwrap_or_default(), reason["route"].as_str().unwrap_or_default());
             let why = if why.is_empty() { "other reasons" } else { why };
             let route = if route.is_empty() { String::new() } else { format!(" on {route}") };
-            let _ = writeln!(page, "  {:>8}  {why}{route}", reason["requests"]);
+            let _ = writeln!(page, "  {:>8}  {why}{route}", reason["requests"].as_u64().unwrap_or_default());
         }
         for client in plugin["clients"].as_array().into_iter().flatten().take(LINES) {
             let _ = writeln!(
