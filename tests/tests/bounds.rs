@@ -305,6 +305,7 @@ const BUILT_IN: &[(&str, Known)] = &[
         "metrics.rs MAX_SHADOW_REASONS",
         Bites("core/proxy/src/metrics/tests.rs", "what_would_be_refused_is_told_apart_up_to_a_number"),
     ),
+    ("record.rs AT_A_TIME", Not("how long a lock is held")),
     ("record.rs MAX_STEPS", Bites(RECORD, "what_is_too_long_is_cut_off")),
     ("record.rs MAX_TEXT", Bites(RECORD, "what_is_too_long_is_cut_off")),
     (

@@ -126,8 +126,8 @@ pub enum LogFormat {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Records {
-    /// How many that were refused or failed are remembered, over all workers; the oldest are forgotten first. Default
-    /// `10000`, at about a kilobyte each.
+    /// How many that were refused or failed are remembered, over all workers, at about a kilobyte each; the oldest are
+    /// forgotten first. Default `2000`.
     pub refused: u32,
     /// How many others. Default `1000`.
     pub passed: u32,
@@ -137,7 +137,7 @@ pub struct Records {
 
 impl Default for Records {
     fn default() -> Self {
-        Self { refused: 10_000, passed: 1000, file: None }
+        Self { refused: 2000, passed: 1000, file: None }
     }
 }
 

@@ -23,6 +23,7 @@ use portcullis_proxy::upstream::Upstream;
 use crate::host::Services;
 use crate::inputs::{Accepted, Files, Inputs, absolute};
 use crate::policies;
+use crate::rehearsal::isolate;
 
 pub(crate) use listeners::BuiltTls;
 pub use listeners::listen_address;
@@ -92,6 +93,9 @@ fn load(path: &Path, services: &Services, files: &mut Files) -> Result<(Loaded, 
     let source = content.at(&file);
     let text = source.text().map_err(refused)?;
     let (mut loaded, errors) = portcullis_config::parse_partly(path, text, &*services.env)?;
+    if let Some(stage) = &services.stage {
+        isolate(&mut loaded.config, stage);
+    }
     if content.world_writable {
         let warning = Diagnostic::error(path, "everybody can write this file").into_warning();
         loaded.warnings.push(warning.with_help(format!("`chmod o-w {}`", path.display())));

@@ -503,7 +503,7 @@ fn settle(
 }
 
 /// Binds what is new and swaps; after an error nothing has changed.
-async fn apply(plane: &DataPlane, services: &Services, built: &Built) -> Result<(), Diagnostics> {
+pub(crate) async fn apply(plane: &DataPlane, services: &Services, built: &Built) -> Result<(), Diagnostics> {
     let config = &built.loaded.config;
     let addresses: Vec<_> =
         config.listeners.iter().flat_map(|listener| &listener.bind).map(listen_address).collect();

@@ -62,7 +62,7 @@ fn page(seen: &Value) -> String {
             let _ = writeln!(
                 page,
                 "  {:>8}  of {}",
-                client["requests"],
+                client["requests"].as_u64().unwrap_or_default(),
                 client["client"].as_str().unwrap_or("other clients")
             );
         }
