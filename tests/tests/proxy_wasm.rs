@@ -182,6 +182,28 @@ routes: [{ respond: { status: 204 } }]
 }
 
 #[test]
+fn a_filter_in_shadow_sees_everything_and_changes_nothing() {
+    let Some(module) = guest(FILTER) else { return };
+    let origin = Origin::start();
+    let config = "
+plugins:
+  - access_log: { target: access.log }
+  - { mode: shadow, wasm: { file: filter.wasm, cpu: 50ms } }
+";
+    let gateway = Setup::new(config).file("filter.wasm", module).before(&origin).start();
+    assert_eq!(do_it(&gateway, "refuse", "/a").status, 200);
+    assert_eq!(do_it(&gateway, "trap", "/a").status, 200);
+    for act in ["shout", "gather", "refuse-body"] {
+        let answer = gateway.ask(&request("POST", "/a").header("x-do", act).body("quiet"));
+        assert_eq!((answer.status, &answer.json()["body"]), (200, &"quiet".into()), "{act}");
+    }
+    assert_eq!(do_it(&gateway, "shout-back", "/body/quiet").text(), "quiet");
+    until("what would have been to be counted", || {
+        gateway.metric("portcullis_shadow_verdicts_total", &["verdict=\"respond\""]) >= 2.0
+    });
+}
+
+#[test]
 fn the_example_of_the_page_loads_and_serves() {
     let Some(module) = guest(FILTER) else { return };
     let page = std::fs::read_to_string(repository().join("docs/proxy-wasm.md")).unwrap();
