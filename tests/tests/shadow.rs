@@ -256,6 +256,25 @@ fn a_module_in_shadow_is_seen_like_a_script() {
 }
 
 #[test]
+fn it_sees_what_it_would_see_in_its_place() {
+    let origin = Origin::start();
+    let plugins = "
+  - { name: outer, ip_filter: { deny: [127.0.7.1] } }
+  - { name: meddler, mode: shadow, rhai: { file: meddler.rhai } }
+  - { name: marked, mode: shadow, headers: { response: { set: { x-marked: \"1\" } } } }
+";
+    let gateway =
+        Setup::new(&format!("{WATCHED}{plugins}")).file("meddler.rhai", MEDDLER).before(&origin).start();
+    let source = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 1));
+    let mut http = Http::connect_from(source, gateway.address()).unwrap();
+    assert_eq!(http.ask(&named(request("GET", "/a"), "refused")).unwrap().status, 403);
+    let refused = record(&gateway, "refused");
+    // A plugin further in is not asked about it, and one of responses alone is.
+    assert_eq!(steps(&refused, "meddler"), []);
+    assert_eq!(steps(&refused, "marked"), [("on_response".into(), "continue".into(), None)]);
+}
+
+#[test]
 fn a_connection_in_shadow_is_let_in() {
     let config = "
 plugins: [{ name: nobody, mode: shadow, ip_filter: { at: connection, deny: [127.0.0.0/8] } }]
