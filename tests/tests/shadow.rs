@@ -275,6 +275,21 @@ fn it_sees_what_it_would_see_in_its_place() {
 }
 
 #[test]
+fn a_policy_of_the_directory_is_put_into_shadow_by_the_file_beside_it() {
+    let config = "policies: { dir: policies }\nroutes: [{ respond: { status: 204 } }]\n";
+    let deny = "fn on_request(ctx) { return deny(403, \"policy.no\"); }";
+    let gateway = Setup::new(config)
+        .file("policies/10-no.rhai", deny)
+        .file("policies/10-no.yaml", "mode: shadow\npercent: 100%\n")
+        .start();
+    assert_eq!(gateway.get("/").status, 204);
+    assert_eq!(verdicts(&gateway, "no", "respond"), 1.0);
+    gateway.edit("policies/10-no.yaml", "mode: enforce\n");
+    gateway.wait_generation(2);
+    assert_eq!(gateway.get("/").status, 403);
+}
+
+#[test]
 fn a_connection_in_shadow_is_let_in() {
     let config = "
 plugins: [{ name: nobody, mode: shadow, ip_filter: { at: connection, deny: [127.0.0.0/8] } }]
