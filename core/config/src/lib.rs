@@ -38,6 +38,7 @@ pub use listen::{FileMode, ListenAddress, ListenerLimits};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value, join};
 pub use rates::{MinRate, Rate};
+pub use read::INSTANCE_OPTIONS;
 pub use reader::Reader;
 pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
