@@ -91,6 +91,7 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("routes.mirror.share", Bites(TRAFFIC, "a_share_of_the_requests_is_copied")),
     ("routes.timeout", Bites(ATTEMPTS, "a_route_has_a_time_of_its_own")),
     ("routes.upstream.split.weight", Bites(TRAFFIC, "requests_are_spread_as_the_weights_say")),
+    ("plugins.percent", Bites("tests/tests/shadow.rs", "a_percentage_is_one_of_clients")),
     ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
     (
         "upstreams.adaptive.min",
@@ -298,6 +299,15 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http2/mod.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
     ("linger.rs GRACE", Bites("core/proxy/src/linger.rs", "shutdown_waits_for_the_client_but_not_forever")),
     ("chain.rs MAX_ERROR", Bites("core/proxy/src/chain.rs", "a_failure_is_recorded_in_a_few_words")),
+    (
+        "metrics.rs MAX_SHADOW_CLIENTS",
+        Bites("core/proxy/src/metrics/tests.rs", "what_would_be_refused_is_told_apart_up_to_a_number"),
+    ),
+    (
+        "metrics.rs MAX_SHADOW_REASONS",
+        Bites("core/proxy/src/metrics/tests.rs", "what_would_be_refused_is_told_apart_up_to_a_number"),
+    ),
+    ("record.rs AT_A_TIME", Not("how long a lock is held")),
     ("record.rs MAX_STEPS", Bites(RECORD, "what_is_too_long_is_cut_off")),
     ("record.rs MAX_TEXT", Bites(RECORD, "what_is_too_long_is_cut_off")),
     (

@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use portcullis_tests::{Answer, Gateway, Origin, Output, Setup, program, request, run, until, wait_for};
+use portcullis_tests::{
+    Answer, Gateway, Origin, Output, Setup, program, request, run, run_in, until, wait_for,
+};
 use serde_json::{Value, json};
 
 const SCRIPT: &str = r#"// Refuses what is not its own.
@@ -314,4 +316,66 @@ fn a_file_that_cannot_be_opened_is_an_error_with_its_place() {
         output.status.code() == Some(2) && said.contains("records.file.path") && said.contains(":1:26"),
         "{said}"
     );
+}
+
+#[test]
+fn a_dry_run_tells_what_would_become_of_a_request() {
+    // Nothing of what the configuration names is met: the port is taken, and nobody is behind the upstream.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = format!(
+        "
+listeners:
+  - {{ name: public, bind: {taken} }}
+  - {{ name: internal, bind: 127.0.0.1:1 }}
+plugins:
+  - rhai: {{ file: policy.rhai }}
+  - {{ name: office, ip_filter: {{ deny: [192.0.2.0/24] }} }}
+upstreams:
+  api: {{ endpoints: [\"https://api.test:1\"], health: {{ path: /healthz }} }}
+routes:
+  - {{ name: orders, match: {{ hosts: [api.test], path: \"/orders/{{id}}\" }}, rewrite: {{ strip_prefix: /orders }}, upstream: api }}
+",
+        taken = taken.local_addr().unwrap()
+    );
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("gateway.yaml"), config).unwrap();
+    std::fs::write(dir.path().join("policy.rhai"), SCRIPT).unwrap();
+    let dry = |arguments: &[&str]| {
+        run_in(dir.path(), &[&["explain", "-c", "gateway.yaml", "--dry-run"], arguments].concat())
+    };
+    let passed = dry(&["POST", "https://api.test/orders/7?x=1", "-H", "x-tenant: blue", "-d", "body"]);
+    assert!(passed.status.success(), "{passed:?}");
+    for said in [
+        "answer      200",
+        "route       orders",
+        "to api: POST /7?x=1",
+        "x-tenant: blue",
+        "x-token: hush-hush",
+    ] {
+        assert!(passed.out.contains(said), "{said}: {}", passed.out);
+    }
+    let refused =
+        dry(&["GET", "https://api.test/orders/7", "--client", "192.0.2.9", "--listener", "internal"]);
+    for said in ["answer      403", "office (ip_filter", "client      192.0.2.9 at internal"] {
+        assert!(refused.out.contains(said), "{said}: {}", refused.out);
+    }
+    assert!(!refused.out.contains("to api"), "{}", refused.out);
+    assert!(
+        dry(&["GET", "https://other.test/"]).out.contains("route.none")
+            || dry(&["GET", "https://other.test/"]).out.contains("404")
+    );
+    let json = dry(&["GET", "/secret", "--json"]);
+    let record: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(record["decided_by"]["rule"], "policy.rhai:4:16");
+
+    let unknown = dry(&["GET", "/", "--listener", "public2"]);
+    assert!(
+        unknown.status.code() == Some(1) && unknown.err.contains("there is public, internal"),
+        "{unknown:?}"
+    );
+    let wrong = dry(&["GET", "/", "-H", "nonsense"]);
+    assert!(wrong.status.code() == Some(2) && wrong.err.contains("NAME: VALUE"), "{wrong:?}");
+    std::fs::write(dir.path().join("policy.rhai"), "fn on_request(ctx) { let").unwrap();
+    let broken = dry(&["GET", "/"]);
+    assert!(broken.status.code() == Some(2) && broken.err.contains("policy.rhai:1"), "{broken:?}");
 }

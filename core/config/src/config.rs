@@ -15,8 +15,8 @@ use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
-    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Network, PathPrefix, PathTemplate, Pattern,
-    Percent, Protocol, SizeLimit, some_positive,
+    Address, ByteSize, Duration, HeaderName, HostPattern, Method, Moment, Network, PathPrefix, PathTemplate,
+    Pattern, Percent, Protocol, SizeLimit, some_positive,
 };
 
 /// A whole configuration file.
@@ -126,8 +126,8 @@ pub enum LogFormat {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Records {
-    /// How many that were refused or failed are remembered, over all workers; the oldest are forgotten first. Default
-    /// `10000`, at about a kilobyte each.
+    /// How many that were refused or failed are remembered, over all workers, at about a kilobyte each; the oldest are
+    /// forgotten first. Default `2000`.
     pub refused: u32,
     /// How many others. Default `1000`.
     pub passed: u32,
@@ -137,7 +137,7 @@ pub struct Records {
 
 impl Default for Records {
     fn default() -> Self {
-        Self { refused: 10_000, passed: 1000, file: None }
+        Self { refused: 2000, passed: 1000, file: None }
     }
 }
 
@@ -361,7 +361,7 @@ pub struct PluginEntry {
 }
 
 /// Options of a plugin instance, whatever its kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InstanceOptions {
     /// Name in logs, metrics and stores; needed where two plugins of one kind stand in one list. Default: the kind.
@@ -371,6 +371,39 @@ pub struct InstanceOptions {
     /// Longest single wait of this plugin; a longer one is a failure. Default: the plugin's own. Example: `5s`.
     #[serde(deserialize_with = "some_positive")]
     pub timeout: Option<Duration>,
+    /// Whether what the plugin decides holds. Default `enforce`.
+    pub mode: Mode,
+    /// For how many clients it runs, by their addresses; the others pass as if it were off. Default `100%`.
+    pub percent: Percent,
+    /// Until when the mode holds. After it a plugin that was in shadow or off is enforced, and one that was enforced is
+    /// off. Default: for good. Example: `2030-01-31T00:00:00Z`.
+    pub until: Option<Moment>,
+}
+
+impl Default for InstanceOptions {
+    fn default() -> Self {
+        Self {
+            name: None,
+            on_error: OnError::default(),
+            timeout: None,
+            mode: Mode::default(),
+            percent: Percent(100),
+            until: None,
+        }
+    }
+}
+
+/// Whether what a plugin decides holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It holds.
+    #[default]
+    Enforce,
+    /// The plugin runs on a view of its own: what it would do is recorded and counted, and happens to nobody.
+    Shadow,
+    /// The plugin is built, and not called.
+    Off,
 }
 
 /// What happens to a request when a plugin fails.

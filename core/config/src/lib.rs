@@ -27,7 +27,7 @@ mod yaml;
 
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
-    InstanceOptions, Limits, Listener, Log, LogFormat, LogLevel, Match, OnError, PluginEntry, Policies,
+    InstanceOptions, Limits, Listener, Log, LogFormat, LogLevel, Match, Mode, OnError, PluginEntry, Policies,
     Predicate, Proxies, Records, RecordsFile, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite,
     Route, SideFile, Status, Tls, TlsPolicy, TlsVersion,
 };
@@ -38,6 +38,7 @@ pub use listen::{FileMode, ListenAddress, ListenerLimits};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value, join};
 pub use rates::{MinRate, Rate};
+pub use read::INSTANCE_OPTIONS;
 pub use reader::Reader;
 pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
@@ -47,6 +48,6 @@ pub use upstreams::{
     Retries, RetryBudget, RetryOn, Scheme, Sticky, Timeouts, Upstream, UpstreamTls,
 };
 pub use values::{
-    Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Network, PathPrefix,
+    Address, ByteSize, Duration, HeaderName, HostName, HostPattern, Method, Moment, Network, PathPrefix,
     PathTemplate, Pattern, Percent, Protocol, RequestTarget, SizeLimit,
 };

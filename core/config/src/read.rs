@@ -15,8 +15,8 @@ use crate::traffic::Target;
 use crate::upstreams::{Eject, Endpoint, Retries, Upstream};
 use crate::values::{Duration, Percent, positive};
 
-/// Keys of a plugin entry that are not its kind.
-const INSTANCE_OPTIONS: [&str; 3] = ["name", "on_error", "timeout"];
+/// Keys of a plugin entry that are not its kind: [`InstanceOptions`].
+pub const INSTANCE_OPTIONS: [&str; 6] = ["name", "on_error", "timeout", "mode", "percent", "until"];
 
 /// Reads the whole file. Every error is added to `errors`. What could not be read is left out or at its default,
 /// but listeners, routes and plugins with errors keep their places, so that paths stay true.
@@ -56,6 +56,9 @@ pub(crate) fn side_file(root: &Node, errors: &mut Vec<NodeError>) -> SideFile {
         name: table.optional("name"),
         on_error: table.optional("on_error").unwrap_or_default(),
         timeout: table.optional("timeout").map(|Wait(wait)| wait),
+        mode: table.optional("mode").unwrap_or_default(),
+        percent: table.optional("percent").unwrap_or(Percent(100)),
+        until: table.optional("until"),
     };
     if let Some(config) = table.with("config", |place| Some(place.node.clone())) {
         side.config = config;

@@ -348,7 +348,7 @@ mod tests {
         let forms = &schema["$defs"]["ChainEntry"]["oneOf"];
         assert_eq!(forms[0]["enum"], json!(["cors", "policies"]));
         let keys: Vec<_> = forms[1]["properties"].as_object().unwrap().keys().cloned().collect();
-        assert_eq!(keys, ["cors", "name", "on_error", "timeout"]);
+        assert_eq!(keys, ["cors", "name", "on_error", "timeout", "mode", "percent", "until"]);
     }
 
     #[test]

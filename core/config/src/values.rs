@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
-use std::time::Duration as StdDuration;
+use std::time::{Duration as StdDuration, SystemTime};
 
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -33,6 +33,10 @@ pub enum SizeLimit {
 /// A share: `20%`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percent(pub u8);
+
+/// A moment in UTC: `2030-01-31T00:00:00Z`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub SystemTime);
 
 /// A network `10.0.0.0/8`, or one address `::1`. What is mapped from IPv4 is IPv4, as clients' addresses are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -161,6 +165,14 @@ impl Text for Percent {
             Some((share @ 0..=100, "")) => Err(format!("`{share}` lacks a unit: write `{share}%`")),
             _ => Err(expected::<Self>(text)),
         }
+    }
+}
+
+impl Text for Moment {
+    const EXPECTED: &'static str = "a moment such as `2030-01-31T00:00:00Z`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        humantime::parse_rfc3339(text).map(Self).map_err(|_| expected::<Self>(text))
     }
 }
 
@@ -474,6 +486,12 @@ impl fmt::Display for Percent {
     }
 }
 
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_rfc3339_seconds(self.0).fmt(f)
+    }
+}
+
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -577,6 +595,7 @@ text_types! {
     ByteSize Some("^[0-9]+(B|[kK]B|MB|GB|KiB|MiB|GiB)$");
     SizeLimit Some("^([0-9]+(B|[kK]B|MB|GB|KiB|MiB|GiB)|unlimited)$");
     Percent Some("^(100|[0-9]{1,2})%$");
+    Moment None;
     Network None;
     Address None;
     HostPattern None;

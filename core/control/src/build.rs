@@ -12,6 +12,7 @@ mod upstreams;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use portcullis_config::{Config, Diagnostic, Diagnostics, Loaded};
 use portcullis_proxy::generation::Generation;
@@ -22,6 +23,7 @@ use portcullis_proxy::upstream::Upstream;
 use crate::host::Services;
 use crate::inputs::{Accepted, Files, Inputs, absolute};
 use crate::policies;
+use crate::rehearsal::isolate;
 
 pub(crate) use listeners::BuiltTls;
 pub use listeners::listen_address;
@@ -41,6 +43,13 @@ pub(crate) struct Built {
     /// The policy inputs among them, with their contents.
     pub(crate) accepted: Arc<Accepted>,
     pub(crate) warnings: Diagnostics,
+}
+
+impl Built {
+    /// When the mode of one of its plugins becomes another.
+    pub(crate) fn until(&self) -> Option<SystemTime> {
+        self.plugins.iter().filter_map(|plugin| plugin.terms.until).min()
+    }
 }
 
 /// A build that came to nothing.
@@ -84,6 +93,9 @@ fn load(path: &Path, services: &Services, files: &mut Files) -> Result<(Loaded, 
     let source = content.at(&file);
     let text = source.text().map_err(refused)?;
     let (mut loaded, errors) = portcullis_config::parse_partly(path, text, &*services.env)?;
+    if let Some(stage) = &services.stage {
+        isolate(&mut loaded.config, stage);
+    }
     if content.world_writable {
         let warning = Diagnostic::error(path, "everybody can write this file").into_warning();
         loaded.warnings.push(warning.with_help(format!("`chmod o-w {}`", path.display())));

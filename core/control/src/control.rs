@@ -8,7 +8,6 @@ use std::sync::Arc;
 use portcullis_config::{Diagnostic, Diagnostics};
 use portcullis_plugin::{LogSink, LogSinks};
 use portcullis_proxy::DataPlane;
-use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
@@ -160,6 +159,26 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
         metrics,
         cpu: Arc::new(Pool::new()),
         env: env(options.variables),
+        stage: None,
+    }
+}
+
+/// What a configuration is built with that nobody is to see: no shared state, no log file, nothing written.
+pub(crate) fn dry_services(
+    registry: &Registry,
+    variables: BTreeMap<String, String>,
+    metrics: Arc<Metrics>,
+) -> Services {
+    Services {
+        registry: registry.clone(),
+        state: StateStore::default(),
+        artifacts: None,
+        sinks: Arc::new(Discard),
+        budget: metrics.whole_bodies.clone(),
+        metrics,
+        cpu: Arc::new(Pool::new()),
+        env: env(variables),
+        stage: None,
     }
 }
 
@@ -191,16 +210,7 @@ pub fn check(
     registry: &Registry,
     variables: BTreeMap<String, String>,
 ) -> Result<CheckSummary, Diagnostics> {
-    let services = Services {
-        registry: registry.clone(),
-        state: StateStore::default(),
-        artifacts: None,
-        sinks: Arc::new(Discard),
-        metrics: Arc::new(Metrics::new(1)),
-        budget: Budget::new(0),
-        cpu: Arc::new(Pool::new()),
-        env: env(variables),
-    };
+    let services = dry_services(registry, variables, Arc::new(Metrics::new(1)));
     let built = build(config, &services, None, None).map_err(|failed| failed.findings)?;
     Ok(CheckSummary {
         listeners: built.generation.listeners.len(),

@@ -29,6 +29,8 @@ pub(crate) struct Services {
     pub(crate) budget: Arc<Budget>,
     pub(crate) cpu: Arc<dyn CpuPool>,
     pub(crate) env: Env,
+    /// Where a rehearsal has its sockets, which stand for listeners and upstreams.
+    pub(crate) stage: Option<PathBuf>,
 }
 
 impl Services {

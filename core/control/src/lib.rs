@@ -3,7 +3,7 @@
 //! [`Control`] watches everything that a generation was built from. On a change it builds a whole
 //! new generation off the data plane and swaps it in at once; on any error the old one stays, and
 //! [`Status`] says why until a reload succeeds. What was accepted is kept ([`LastGood`]) for a start
-//! that finds broken inputs. [`check`] does the same without running anything.
+//! that finds broken inputs. [`check`] does the same without running anything, [`Rehearsal`] without anybody to see it.
 
 mod artifacts;
 mod build;
@@ -17,6 +17,7 @@ mod offload;
 mod policies;
 mod private;
 mod registry;
+mod rehearsal;
 mod reload;
 mod resolver;
 mod state;
@@ -29,6 +30,7 @@ pub use build::listen_address;
 pub use control::{CheckSummary, Control, Options, check};
 pub use last_good::LastGood;
 pub use registry::Registry;
+pub use rehearsal::{Asked, Rehearsal, Told};
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
     AddressStatus, CircuitStatus, DnsStatus, Endpoints, LastError, LimitStatus, ListenerStatus, PluginStatus,

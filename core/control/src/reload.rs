@@ -7,7 +7,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use portcullis_config::{Config, Diagnostic, Diagnostics};
 use portcullis_proxy::{BindError, DataPlane};
@@ -42,6 +42,8 @@ pub enum Trigger {
     Admin,
     /// A change on disk.
     Watch,
+    /// The time until which a plugin's mode held.
+    Time,
 }
 
 /// What became of a reload.
@@ -65,7 +67,18 @@ impl fmt::Display for Trigger {
             Trigger::Signal => "signal",
             Trigger::Admin => "admin",
             Trigger::Watch => "watch",
+            Trigger::Time => "time",
         })
+    }
+}
+
+/// Waits for a moment; for none for ever.
+async fn passed(moment: Option<SystemTime>) {
+    // Clocks are set: a long wait is cut into short ones.
+    const LOOK: Duration = Duration::from_secs(60);
+    let Some(moment) = moment else { return std::future::pending().await };
+    while let Ok(left) = moment.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.clamp(Duration::from_millis(1), LOOK)).await;
     }
 }
 
@@ -166,6 +179,11 @@ impl Reloader {
                 () = self.watch.changed() => {
                     self.watch.settle().await;
                     self.reload(Trigger::Watch).await;
+                }
+                () = passed(self.running.until()) => {
+                    // Nothing on disk has changed, and yet something else is to run.
+                    self.attempt(Trigger::Time, &[]).await;
+                    self.watch_inputs();
                 }
                 () = self.lookups.changed() => self.checks.follow(&self.running.upstreams),
                 _ = sweep.tick() => self.services.state.sweep(Instant::now()),
@@ -485,7 +503,7 @@ fn settle(
 }
 
 /// Binds what is new and swaps; after an error nothing has changed.
-async fn apply(plane: &DataPlane, services: &Services, built: &Built) -> Result<(), Diagnostics> {
+pub(crate) async fn apply(plane: &DataPlane, services: &Services, built: &Built) -> Result<(), Diagnostics> {
     let config = &built.loaded.config;
     let addresses: Vec<_> =
         config.listeners.iter().flat_map(|listener| &listener.bind).map(listen_address).collect();

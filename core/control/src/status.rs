@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use portcullis_config::Diagnostics;
+use portcullis_config::{Diagnostics, Mode, Moment};
 use portcullis_proxy::Address;
 use portcullis_proxy::upstream::{Endpoint, Upstream};
 use serde::Serialize;
@@ -95,6 +95,11 @@ pub struct PluginStatus {
     pub scope: String,
     /// The file that it runs or reads, if any.
     pub file: Option<PathBuf>,
+    /// `enforce`, `shadow` or `off`.
+    pub mode: Mode,
+    /// When the mode becomes another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Moment>,
 }
 
 /// An upstream.
@@ -258,6 +263,8 @@ fn plugin(built: &BuiltPlugin) -> PluginStatus {
             Scope::Route(name) => format!("route {name}"),
         },
         file: built.file().cloned(),
+        mode: built.terms.mode,
+        until: built.terms.until.map(Moment),
     }
 }
 

@@ -191,6 +191,7 @@ pub(crate) fn services() -> Services {
         budget: Budget::new(0),
         cpu: Arc::new(Pool::with(1, 1)),
         env: Arc::new(|name| (name == "GIVEN").then(|| "given".to_owned())),
+        stage: None,
     }
 }
 

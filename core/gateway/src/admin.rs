@@ -17,7 +17,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderV
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use portcullis_control::{Control, ReloadOutcome, Status, Trigger, utc};
-use portcullis_proxy::metrics::Metrics;
+use portcullis_proxy::metrics::{Metrics, ShadowMetrics, WouldRefuse};
 use portcullis_proxy::record::Records;
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub(crate) const LIMITS: Limits =
     Limits { connections: 64, lifetime: Duration::from_secs(120), keep_alive: false };
 
 /// What there is, in the order of its listing.
-static PATHS: [(&str, Method, &str); 7] = [
+static PATHS: [(&str, Method, &str); 8] = [
     ("/healthz", Method::GET, "200 while the process lives"),
     (
         "/readyz",
@@ -47,6 +47,7 @@ static PATHS: [(&str, Method, &str); 7] = [
         "the latest requests that were refused or failed, as JSON; ?passed=true for others, last=COUNT, and by, reason, \
          route, client",
     ),
+    ("/shadow", Method::GET, "what plugins in shadow would have done since the start, as JSON"),
     (ONE_RECORD, Method::GET, "what became of the request with this id, and why, as JSON"),
     ("/reload", Method::POST, "reload now; 422 with the reasons if it is refused"),
 ];
@@ -109,6 +110,7 @@ impl Admin {
             }
             ("/readyz", _) => self.readiness(control.map(latest).as_deref()),
             (_, None) => text(StatusCode::SERVICE_UNAVAILABLE, "starting: there is no generation yet\n"),
+            ("/shadow", _) => shadows(&self.metrics),
             ("/records", Some((_, records))) => listed(records, asked.query().unwrap_or_default()),
             (ONE_RECORD, Some((_, records))) => record(records, asked.path()),
             ("/reload", Some((control, _))) => reloaded(control.reload(Trigger::Admin).await),
@@ -244,6 +246,35 @@ fn is_local_host(headers: &HeaderMap) -> bool {
 fn listing() -> String {
     let lines = PATHS.iter().map(|(path, method, help)| format!("{:9} {method:4}  {help}\n", path));
     ["there is:\n\n".to_owned()].into_iter().chain(lines).collect()
+}
+
+fn shadows(metrics: &Metrics) -> Answer {
+    let plugins = metrics.plugins();
+    let seen = plugins.iter().filter(|(_, counted)| counted.shadow.has_seen()).map(|(name, counted)| {
+        let verdicts = ShadowMetrics::VERDICTS.iter().zip(&counted.shadow.verdicts);
+        let verdicts: serde_json::Map<_, _> =
+            verdicts.map(|(verdict, count)| ((*verdict).to_owned(), count.value().into())).collect();
+        let WouldRefuse { reasons, clients } = counted.shadow.refused();
+        let reasons = reasons.into_iter().map(|((reason, route), count)| (count, reason, route));
+        let mut reasons: Vec<_> = reasons.collect();
+        reasons.sort_by(|one, other| other.cmp(one));
+        let mut clients: Vec<_> = clients.into_iter().map(|(client, count)| (count, client)).collect();
+        clients.sort_by(|one, other| other.cmp(one));
+        json!({
+            "plugin": name,
+            "kind": counted.kind,
+            "requests": counted.shadow.exchanges.value(),
+            "would_refuse": reasons.iter().map(|(count, ..)| count).sum::<u64>(),
+            "verdicts": verdicts,
+            "reasons": reasons.iter().map(|(count, reason, route)| {
+                json!({ "reason": reason, "route": route, "requests": count })
+            }).collect::<Vec<_>>(),
+            "clients": clients.iter().take(LISTED).map(|(count, client)| {
+                json!({ "client": client, "requests": count })
+            }).collect::<Vec<_>>(),
+        })
+    });
+    typed(StatusCode::OK, "application/json", format!("{:#}\n", Value::from(seen.collect::<Vec<_>>())))
 }
 
 fn record(records: &Records, path: &str) -> Answer {

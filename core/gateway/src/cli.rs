@@ -7,6 +7,7 @@ mod explain;
 mod interface;
 mod new;
 mod plugins;
+mod shadow;
 mod status;
 
 use std::net::{IpAddr, SocketAddr};
@@ -111,8 +112,16 @@ reload was refused or nobody answers.")]
 A refused client is told the request's id, in the problem document and, with the `request_id`
 plugin, in a header. Without an id the latest requests are listed that were refused or failed.
 The gateway remembers as many as `records` says in its configuration. Exit code 1 if it does not
-remember the one that is asked for, or nobody answers.")]
+remember the one that is asked for, or nobody answers.
+
+For example: portcullis explain --dry-run GET https://api.example.com/orders -H 'x-api-key: k1'")]
     Explain(ExplainOptions),
+
+    /// Sum up what plugins in shadow would have done: how many requests they would have refused, why, on
+    /// which routes, of which clients.
+    #[command(after_help = "\
+A plugin is put into shadow by `mode: shadow` beside its table. Counted is since the gateway's start.")]
+    Shadow(StatusOptions),
 
     /// Print shell completions.
     #[command(
@@ -197,6 +206,27 @@ struct ExplainOptions {
     /// The request's id.
     id: Option<String>,
 
+    /// Tell what would become of a request, without a gateway that runs: the configuration is built and run by
+    /// itself, before upstreams that answer 200.
+    #[arg(long, num_args = 2, value_names = ["METHOD", "URL"], conflicts_with_all = ["id", "admin"])]
+    dry_run: Option<Vec<String>>,
+
+    /// A header of that request.
+    #[arg(short = 'H', long, value_name = "NAME: VALUE", requires = "dry_run")]
+    header: Vec<String>,
+
+    /// The body of that request.
+    #[arg(short, long, value_name = "TEXT", requires = "dry_run")]
+    data: Option<String>,
+
+    /// The client's address of that request, or of those to list.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "id")]
+    client: Option<IpAddr>,
+
+    /// The listener that that request comes through. Default: the first.
+    #[arg(long, value_name = "NAME", requires = "dry_run")]
+    listener: Option<String>,
+
     /// List requests that passed, instead of those that were refused or failed.
     #[arg(long, conflicts_with = "id")]
     passed: bool,
@@ -216,10 +246,6 @@ struct ExplainOptions {
     /// List only those of this route.
     #[arg(long, value_name = "NAME", conflicts_with = "id")]
     route: Option<String>,
-
-    /// List only those of this client's address.
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "id")]
-    client: Option<IpAddr>,
 
     /// The configuration file. Default: $PORTCULLIS_CONFIG, else ./portcullis.yaml, else the quickstart.
     #[arg(short, long, value_name = "FILE")]
@@ -266,6 +292,7 @@ fn answer(command: Command) -> Result<ExitCode, Failure> {
         Command::New { what: New::Wasm(options) } => new::wasm(&options.name, &options.dir),
         Command::Status(options) => status::status(&options.config, options.admin, options.json),
         Command::Explain(options) => explain::explain(options),
+        Command::Shadow(options) => shadow::shadow(&options.config, options.admin, options.json),
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -57,6 +57,7 @@ fn chain_of_plugins(bencher: Bencher<'_, '_>, length: usize) {
             needs: Agree.needs(),
             on_error: OnError::Deny,
             timeout: Duration::from_secs(1),
+            in_shadow: false,
             metrics: metrics.plugin("agree", "agree"),
             serial: Instance::serial(),
         })

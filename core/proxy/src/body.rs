@@ -17,7 +17,7 @@ use portcullis_plugin::{Cursor, End, Reply};
 pub use crate::budget::Budget;
 pub(crate) use crate::budget::Held;
 use crate::chain::{Filter, Instance};
-use crate::grpc::Code;
+use crate::grpc::{self, Code};
 use crate::http1::{self, TRAILER_FORBIDDEN, is_forbidden_trailer};
 use crate::live::Live;
 use crate::mirror::Tee;
@@ -166,7 +166,10 @@ impl Body for ClientBody {
 
 /// The filters of a body, in the order in which chunks pass them.
 #[derive(Default)]
-struct Filters(Vec<Filter>);
+struct Filters {
+    filters: Vec<Filter>,
+    ended: bool,
+}
 
 /// A filter refused.
 pub(crate) struct FilterRefusal {
@@ -176,15 +179,33 @@ pub(crate) struct FilterRefusal {
 }
 
 impl Filters {
-    fn chunk(&mut self, chunk: Bytes) -> Result<Bytes, FilterRefusal> {
-        self.0.iter_mut().try_fold(chunk, |chunk, filter| {
+    fn new(filters: Vec<Filter>) -> Self {
+        Filters { filters, ended: false }
+    }
+
+    /// Whether what passes may come out as something else, or later. Those in shadow only watch.
+    fn may_alter(&self) -> bool {
+        !self.filters.iter().all(|filter| filter.instance.in_shadow)
+    }
+
+    /// Passes a chunk. Who only watches must not be a reason to ask for an end that is known: with the `last` chunk
+    /// it is told of it.
+    fn chunk(&mut self, chunk: Bytes, last: bool) -> Result<Bytes, FilterRefusal> {
+        let passed = self.filters.iter_mut().try_fold(chunk, |chunk, filter| {
             if chunk.is_empty() { Ok(chunk) } else { pass(filter, Some(chunk)) }
-        })
+        })?;
+        if last && !self.may_alter() {
+            self.end()?;
+        }
+        Ok(passed)
     }
 
     /// What the filters still hold; what one gives at its end passes those after it.
     fn end(&mut self) -> Result<Bytes, FilterRefusal> {
-        self.0.iter_mut().try_fold(Bytes::new(), |carried, filter| {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(Bytes::new());
+        }
+        self.filters.iter_mut().try_fold(Bytes::new(), |carried, filter| {
             let passed = if carried.is_empty() { carried } else { pass(filter, Some(carried))? };
             let rest = pass(filter, None)?;
             Ok(match (passed.is_empty(), rest.is_empty()) {
@@ -198,8 +219,8 @@ impl Filters {
 
 /// Passes a whole body through filters that would also take it in chunks.
 pub(crate) fn pass_whole(body: Bytes, filters: Vec<Filter>) -> Result<Bytes, FilterRefusal> {
-    let mut filters = Filters(filters);
-    let passed = filters.chunk(body)?;
+    let mut filters = Filters::new(filters);
+    let passed = filters.chunk(body, false)?;
     let rest = filters.end()?;
     Ok(if rest.is_empty() { passed } else { [passed, rest].concat().into() })
 }
@@ -336,7 +357,7 @@ impl RequestBody {
         let state = Arc::new(UploadState::default());
         let upload = Upload {
             incoming,
-            filters: Filters(filters),
+            filters: Filters::new(filters),
             remaining: limit.unwrap_or(u64::MAX),
             state: state.clone(),
             ahead: Bytes::new(),
@@ -351,13 +372,13 @@ impl RequestBody {
 impl Upload {
     fn is_end(&self) -> bool {
         let has_nothing = self.ahead.is_empty() && self.trailers.is_none();
-        has_nothing && self.filters.0.is_empty() && self.incoming.is_end_stream()
+        has_nothing && !self.filters.may_alter() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.incoming.size_hint().exact() {
             // Only behind chunks can trailers be sent.
-            Some(rest) if self.filters.0.is_empty() && self.trailers.is_none() => {
+            Some(rest) if !self.filters.may_alter() && self.trailers.is_none() => {
                 SizeHint::with_exact(rest + self.ahead.len() as u64)
             }
             _ => SizeHint::default(),
@@ -427,7 +448,7 @@ impl Upload {
                         .fail(UploadFailure::Fault(Fault::BodyTooLarge)))));
                 }
             };
-            match self.filters.chunk(chunk) {
+            match self.filters.chunk(chunk, self.incoming.is_end_stream()) {
                 Ok(chunk) if chunk.is_empty() => {}
                 Ok(chunk) => return Poll::Ready(Some(Ok(Frame::data(chunk)))),
                 Err(refusal) => {
@@ -482,6 +503,17 @@ pub(crate) enum Source {
     Switched(UpstreamBody),
 }
 
+impl Source {
+    fn is_end(&self) -> bool {
+        match self {
+            Source::Empty => true,
+            Source::Whole(bytes) => bytes.is_empty(),
+            Source::Upstream(body) => body.is_end_stream(),
+            Source::Switched(_) => false,
+        }
+    }
+}
+
 /// A response's body on its way to the client. It carries the exchange: its end, or its drop, is
 /// the exchange's end.
 pub struct ResponseBody {
@@ -499,7 +531,7 @@ pub struct ResponseBody {
 
 impl ResponseBody {
     pub(crate) fn new(source: Source, filters: Vec<Filter>, mut live: Box<Live>) -> Self {
-        let filters = Filters(filters);
+        let filters = Filters::new(filters);
         let piece = if live.client().streams.is_some() { SLICE } else { usize::MAX };
         let trailers = live.trailers.take().filter(|_| matches!(source, Source::Whole(_)));
         let tail = trailers.map(|trailers| Frame::trailers(*trailers)).into_iter().collect();
@@ -507,6 +539,8 @@ impl ResponseBody {
         let mut body = ResponseBody { source, filters, tail, rest, piece, source_ended: false, live };
         // One that is empty from the start is dropped without being asked.
         if body.is_end_stream() {
+            // Who only watches has nothing to say.
+            let _ = body.filters.end();
             body.live.end(End::Complete);
         }
         body
@@ -550,7 +584,11 @@ impl ResponseBody {
                     let over = self.live.deadline.as_mut().map(|deadline| deadline.poll_over(cx));
                     if let Some(Poll::Ready(fault)) = over {
                         self.live.fail(&fault);
-                        return self.fail(End::UpstreamFailed, "the time for the response is over");
+                        let trailers = grpc::cut_off(self.live.request(), fault.describe().1);
+                        let failed = self.fail(End::UpstreamFailed, "the time for the response is over");
+                        let Some(trailers) = trailers else { return failed };
+                        self.live.outcome = Code::of(&trailers);
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                     }
                     ready!(body.poll_frame(cx))
                 }
@@ -576,7 +614,7 @@ impl ResponseBody {
                     break;
                 }
             };
-            match self.filters.chunk(chunk) {
+            match self.filters.chunk(chunk, self.source.is_end()) {
                 Ok(chunk) if chunk.is_empty() => {}
                 Ok(chunk) => return self.deliver(chunk),
                 Err(refusal) => return self.refuse(refusal),
@@ -626,21 +664,16 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        let source_ended = match &self.source {
-            Source::Empty => true,
-            Source::Whole(bytes) => bytes.is_empty(),
-            Source::Upstream(body) => body.is_end_stream(),
-            Source::Switched(_) => false,
-        };
+        let source_ended = self.source.is_end();
         // Filters may hold something back until they are told of the end.
         self.rest.is_empty()
             && self.tail.is_empty()
-            && (self.source_ended || (source_ended && self.filters.0.is_empty()))
+            && (self.source_ended || (source_ended && !self.filters.may_alter()))
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            _ if !self.filters.0.is_empty() || !self.tail.is_empty() => SizeHint::default(),
+            _ if self.filters.may_alter() || !self.tail.is_empty() => SizeHint::default(),
             Source::Empty | Source::Switched(_) => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Upstream(body) => body.size_hint(),

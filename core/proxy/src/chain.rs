@@ -43,6 +43,8 @@ pub struct Instance {
     pub on_error: OnError,
     /// How long one wait of it may take.
     pub timeout: Duration,
+    /// Whether nothing that it decides holds.
+    pub in_shadow: bool,
     /// What is counted.
     pub metrics: Arc<PluginMetrics>,
     /// Tells it from every other in the process: see [`Instance::serial`].
@@ -85,6 +87,11 @@ impl Chain {
     /// Whether any plugin wants `hook`.
     pub(crate) fn wants(&self, hook: HookName) -> bool {
         !self.hooks[hook as usize].is_empty()
+    }
+
+    /// Whether the body of a response may become another.
+    pub(crate) fn may_alter_responses(&self) -> bool {
+        self.wanting(HookName::OnResponseBody).any(|(_, instance)| !instance.in_shadow)
     }
 
     /// The number of plugins, for an exchange that all of them were asked about.
@@ -191,11 +198,18 @@ impl Chain {
             .collect()
     }
 
-    /// The filters for a streamed response body, in reverse, for plugins that were entered.
-    pub(crate) fn response_filters(&self, exchange: &mut Exchange, entered: u16) -> Vec<Filter> {
+    /// The filters for a streamed response body, in reverse, for plugins that were entered; for one that `is_empty`, of
+    /// those in shadow.
+    pub(crate) fn response_filters(
+        &self,
+        exchange: &mut Exchange,
+        entered: u16,
+        is_empty: bool,
+    ) -> Vec<Filter> {
         let hook = HookName::OnResponseBody;
         let streams = self.wanting(hook).rev().filter(|(at, instance)| {
-            instance.needs.response_body == BodyWish::Stream && instance.is_entered(*at, entered)
+            let wants = instance.needs.response_body == BodyWish::Stream && (!is_empty || instance.in_shadow);
+            wants && instance.is_entered(*at, entered)
         });
         streams
             .filter_map(|(at, instance)| Filter::new(instance, Cursor { plugin: at, hook }, exchange))
@@ -208,7 +222,7 @@ impl Chain {
         let start = Instant::now();
         let answer = match instance.start(hook, exchange) {
             Ok(Hook::Ready(result)) => result,
-            Ok(Hook::Wait(future)) => instance.wait(future).await,
+            Ok(Hook::Wait(future)) => waited(future, instance.timeout).await,
             Err(panic) => Err(panic),
         };
         instance.settle(Cursor { plugin: at, hook }, exchange, answer, start)
@@ -232,27 +246,10 @@ impl Instance {
     fn start<'a>(&'a self, hook: HookName, exchange: &'a mut Exchange) -> Result<Hook<'a>, PluginError> {
         let plugin = &*self.plugin;
         guarded(move || match hook {
-            HookName::OnConnection => Hook::CONTINUE,
-            HookName::OnRequest => plugin.on_request(exchange),
             HookName::OnRequestBody if self.needs.request_body == BodyWish::Stream => Hook::CONTINUE,
-            HookName::OnRequestBody => plugin.on_request_body(exchange),
-            HookName::OnUpstream => plugin.on_upstream(exchange),
-            HookName::OnResponse => plugin.on_response(exchange),
             HookName::OnResponseBody if self.needs.response_body == BodyWish::Stream => Hook::CONTINUE,
-            HookName::OnResponseBody => plugin.on_response_body(exchange),
-            HookName::OnLog => plugin.on_log(exchange),
+            hook => called(plugin, hook, exchange),
         })
-    }
-
-    async fn wait(&self, future: HookFuture<'_>) -> Result<Decision, PluginError> {
-        let guarded = AssertUnwindSafe(future).catch_unwind();
-        match tokio::time::timeout(self.timeout, guarded).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(panic)) => Err(PluginError::new(ErrorKind::Panic, panic_text(&*panic))),
-            Err(_) => {
-                Err(PluginError::new(ErrorKind::Timeout, format!("no verdict within {:?}", self.timeout)))
-            }
-        }
     }
 
     /// Records what the plugin answered and turns it into what follows.
@@ -268,13 +265,13 @@ impl Instance {
         self.metrics.hooks[hook as usize].observe(elapsed);
         let parts = exchange.core();
         let answer = match (answer, parts.overflow.take()) {
-            (Ok(_), Some(what)) => Err(PluginError::new(
-                ErrorKind::Budget,
-                format!("set more than the allowed number of {what}s"),
-            )),
+            (Ok(_), Some(what)) => Err(overflowed(what)),
             (answer, _) => answer,
         };
-        record(parts, cursor, &answer, start, elapsed);
+        // What is in shadow tells of itself.
+        if !self.in_shadow {
+            record(parts, cursor, &answer, start, elapsed);
+        }
         match answer {
             Ok(Decision::Continue) => Flow::Continue,
             Ok(_) if hook == HookName::OnLog => Flow::Continue,
@@ -331,16 +328,7 @@ fn record(
     start: Instant,
     elapsed: Duration,
 ) {
-    let (verdict, reason, error) = match answer {
-        Ok(Decision::Continue) => (Verdict::Continue, None, None),
-        Ok(Decision::Respond(reply)) => (Verdict::Respond, reply.reason.clone(), None),
-        Ok(Decision::Drop) => (Verdict::Drop, Some(DROPPED), None),
-        Err(error) => (
-            Verdict::Error(error.kind()),
-            Some(error.kind().reason().into()),
-            Some(shortened(error.message())),
-        ),
-    };
+    let (verdict, reason, error) = verdict(answer);
     let (rule, used) = (parts.rule.take(), parts.used.take());
     if verdict != Verdict::Continue || used.is_some() {
         parts.notes.push(Note {
@@ -354,8 +342,50 @@ fn record(
     parts.step(cursor, verdict, start, elapsed);
 }
 
+/// What an answer is called, why, and what failed.
+pub(crate) fn verdict(answer: &Result<Decision, PluginError>) -> (Verdict, Option<Reason>, Option<Box<str>>) {
+    match answer {
+        Ok(Decision::Continue) => (Verdict::Continue, None, None),
+        Ok(Decision::Respond(reply)) => (Verdict::Respond, reply.reason.clone(), None),
+        Ok(Decision::Drop) => (Verdict::Drop, Some(DROPPED), None),
+        Err(error) => (
+            Verdict::Error(error.kind()),
+            Some(error.kind().reason().into()),
+            Some(shortened(error.message())),
+        ),
+    }
+}
+
+/// A plugin has set more than it may of something.
+pub(crate) fn overflowed(what: &str) -> PluginError {
+    PluginError::new(ErrorKind::Budget, format!("set more than the allowed number of {what}s"))
+}
+
 fn shortened(text: &str) -> Box<str> {
     text.get(..text.floor_char_boundary(MAX_ERROR)).unwrap_or_default().into()
+}
+
+/// Calls a plugin's hook.
+pub(crate) fn called<'a>(plugin: &'a dyn Plugin, hook: HookName, exchange: &'a mut Exchange) -> Hook<'a> {
+    match hook {
+        HookName::OnConnection => Hook::CONTINUE,
+        HookName::OnRequest => plugin.on_request(exchange),
+        HookName::OnRequestBody => plugin.on_request_body(exchange),
+        HookName::OnUpstream => plugin.on_upstream(exchange),
+        HookName::OnResponse => plugin.on_response(exchange),
+        HookName::OnResponseBody => plugin.on_response_body(exchange),
+        HookName::OnLog => plugin.on_log(exchange),
+    }
+}
+
+/// Waits for a hook, at most for so long.
+pub(crate) async fn waited(future: HookFuture<'_>, timeout: Duration) -> Result<Decision, PluginError> {
+    let guarded = AssertUnwindSafe(future).catch_unwind();
+    match tokio::time::timeout(timeout, guarded).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => Err(PluginError::new(ErrorKind::Panic, panic_text(&*panic))),
+        Err(_) => Err(PluginError::new(ErrorKind::Timeout, format!("no verdict within {timeout:?}"))),
+    }
 }
 
 /// Calls into a plugin; a panic is the plugin's error and nobody else's.
@@ -394,7 +424,9 @@ impl Filter {
             _ => instance.plugin.response_body_filter(exchange),
         });
         let filter = filter.unwrap_or_else(|_| Some(Box::new(Broken)))?;
-        exchange.core().step(cursor, Verdict::Filter, start, start.elapsed());
+        if !instance.in_shadow {
+            exchange.core().step(cursor, Verdict::Filter, start, start.elapsed());
+        }
         Some(Filter { instance: instance.clone(), filter, cursor })
     }
 
@@ -503,6 +535,7 @@ mod tests {
                 needs: Stamp.needs(),
                 on_error: OnError::Deny,
                 timeout: Duration::from_secs(1),
+                in_shadow: false,
                 metrics: metrics.plugin("stamp", "stamp"),
                 serial: Instance::serial(),
             })

@@ -211,7 +211,9 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     let Some(wish) = wish else {
         let (exchange, scope) = live.split();
         let filters = scope.chain().request_filters(exchange);
-        if filters.is_empty() && body.is_end_stream() {
+        if body.is_end_stream() && filters.iter().all(|filter| filter.instance.in_shadow) {
+            // Who only watches has nothing to say.
+            let _ = pass_whole(Bytes::new(), filters);
             return Ok(RequestBody::Empty);
         }
         let (body, state) = RequestBody::stream(body, filters, limit);
@@ -465,8 +467,9 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
     let chain = scope.chain();
     let keeps_head = chain.wants(HookName::OnLog);
     let filters = match source {
-        Source::Empty | Source::Switched(_) => Vec::new(),
-        _ => chain.response_filters(exchange, entered),
+        Source::Switched(_) => Vec::new(),
+        // Who only watches is shown what is not there, too.
+        _ => chain.response_filters(exchange, entered, matches!(source, Source::Empty)),
     };
     let parts = exchange.core();
     let response = if keeps_head { parts.response.clone() } else { parts.response.take() };
@@ -477,7 +480,7 @@ fn finish(mut live: Box<Live>, mut source: Source) -> Response<ResponseBody> {
     strip_hop_by_hop(&mut headers);
     match &source {
         // The length that a GET would have been answered with.
-        Source::Empty if is_head && !chain.wants(HookName::OnResponseBody) => {}
+        Source::Empty if is_head && !chain.may_alter_responses() => {}
         Source::Whole(body) if is_head => {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
             source = Source::Empty;

@@ -28,6 +28,7 @@ pub mod proxy_protocol;
 pub mod record;
 mod reply;
 pub mod routes;
+pub mod shadow;
 mod socket;
 pub mod split;
 mod timer;

@@ -6,11 +6,12 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally};
+use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally, Verdict};
 
 use crate::body::Budget;
 use crate::grpc::{CODES, Code};
@@ -152,6 +153,79 @@ pub struct PluginMetrics {
     pub errors: [Counter; 5],
     /// What it counts itself.
     pub own: Arc<InstanceCounters>,
+    /// What it would have done, in shadow.
+    pub shadow: Arc<ShadowMetrics>,
+}
+
+/// What is counted of a plugin in shadow.
+#[derive(Debug)]
+pub struct ShadowMetrics {
+    /// Exchanges that it saw.
+    pub exchanges: Counter,
+    /// What it answered, in the order of [`ShadowMetrics::VERDICTS`].
+    pub verdicts: [Counter; ShadowMetrics::VERDICTS.len()],
+    refused: Mutex<WouldRefuse>,
+}
+
+/// What a plugin in shadow would have refused.
+#[derive(Debug, Clone, Default)]
+pub struct WouldRefuse {
+    /// By reason and route; what is beyond their number has neither.
+    pub reasons: BTreeMap<(String, String), u64>,
+    /// By client; what is beyond their number is none's.
+    pub clients: BTreeMap<Option<IpAddr>, u64>,
+}
+
+/// Pairs of reason and route that are told apart per plugin in shadow, and clients.
+const MAX_SHADOW_REASONS: usize = 256;
+const MAX_SHADOW_CLIENTS: usize = 4096;
+
+impl ShadowMetrics {
+    /// What a plugin in shadow may come to.
+    pub const VERDICTS: [&'static str; 5] = ["continue", "change", "respond", "drop", "error"];
+
+    fn new(rows: Rows) -> Self {
+        ShadowMetrics {
+            exchanges: Counter::new(rows),
+            verdicts: std::array::from_fn(|_| Counter::new(rows)),
+            refused: Mutex::default(),
+        }
+    }
+
+    /// Whether there was anything to see.
+    pub fn has_seen(&self) -> bool {
+        self.verdicts.iter().any(|count| count.value() > 0)
+    }
+
+    /// What it would have refused so far.
+    pub fn refused(&self) -> WouldRefuse {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn count(&self, verdict: Verdict, changed: bool) {
+        let [goes_on, change, respond, drop, error] = &self.verdicts;
+        match verdict {
+            Verdict::Continue | Verdict::Filter if changed => change,
+            Verdict::Continue | Verdict::Filter => goes_on,
+            Verdict::Respond => respond,
+            Verdict::Drop => drop,
+            Verdict::Error(_) => error,
+        }
+        .increment();
+    }
+
+    pub(crate) fn refuse(&self, reason: &str, route: &str, client: IpAddr) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let WouldRefuse { reasons, clients } = &mut *refused;
+        count_up(reasons, (reason.to_owned(), route.to_owned()), MAX_SHADOW_REASONS);
+        count_up(clients, Some(client), MAX_SHADOW_CLIENTS);
+    }
+}
+
+/// One more under `key`, or under the default where there are as many as there may be.
+fn count_up<K: Ord + Default>(counts: &mut BTreeMap<K, u64>, key: K, most: usize) {
+    let is_room = counts.len() < most || counts.contains_key(&key);
+    *counts.entry(if is_room { key } else { K::default() }).or_default() += 1;
 }
 
 impl UpstreamMetrics {
@@ -434,6 +508,7 @@ impl Metrics {
             drops: Counter::new(rows),
             errors: std::array::from_fn(|_| Counter::new(rows)),
             own: Arc::new(InstanceCounters::new(move || Arc::new(Counter::new(rows)))),
+            shadow: Arc::new(ShadowMetrics::new(rows)),
         })
     }
 
@@ -535,77 +610,4 @@ fn forget<K: Ord, T>(known: &Named<K, T>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_forgotten_when_nobody_uses_them() {
-        let metrics = Metrics::new(1);
-        let kept = metrics.route("kept");
-        kept.duration.observe(Duration::from_millis(1));
-        drop((
-            metrics.route("gone"),
-            metrics.plugin("gone", "cors"),
-            metrics.upstream("gone"),
-            metrics.mirror("gone"),
-        ));
-        metrics.forget_unused();
-        assert_eq!(metrics.routes().iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["kept"]);
-        assert!(
-            metrics.plugins().is_empty() && metrics.upstreams().is_empty() && metrics.mirrors().is_empty()
-        );
-        assert_eq!(metrics.route("kept").duration.value().buckets.iter().sum::<u64>(), 1);
-    }
-
-    #[test]
-    fn rows_add_up_and_gauges_fall() {
-        let metrics = Metrics::new(2);
-        std::thread::scope(|scope| {
-            for worker in 0..2 {
-                let metrics = &metrics;
-                scope.spawn(move || {
-                    count_as_worker(worker);
-                    metrics.connections.add(5);
-                    metrics.connections_open.decrement();
-                });
-            }
-        });
-        metrics.connections_open.add(3);
-        assert_eq!((metrics.connections.value(), metrics.connections_open.value()), (10, 1));
-    }
-
-    #[test]
-    fn every_reason_has_the_counter_of_its_label() {
-        let metrics = Metrics::new(1);
-        for (at, (why, _)) in Refused::ALL.iter().enumerate() {
-            metrics.refuse(*why);
-            assert_eq!(metrics.connections_refused[at].value(), 1, "{why:?}");
-        }
-        for (at, (why, _)) in GivenUp::ALL.iter().enumerate() {
-            metrics.give_up(*why);
-            assert_eq!(metrics.given_up[at].value(), 1, "{why:?}");
-        }
-    }
-
-    #[test]
-    fn a_bucket_holds_what_is_at_most_its_bound() {
-        let metrics = Metrics::new(1).route("r");
-        metrics.duration.observe(Duration::from_millis(1));
-        metrics.duration.observe(Duration::from_secs(60));
-        let value = metrics.duration.value();
-        let at = BUCKETS.iter().position(|bound| *bound == 0.001).unwrap();
-        assert_eq!((value.buckets[at], value.buckets[BUCKETS.len()]), (1, 1));
-        assert!((value.sum - 60.001).abs() < 1e-6);
-    }
-
-    #[test]
-    fn counters_of_a_name_are_kept() {
-        let metrics = Metrics::new(1);
-        metrics.upstream("a").connects.increment();
-        assert_eq!(metrics.upstream("a").connects.value(), 1);
-        assert_eq!(metrics.upstreams().len(), 1);
-        metrics.plugin("p", "a").drops.increment();
-        assert_eq!(metrics.plugin("p", "a").drops.value(), 1);
-        assert_eq!((metrics.plugin("p", "b").drops.value(), metrics.plugin("p", "b").kind), (0, "b"));
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -24,6 +25,9 @@ const MAX_TEXT: usize = 1024;
 
 /// Steps that are remembered of an exchange.
 const MAX_STEPS: usize = 256;
+
+/// Exchanges that are looked at under one lock.
+const AT_A_TIME: usize = 16;
 
 /// What a generation wants remembered.
 #[derive(Default)]
@@ -101,6 +105,8 @@ struct Ring {
     places: Vec<Entry>,
     /// Where the next goes, once all places are taken.
     next: usize,
+    /// How many have been kept so far.
+    kept: usize,
 }
 
 /// An exchange that ended. The chain's places have become the instances' serials.
@@ -177,31 +183,63 @@ impl Records {
 
     /// The exchange with this request id, if it is remembered; the latest of several.
     pub fn find(&self, id: &str) -> Option<Record> {
-        let is_it = |entry: &&Entry| match &entry.id {
-            RequestId::Bits(bits) => u128::from_str_radix(id, 16).is_ok_and(|wanted| wanted == *bits),
-            RequestId::Text(text) => **text == *id,
-        };
-        let found = self.rings.iter().filter_map(|rings| {
-            let rings = lock(&rings.0);
-            let entries = rings.refused.places.iter().chain(&rings.passed.places).filter(is_it);
-            entries.max_by_key(|entry| entry.began).map(|entry| (entry.began, self.shown(entry)))
-        });
-        found.max_by_key(|(began, _)| *began).map(|(_, record)| record)
+        let bits = u128::from_str_radix(id, 16).ok().filter(|_| id.len() == 32);
+        let mut found: Option<(Instant, Record)> = None;
+        for (worker, refused) in self.all() {
+            self.each(worker, refused, |entry| {
+                let is_it = match &entry.id {
+                    RequestId::Bits(is) => bits == Some(*is),
+                    RequestId::Text(text) => **text == *id,
+                };
+                // A ring tells the latest first.
+                if is_it && found.as_ref().is_none_or(|(began, _)| *began < entry.began) {
+                    found = Some((entry.began, self.shown(entry)));
+                }
+                if is_it { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+        }
+        found.map(|(_, record)| record)
     }
 
     /// The latest that were refused or failed, or that passed: at most `count`, the last first.
     pub fn latest(&self, refused: bool, count: usize, wanted: impl Fn(&Record) -> bool) -> Vec<Record> {
         let mut latest: Vec<(Instant, Record)> = Vec::new();
-        for rings in &self.rings {
-            let rings = lock(&rings.0);
-            let ring = if refused { &rings.refused } else { &rings.passed };
-            let mut entries: Vec<&Entry> = ring.places.iter().collect();
-            entries.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.began));
-            let shown = entries.into_iter().map(|entry| (entry.began, self.shown(entry)));
-            latest.extend(shown.filter(|(_, record)| wanted(record)).take(count));
+        for (worker, _) in self.all().filter(|(_, of)| *of == refused) {
+            let mut left = count;
+            self.each(worker, refused, |entry| {
+                let record = self.shown(entry);
+                if left > 0 && wanted(&record) {
+                    left -= 1;
+                    latest.push((entry.began, record));
+                }
+                if left > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
         }
         latest.sort_by_key(|(began, _)| std::cmp::Reverse(*began));
         latest.into_iter().take(count).map(|(_, record)| record).collect()
+    }
+
+    /// Every ring: its worker's, and whether it is the one of what was refused.
+    fn all(&self) -> impl Iterator<Item = (&Mutex<Rings>, bool)> {
+        self.rings.iter().flat_map(|rings| [(&rings.0, true), (&rings.0, false)])
+    }
+
+    /// Looks at a ring's exchanges from the latest on, a few at a time: the worker must not be kept waiting.
+    fn each(&self, rings: &Mutex<Rings>, refused: bool, mut look: impl FnMut(&Entry) -> ControlFlow<()>) {
+        let (mut at, mut kept) = (0, None);
+        loop {
+            let rings = lock(rings);
+            let ring = if refused { &rings.refused } else { &rings.passed };
+            // What has come meanwhile has pushed the others on.
+            at += ring.kept.wrapping_sub(kept.unwrap_or(ring.kept));
+            kept = Some(ring.kept);
+            for _ in 0..AT_A_TIME {
+                match ring.last_but(at) {
+                    Some(entry) if look(entry).is_continue() => at += 1,
+                    _ => return,
+                }
+            }
+        }
     }
 
     fn shown(&self, entry: &Entry) -> Record {
@@ -226,8 +264,15 @@ fn write(file: &RecordFile, record: &Record) {
 }
 
 impl Ring {
+    /// The last but so many.
+    fn last_but(&self, at: usize) -> Option<&Entry> {
+        let back = self.places.len().checked_sub(at + 1)?;
+        self.places.get((self.next + back) % self.places.len())
+    }
+
     /// The place for the next of at most `room`, which is not 0.
     fn place(&mut self, room: usize, names: &Arc<WorkerNames>) -> &mut Entry {
+        self.kept = self.kept.wrapping_add(1);
         if self.places.len() > room {
             self.shrink(room);
         }
@@ -354,8 +399,11 @@ impl Entry {
     fn decision(&self, decider: &Decider) -> Decision {
         let label =
             self.names.0.plugins.values().find(|label| decider.hook.is_some() && label.name == decider.by);
-        let note =
-            self.notes.iter().rev().find(|note| note.reason.is_some() && note.reason == decider.reason);
+        let note = self
+            .notes
+            .iter()
+            .rev()
+            .find(|note| note.reason.is_some() && note.reason == decider.reason && !self.is_shadow(note));
         Decision {
             by: decider.by.to_string(),
             kind: label.map(|label| label.kind.to_owned()),
@@ -364,6 +412,10 @@ impl Entry {
             reason: decider.reason.as_ref().map(|reason| reason.to_string()),
             rule: note.and_then(|note| note.rule.as_ref()).map(|rule| rule.to_string()),
         }
+    }
+
+    fn is_shadow(&self, note: &Note) -> bool {
+        self.steps.get(note.step).is_some_and(|(_, step)| step.is_shadow)
     }
 
     fn step(&self, at: usize, serial: u64, step: &Step) -> RecordStep {
@@ -377,6 +429,7 @@ impl Entry {
             version: label.map_or_else(|| "?".to_owned(), |label| label.version.to_string()),
             hook: step.cursor.hook.as_str().to_owned(),
             verdict: step.verdict.as_str().to_owned(),
+            shadow: step.is_shadow,
             reason: note.and_then(|note| note.reason.as_ref()).map(|reason| reason.to_string()),
             rule: text(note.and_then(|note| note.rule.as_ref())),
             error: text(note.and_then(|note| note.error.as_ref())),
@@ -480,6 +533,9 @@ pub struct RecordStep {
     pub hook: String,
     /// `continue`, `respond`, `drop`, `error`, or `filter` for a plugin that took the body as it passed.
     pub verdict: String,
+    /// Whether the plugin is in shadow: that is what it would have answered and changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shadow: bool,
     /// The reason code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -292,7 +292,9 @@ pub struct Slot<T> {
 }
 
 impl<T> Slot<T> {
-    pub(crate) fn new() -> Self {
+    /// A place of its own. Plugins get theirs from [`BuildContext::slot`].
+    #[expect(clippy::new_without_default, reason = "every one is another")]
+    pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         Slot { id: NEXT.fetch_add(1, Ordering::Relaxed), content: PhantomData }
     }

@@ -126,10 +126,11 @@ impl Parts {
 }
 
 impl Parts {
-    /// Writes a call down.
-    pub fn step(&mut self, cursor: Cursor, verdict: Verdict, start: Instant, took: Duration) {
+    /// Writes a call down; returns its number.
+    pub fn step(&mut self, cursor: Cursor, verdict: Verdict, start: Instant, took: Duration) -> usize {
         let at = micros(start.saturating_duration_since(self.began));
-        self.steps.push(Step { cursor, verdict, at, micros: micros(took) });
+        self.steps.push(Step { cursor, verdict, at, micros: micros(took), is_shadow: false });
+        self.steps.len() - 1
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Step {
     pub at: u32,
     /// How long it took, microseconds.
     pub micros: u32,
+    /// Whether it is what would have been: nothing of it happened.
+    pub is_shadow: bool,
 }
 
 /// What there is to say of a step that was more than a word: at most one per step, in their order.

@@ -96,6 +96,12 @@ impl Request {
         self.target = target;
     }
 
+    /// Another method, for the gateway's core only: no journal knows of it.
+    #[doc(hidden)]
+    pub fn replace_method(&mut self, method: Method) {
+        self.method = method;
+    }
+
     /// Its headers, for the gateway's core only: no journal knows of it.
     #[doc(hidden)]
     pub fn core_headers(&mut self) -> &mut HeaderMap {
@@ -146,6 +152,18 @@ impl Response {
     /// The status.
     pub fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// Another status, for the gateway's core only: no journal knows of it.
+    #[doc(hidden)]
+    pub fn replace_status(&mut self, status: StatusCode) {
+        self.status = status;
+    }
+
+    /// Its headers, for the gateway's core only: no journal knows of it.
+    #[doc(hidden)]
+    pub fn core_headers(&mut self) -> &mut HeaderMap {
+        &mut self.headers
     }
 
     /// A header's first value; none if it is absent or not visible ASCII.

@@ -110,6 +110,10 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "core/control/src/reload.rs ATTEMPTS",
         Bites("core/control/src/reload.rs", "a_file_that_changes_under_a_build_is_built_again"),
     ),
+    ("core/control/src/rehearsal.rs PATIENCE", Not("of the command line, about a request of its own")),
+    ("core/control/src/rehearsal.rs RECORD", Not("of the command line, about a request of its own")),
+    ("core/control/src/reload.rs LOOK", Not("how often a clock is looked at")),
+    ("core/gateway/src/cli/shadow.rs LINES", Not("of the command line, which gives all of it as JSON")),
     ("core/control/src/reload.rs SWEEP", Not("how often a clock is looked at")),
     (
         "core/control/src/resolver.rs LONGEST_DATAGRAM",

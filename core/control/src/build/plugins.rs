@@ -5,15 +5,19 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use portcullis_config::{Diagnostic, Diagnostics, InstanceOptions, OnError as ConfigOnError, Reader, Source};
-use portcullis_plugin::{BuildContext, BuildError, BuildFailure, HookName, Needs, Plugin};
+use portcullis_config::{
+    Diagnostic, Diagnostics, InstanceOptions, Mode, Moment, OnError as ConfigOnError, Reader, Source,
+};
+use portcullis_plugin::{BuildContext, BuildError, BuildFailure, HookName, Plugin};
 use portcullis_proxy::chain::{Chain, Instance, OnError};
+use portcullis_proxy::metrics::PluginMetrics;
+use portcullis_proxy::shadow::{Partial, Shadow, ShadowOptions, Share};
 use portcullis_proxy::upstream::Upstream;
 
 use super::{Builder, Planned, Scope};
-use crate::host::{Host, Taken};
+use crate::host::{Host, Services, Taken};
 use crate::inputs::{Digest, Found};
 
 /// How long one wait may take unless the instance says otherwise: longer than any healthy call, shorter
@@ -24,9 +28,42 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct BuiltPlugin {
     pub(crate) scope: Scope,
     pub(crate) instance: Arc<Instance>,
+    /// How it is used.
+    pub(crate) terms: Terms,
+    plugin: Arc<dyn Plugin>,
     recipe: Digest,
     files: Vec<(PathBuf, Found)>,
     taken: Taken,
+}
+
+/// How a plugin is used, whatever it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    on_error: OnError,
+    timeout: Duration,
+    pub(crate) mode: Mode,
+    percent: u8,
+    /// When the mode becomes another.
+    pub(crate) until: Option<SystemTime>,
+}
+
+impl Terms {
+    /// The terms that hold now.
+    fn of(options: &InstanceOptions) -> Self {
+        let on_error = match options.on_error {
+            ConfigOnError::Deny => OnError::Deny,
+            ConfigOnError::Allow => OnError::Allow,
+        };
+        let timeout = options.timeout.map_or(TIMEOUT, |timeout| timeout.0);
+        let (mode, until) = match options.until {
+            Some(Moment(until)) if until <= SystemTime::now() => match options.mode {
+                Mode::Enforce => (Mode::Off, None),
+                Mode::Shadow | Mode::Off => (Mode::Enforce, None),
+            },
+            until => (options.mode, until.map(|until| until.0)),
+        };
+        Terms { on_error, timeout, mode, percent: options.percent.0, until }
+    }
 }
 
 impl BuiltPlugin {
@@ -61,7 +98,7 @@ impl Builder<'_> {
         if let Some(running) = running.filter(|running| running.recipe == recipe)
             && self.unchanged(running, upstreams)
         {
-            return Some(running.take_over(planned));
+            return Some(running.take_over(planned, self.services));
         }
         let mut host = Host::new(self.services, &self.dir, self.files, upstreams);
         let result = make(planned, &mut host);
@@ -88,23 +125,16 @@ impl Builder<'_> {
             && running.files.iter().all(|(path, found)| self.files.again(path, found))
     }
 
-    fn built(&self, planned: &Planned, (needs, plugin): Made, recipe: Digest, taken: Taken) -> BuiltPlugin {
+    fn built(&self, planned: &Planned, plugin: Arc<dyn Plugin>, recipe: Digest, taken: Taken) -> BuiltPlugin {
         let files = taken.files.iter();
         let files: Vec<_> = files.filter_map(|path| Some((path.clone(), self.files.found(path)?))).collect();
         let kind = planned.registration.kind;
-        let (on_error, timeout) = options(&planned.options);
-        let instance = Instance {
-            name: planned.name.clone(),
-            kind,
-            version: version(recipe, &files),
-            needs,
-            plugin,
-            on_error,
-            timeout,
-            metrics: self.services.metrics.plugin(&planned.name, kind),
-            serial: Instance::serial(),
-        };
-        BuiltPlugin { scope: planned.scope.clone(), instance: Arc::new(instance), recipe, files, taken }
+        let terms = Terms::of(&planned.options);
+        let metrics = self.services.metrics.plugin(&planned.name, kind);
+        let version = version(recipe, &files);
+        let name = planned.name.clone();
+        let instance = instance(name, kind, version, plugin.clone(), terms, metrics, self.services);
+        BuiltPlugin { scope: planned.scope.clone(), instance, terms, plugin, recipe, files, taken }
     }
 
     /// What is odd about an instance that could be built.
@@ -123,34 +153,58 @@ impl Builder<'_> {
 }
 
 impl BuiltPlugin {
-    /// The same plugin under the options it has now.
-    fn take_over(&self, planned: &Planned) -> BuiltPlugin {
-        let (on_error, timeout) = options(&planned.options);
-        let same = self.instance.on_error == on_error && self.instance.timeout == timeout;
-        let instance = if same {
-            self.instance.clone()
+    /// The same plugin under the terms it has now.
+    fn take_over(&self, planned: &Planned, services: &Services) -> BuiltPlugin {
+        let terms = Terms::of(&planned.options);
+        let old = &self.instance;
+        let instance = if self.terms == terms {
+            old.clone()
         } else {
-            let old = &self.instance;
-            Arc::new(Instance {
-                name: old.name.clone(),
-                kind: old.kind,
-                version: old.version.clone(),
-                plugin: old.plugin.clone(),
-                needs: old.needs,
-                on_error,
-                timeout,
-                metrics: old.metrics.clone(),
-                serial: Instance::serial(),
-            })
+            let (name, version, metrics) = (old.name.clone(), old.version.clone(), old.metrics.clone());
+            instance(name, old.kind, version, self.plugin.clone(), terms, metrics, services)
         };
         BuiltPlugin {
             scope: planned.scope.clone(),
             instance,
+            terms,
+            plugin: self.plugin.clone(),
             recipe: self.recipe,
             files: self.files.clone(),
             taken: Taken { notices: Vec::new(), ..self.taken.clone() },
         }
     }
+}
+
+/// A plugin under its terms.
+fn instance(
+    name: Arc<str>,
+    kind: &'static str,
+    version: Arc<str>,
+    plugin: Arc<dyn Plugin>,
+    terms: Terms,
+    metrics: Arc<PluginMetrics>,
+    services: &Services,
+) -> Arc<Instance> {
+    let Terms { on_error, timeout, mode, percent, .. } = terms;
+    let in_shadow = mode == Mode::Shadow;
+    let share = Share { percent, plugin: name.clone() };
+    let plugin: Arc<dyn Plugin> = match mode {
+        Mode::Shadow => {
+            let options = ShadowOptions {
+                share,
+                allows_errors: on_error == OnError::Allow,
+                timeout,
+                budget: services.budget.clone(),
+                metrics: metrics.shadow.clone(),
+            };
+            Arc::new(Shadow::new(plugin, options))
+        }
+        Mode::Enforce if percent < 100 => Arc::new(Partial { plugin, share }),
+        Mode::Enforce | Mode::Off => plugin,
+    };
+    let needs = plugin.needs();
+    let serial = Instance::serial();
+    Arc::new(Instance { name, kind, version, plugin, needs, on_error, timeout, in_shadow, metrics, serial })
 }
 
 /// Instances by the list they stand in, each list in its order.
@@ -159,7 +213,7 @@ pub(super) struct Lists(HashMap<Scope, Vec<Arc<Instance>>>);
 impl Lists {
     pub(super) fn new(plugins: &[BuiltPlugin]) -> Self {
         let mut lists: HashMap<Scope, Vec<Arc<Instance>>> = HashMap::new();
-        for plugin in plugins {
+        for plugin in plugins.iter().filter(|plugin| plugin.terms.mode != Mode::Off) {
             lists.entry(plugin.scope.clone()).or_default().push(plugin.instance.clone());
         }
         Lists(lists)
@@ -177,12 +231,9 @@ impl Lists {
     }
 }
 
-/// A plugin and what it wants.
-type Made = (Needs, Arc<dyn Plugin>);
-
 /// Builds one instance, or finds all errors in its table. A panic is an error like any other: it must not end the
 /// gateway.
-fn make(planned: &Planned, host: &mut Host<'_>) -> Result<Made, Diagnostics> {
+fn make(planned: &Planned, host: &mut Host<'_>) -> Result<Arc<dyn Plugin>, Diagnostics> {
     let Planned { registration, table, place, .. } = planned;
     let mut reader = table.reader(&place.path);
     loop {
@@ -206,7 +257,11 @@ fn make(planned: &Planned, host: &mut Host<'_>) -> Result<Made, Diagnostics> {
 }
 
 /// Builds once. After errors in the table the reader yields no value, so that nothing is built of a part of it.
-fn attempt(planned: &Planned, reader: &Reader<'_>, host: &mut Host<'_>) -> Result<Made, BuildFailure> {
+fn attempt(
+    planned: &Planned,
+    reader: &Reader<'_>,
+    host: &mut Host<'_>,
+) -> Result<Arc<dyn Plugin>, BuildFailure> {
     let instance = portcullis_plugin::Instance {
         kind: planned.registration.kind,
         name: planned.name.clone(),
@@ -214,7 +269,7 @@ fn attempt(planned: &Planned, reader: &Reader<'_>, host: &mut Host<'_>) -> Resul
     };
     let mut context = BuildContext::new(instance, host);
     let mut table = <dyn erased_serde::Deserializer<'_>>::erase(reader.deserializer());
-    (planned.registration.build)(&mut table, &mut context).map(|plugin| (plugin.needs(), plugin))
+    (planned.registration.build)(&mut table, &mut context)
 }
 
 fn build_error(planned: &Planned, error: BuildError) -> Diagnostic {
@@ -246,14 +301,6 @@ fn is_policy(planned: &Planned, path: &str) -> bool {
 fn said(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it did not say why")
-}
-
-fn options(options: &InstanceOptions) -> (OnError, Duration) {
-    let on_error = match options.on_error {
-        ConfigOnError::Deny => OnError::Deny,
-        ConfigOnError::Allow => OnError::Allow,
-    };
-    (on_error, options.timeout.map_or(TIMEOUT, |timeout| timeout.0))
 }
 
 /// A hash of what an instance is made of, apart from what it takes while it is built.

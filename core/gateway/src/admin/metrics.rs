@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use portcullis_control::UpstreamStatus;
 use portcullis_plugin::{CounterReading, HookName};
-use portcullis_proxy::metrics::{BUCKETS, Counter, GivenUp, Histogram, Metrics, PluginMetrics, Refused};
+use portcullis_proxy::metrics::{
+    BUCKETS, Counter, GivenUp, Histogram, Metrics, PluginMetrics, Refused, ShadowMetrics,
+};
 use portcullis_proxy::upstream::Endpoint;
 
 use crate::process::Usage;
@@ -52,6 +54,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     connections(&mut page, metrics);
     routes(&mut page, metrics);
     plugins(&mut page, metrics);
+    shadows(&mut page, metrics);
     plugins_own(&mut page, metrics);
     mirrors(&mut page, metrics);
     upstreams(&mut page, metrics);
@@ -200,6 +203,21 @@ fn plugins(page: &mut Page, metrics: &Metrics) {
     for (plugin, counted) in &plugins {
         for ((_, error), count) in PluginMetrics::ERRORS.iter().zip(&counted.errors) {
             errors.sample(&[("plugin", plugin), ("kind", counted.kind), ("error", error)], count.value());
+        }
+    }
+}
+
+/// What plugins in shadow would have done.
+fn shadows(page: &mut Page, metrics: &Metrics) {
+    let plugins = metrics.plugins();
+    let mut verdicts = page.counter(
+        "shadow_verdicts_total",
+        "what plugins in shadow would have answered at their hooks; `change` for one that went on and changed something",
+    );
+    for (plugin, counted) in plugins.iter().filter(|(_, counted)| counted.shadow.has_seen()) {
+        for (verdict, count) in ShadowMetrics::VERDICTS.iter().zip(&counted.shadow.verdicts) {
+            verdicts
+                .sample(&[("plugin", plugin), ("kind", counted.kind), ("verdict", verdict)], count.value());
         }
     }
 }

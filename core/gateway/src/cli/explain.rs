@@ -1,18 +1,26 @@
 //! `explain`: what became of a request, and why, asked from a running gateway.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
-use hyper::StatusCode;
+use bytes::Bytes;
+use hyper::header::HOST;
+use hyper::{Request, StatusCode, Uri};
+use portcullis_control::{Asked, Rehearsal, Told};
 use portcullis_proxy::record::{Decision, Record, RecordStep};
 use serde_json::Value;
 
 use super::interface::{Interface, interface};
-use super::{ConfigOption, ExplainOptions, Failure};
-use crate::say;
+use super::{ConfigOption, ExplainOptions, Failure, check};
+use crate::{kinds, process, say};
 
 /// `portcullis explain`
 pub(super) fn explain(options: ExplainOptions) -> Result<ExitCode, Failure> {
+    if let Some(asked) = &options.dry_run {
+        return dry_run(&options, asked);
+    }
     let config = ConfigOption { file: options.config.clone(), option: None };
     let gateway = interface(&config, options.admin)?;
     let answer = match &options.id {
@@ -26,6 +34,66 @@ pub(super) fn explain(options: ExplainOptions) -> Result<ExitCode, Failure> {
     };
     say::result(&text);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has a request go through a gateway that nobody sees.
+fn dry_run(options: &ExplainOptions, asked: &[String]) -> Result<ExitCode, Failure> {
+    process::install_crypto();
+    let asked = Asked {
+        listener: options.listener.clone(),
+        client: options.client.unwrap_or(Ipv4Addr::LOCALHOST.into()),
+        request: made_up(asked, &options.header, options.data.as_deref()).map_err(Failure::Usage)?,
+    };
+    let config = ConfigOption { file: options.config.clone(), option: None };
+    let file = check::file(&config)?;
+    let failed = |error: String| Failure::Run(error);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(error.to_string()))?;
+    let told = runtime.block_on(async {
+        let gateway = Rehearsal::start(&file.path(), &kinds::registry(), BTreeMap::new()).await;
+        gateway.map_err(Failure::Files)?.ask(&asked).await.map_err(failed)
+    })?;
+    say::result(&if options.json {
+        format!("{:#}", serde_json::json!(told.record))
+    } else {
+        rehearsed(&told)
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A request in the words of the command line.
+fn made_up(asked: &[String], headers: &[String], body: Option<&str>) -> Result<Request<Bytes>, String> {
+    let [method, url] = asked else { return Err("a method and a URL are needed".to_owned()) };
+    let url: Uri = url.parse().map_err(|error| format!("`{url}` is no URL: {error}"))?;
+    let target = url.path_and_query().map_or("/", |target| target.as_str());
+    let mut request = Request::builder().method(method.as_str()).uri(target);
+    let names_host = headers.iter().any(|header| header.to_ascii_lowercase().starts_with("host:"));
+    if !names_host {
+        request = request.header(HOST, url.authority().map_or("localhost", |authority| authority.as_str()));
+    }
+    for header in headers {
+        let (name, value) =
+            header.split_once(':').ok_or_else(|| format!("`{header}` is no header: write `NAME: VALUE`"))?;
+        request = request.header(name.trim(), value.trim());
+    }
+    let body = Bytes::from(body.unwrap_or_default().to_owned());
+    request.body(body).map_err(|error| error.to_string())
+}
+
+/// Everything about a request that was made up.
+fn rehearsed(told: &Told) -> String {
+    let mut record = told.record.clone();
+    record.upstream = None;
+    let mut text = page(&record);
+    for (upstream, request) in &told.sent {
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "\nto {upstream}: {} {}", request.method(), printable(target));
+        for (name, value) in request.headers() {
+            let _ = writeln!(text, "  {name}: {}", printable(&String::from_utf8_lossy(value.as_bytes())));
+        }
+    }
+    text
 }
 
 fn one(gateway: &Interface, id: &str) -> Result<Value, Failure> {
@@ -161,7 +229,7 @@ fn step(step: &RecordStep) -> [String; 6] {
         time(step.micros.into()),
         format!("{} ({} {})", step.plugin, step.kind, step.version),
         step.hook.clone(),
-        step.verdict.clone(),
+        if step.shadow { format!("{} (shadow)", step.verdict) } else { step.verdict.clone() },
         words.join("; "),
     ]
 }

@@ -65,7 +65,10 @@ fn described(kind: &Registration) -> String {
             line(&mut text, &format!("      {wrapped}"));
         }
     }
-    line(&mut text, "\nOptions of every plugin: name, on_error (deny | allow), timeout\n\nExample:\n");
+    line(
+        &mut text,
+        "\nOptions of every plugin: name, on_error (deny | allow), timeout, mode (enforce | shadow | off), percent, until\n\nExample:\n",
+    );
     for example in kind.example.lines() {
         line(&mut text, format!("  {example}").trim_end());
     }

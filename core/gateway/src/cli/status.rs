@@ -68,7 +68,17 @@ fn summary(status: &Value, now: u64) -> String {
         let file =
             plugin.get("file").and_then(Value::as_str).map(|file| format!(", {file}")).unwrap_or_default();
         let (name, kind, scope) = (text(plugin, "name"), text(plugin, "kind"), text(plugin, "scope"));
-        page.line("plugin", &format!("{name}: {kind} of {scope}{file}"));
+        let mode = match text(plugin, "mode").as_str() {
+            "shadow" => ", in shadow",
+            "off" => ", off",
+            _ => "",
+        };
+        let until = plugin
+            .get("until")
+            .and_then(Value::as_str)
+            .map(|until| format!(" until {until}"))
+            .unwrap_or_default();
+        page.line("plugin", &format!("{name}: {kind} of {scope}{file}{mode}{until}"));
     }
     page.line("routes", &text(status, "routes"));
     if let Some(counts) = status.get("reloads") {
@@ -161,7 +171,7 @@ mod tests {
             ] }],
             "plugins": [
                 { "name": "cors", "kind": "cors", "scope": "gateway", "file": null },
-                { "name": "users/x", "kind": "rhai", "scope": "route users", "file": "x.rhai" },
+                { "name": "users/x", "kind": "rhai", "scope": "route users", "file": "x.rhai", "mode": "shadow", "until": "2030-01-01T00:00:00Z" },
             ],
             "warnings": [], "drift": ["x.rhai"], "reloads": { "applied": 2, "refused": 1, "unchanged": 0 },
             "last_error": { "at": 1080, "trigger": "watch", "diagnostics": [], "text": "error: bad\n --> x.rhai:1:2\n" },
@@ -175,7 +185,7 @@ config      gateway.yaml
 listener    web: [::]:443, TLS
 upstream    api (HTTP/2): a:1, b:2 (ejected) (DNS: no answer); its circuit is half open
 plugin      cors: cors of gateway
-            users/x: rhai of route users, x.rhai
+            users/x: rhai of route users, x.rhai, in shadow until 2030-01-01T00:00:00Z
 routes      2
 reloads     2 applied, 1 refused, 0 unchanged
 drift       x.rhai is not what runs

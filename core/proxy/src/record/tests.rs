@@ -82,6 +82,6 @@ fn what_nobody_asks_about_pushes_out_nothing_that_somebody_may() {
     };
     assert_eq!(ids(true), [2, 1].map(|id| format!("{id:032x}")));
     assert_eq!(ids(false), [9, 8].map(|id| format!("{id:032x}")));
-    assert_eq!(records.find("2").unwrap().decided_by.unwrap().by, "core.route");
-    assert!(records.find("3").is_none() && records.find("nothing").is_none());
+    assert_eq!(records.find(&format!("{:032x}", 2)).unwrap().decided_by.unwrap().by, "core.route");
+    assert!(records.find(&format!("{:032x}", 3)).is_none() && records.find("nothing").is_none());
 }
