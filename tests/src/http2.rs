@@ -203,9 +203,19 @@ impl Http2 {
         }
     }
 
+    /// The code with which the connection ends.
+    pub fn end(&mut self) -> u32 {
+        code(&self.read_until(Self::GOAWAY).2[4..8])
+    }
+
     /// Writes a frame.
     pub fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> io::Result<()> {
         self.0.write_all(&Frame(kind, flags, stream, payload.to_vec()).bytes())
+    }
+
+    /// Writes bytes that need not be whole frames.
+    pub fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
     }
 
     /// Reads a frame: its type, stream and payload.

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,111 @@ fn a_body_that_trickles_is_a_408_unless_that_is_allowed() {
     let (_origin, tolerant) = limited("body_timeout: 300ms, min_rate: off", "");
     let answer = drip(&tolerant, &begin(50, "text/plain"), 50);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// Begins a `POST /drips` of this type on stream 1.
+fn begin_post(client: &mut Http2, kind: &str) {
+    let head = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/drips"),
+        (":authority", "g"),
+        ("te", "trailers"),
+    ];
+    let fields = head.into_iter().chain([("content-type", kind)]);
+    let fields: Vec<_> = fields.map(|(name, value)| (name.into(), value.into())).collect();
+    client.fields(1, false, &fields);
+}
+
+#[test]
+fn a_body_that_trickles_over_http2_is_a_408_whatever_it_calls_itself() {
+    let (_origin, gateway) = limited("body_timeout: 300ms, min_rate: 64KiB/s", "");
+    for (turn, kind) in [(1.0, "text/plain"), (2.0, "application/grpc")] {
+        let mut client = Http2::open(gateway.address());
+        begin_post(&mut client, kind);
+        until("the client to be given up", || {
+            client.write(Http2::DATA, 0, 1, b"x").unwrap();
+            given_up(&gateway, "body_timeout") == turn
+        });
+        // The status of gRPC is the other's head.
+        assert_eq!(client.read_until(Http2::HEADERS).1, 1);
+    }
+    let is_told = |line: &serde_json::Value| line["path"] == "/drips" && line["grpc_status"].is_string();
+    assert_eq!(gateway.logged("the call", is_told)["reason"], "body.timeout");
+}
+
+#[test]
+fn a_call_may_trickle_to_an_upstream_that_takes_calls() {
+    const BYTES: usize = 200;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("\"http://{}\"", listener.local_addr().unwrap());
+    let upstream = format!("upstreams: {{ origin: {{ endpoints: [{endpoint}], protocol: http2 }} }}\n");
+    let (_origin, gateway) = limited("body_timeout: 300ms, min_rate: 64KiB/s", &upstream);
+    std::thread::scope(|scope| {
+        // It keeps its connection to the end.
+        let _server = scope.spawn(|| {
+            let mut server = Http2::accept(&listener, &[]);
+            let (stream, mut arrived) = (server.request(), 0);
+            while arrived < BYTES {
+                arrived += server.read_until(Http2::DATA).2.len();
+            }
+            server.respond(stream, &[("grpc-status", "0")], true);
+            server
+        });
+        let mut client = Http2::open(gateway.address());
+        begin_post(&mut client, "application/grpc");
+        let (begin, mut sent) = (Instant::now(), 0);
+        until("all to be sent", || {
+            sent += 1;
+            client.data(1, b"x", sent == BYTES);
+            sent == BYTES
+        });
+        assert!(begin.elapsed() > Duration::from_millis(900));
+        // 200 by itself in the static table (RFC 7541, appendix A).
+        assert_eq!(client.read_until(Http2::HEADERS).2.first(), Some(&0x88));
+    });
+    assert_eq!(given_up(&gateway, "body_timeout"), 0.0);
+}
+
+#[test]
+fn a_head_that_does_not_end_in_time_ends_its_connection_whatever_else_goes_on() {
+    // In a frame that does not end, byte by byte, and in one that ends without the head, before silence.
+    for trickles in [true, false] {
+        let (origin, gateway) = limited("header_timeout: 300ms", "");
+        let mut client = Http2::open(gateway.address());
+        client.get(1, "/hold", &[]);
+        until("a stream to be under way", || origin.held() == 1);
+        if trickles {
+            client.write_raw(&[0, 0x40, 0, Http2::HEADERS, 5, 0, 0, 0, 3]).unwrap();
+            until("the client to be given up", || {
+                client.write_raw(&[0]).unwrap();
+                given_up(&gateway, "header_timeout") == 1.0
+            });
+        } else {
+            let Frame(kind, flags, stream, payload) = Frame::beginning(3, &[]);
+            client.write(kind, flags, stream, &payload).unwrap();
+        }
+        assert_eq!(client.end(), Http2::ENHANCE_YOUR_CALM);
+        assert_eq!(given_up(&gateway, "header_timeout"), 1.0);
+        origin.release();
+    }
+}
+
+#[test]
+fn heads_in_pieces_that_end_in_time_are_served() {
+    let (_origin, gateway) = limited("header_timeout: 300ms", "");
+    let mut client = Http2::open(gateway.address());
+    let (begin, mut stream) = (Instant::now(), 1);
+    until("more than the time for one", || {
+        let Frame(kind, flags, _, payload) = Frame::beginning(stream, &[]);
+        client.write(kind, flags, stream, &payload).unwrap();
+        client.write(Http2::CONTINUATION, 4, stream, &[&[0, 1][..], b"a", &[1], b"b"].concat()).unwrap();
+        let (_, answered, head) = client.read_until(Http2::HEADERS);
+        assert_eq!((answered, head.first()), (stream, Some(&0x88)));
+        stream += 2;
+        begin.elapsed() > Duration::from_millis(700)
+    });
+    assert_eq!(given_up(&gateway, "header_timeout"), 0.0);
 }
 
 #[test]

@@ -264,7 +264,9 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http1/wire.rs MIN_READ", Not("how much is read at once; what is not read waits in the socket")),
     ("http1/wire.rs MAX_READ", Not("how much is read at once; what is not read waits in the socket")),
     ("http2/frames.rs CODE", Not("of a reset's code")),
+    ("http2/frames.rs CONTINUATION", Not("a type of frame")),
     ("http2/frames.rs DATA", Not("a type of frame")),
+    ("http2/frames.rs END_HEADERS", Not("a flag")),
     ("http2/frames.rs END_STREAM", Not("a flag")),
     ("http2/frames.rs ENHANCE_YOUR_CALM", Not("a code")),
     ("http2/frames.rs FLOW_CONTROL_ERROR", Not("a code")),
@@ -465,11 +467,27 @@ fn compare(what: &str, found: &BTreeSet<String>, table: &[(&str, Known)]) {
         match known {
             Bites(file, test) => {
                 let source = fs::read_to_string(repository().join(file)).unwrap();
-                assert!(source.contains(&format!("fn {test}(")), "{name}: {file} has no test `{test}`");
+                assert!(is_test(&source, test), "{name}: {file} has no test `{test}`");
             }
             Not(reason) => assert!(!reason.is_empty(), "{name} lacks a reason"),
         }
     }
+}
+
+/// Whether a function of this name has the attribute of a test.
+fn is_test(source: &str, name: &str) -> bool {
+    let Some((before, _)) = source.split_once(&format!("fn {name}(")) else { return false };
+    let Some((above, _)) = before.rsplit_once('\n') else { return false };
+    let above = above.lines().rev().map(str::trim);
+    let mut attributes = above.take_while(|line| line.starts_with("#[") || line.starts_with("///"));
+    attributes.any(|line| line == "#[test]" || line.starts_with("#[tokio::test"))
+}
+
+#[test]
+fn only_a_function_with_the_attribute_is_a_test() {
+    let source = "#[test]\nfn one() {}\nfn two() {}\n    #[tokio::test(start_paused = true)]\n    /// That.\n    #[allow(a)]\n    async fn three() {}\n";
+    assert!(is_test(source, "one") && is_test(source, "three"));
+    assert!(!is_test(source, "two") && !is_test(source, "four"));
 }
 
 #[test]

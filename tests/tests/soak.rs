@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use portcullis_tests::tools::guest;
-use portcullis_tests::{Gateway, Http2, Setup, Stop, nobody, request, server, until};
+use portcullis_tests::{Answer, Gateway, Http2, Setup, Stop, nobody, request, server, until, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How many seconds, if not these.
@@ -88,6 +88,20 @@ async fn serve(mut stream: tokio::net::TcpStream, mood: Arc<AtomicU8>) -> std::i
     }
 }
 
+/// Why a request fails that an endpoint may have got. All others can be sent again, whatever they are.
+const MAY_BE_SENT: [&str; 2] = ["upstream.failed", "upstream.response_timeout"];
+
+/// Why the gateway gave this answer, as its record says.
+fn reason(gateway: &Gateway, answer: &Answer) -> String {
+    let said = answer.json();
+    let id = said["request_id"].as_str().unwrap();
+    wait_for("the record", || {
+        let record = gateway.admin("GET", &format!("/records/{id}"));
+        (record.status == 200)
+            .then(|| record.json()["decided_by"]["reason"].as_str().unwrap_or_default().to_owned())
+    })
+}
+
 /// What clients asked, and what became of it.
 #[derive(Default)]
 struct Tally {
@@ -96,6 +110,8 @@ struct Tally {
     failed_gets: AtomicUsize,
     posts: AtomicUsize,
     failed_posts: AtomicUsize,
+    /// Those of them of which nothing was sent.
+    unsent_posts: AtomicUsize,
 }
 
 impl Tally {
@@ -113,13 +129,12 @@ impl Tally {
             match client.ask(&sent) {
                 Ok(answer) if answer.status == 200 => {}
                 Ok(answer) => {
-                    println!(
-                        "{}: {} {}",
-                        if is_post { "POST" } else { "GET" },
-                        answer.status,
-                        answer.text().trim()
-                    );
+                    let reason = reason(gateway, &answer);
+                    println!("{}: {} {reason}", if is_post { "POST" } else { "GET" }, answer.status);
                     failed.fetch_add(1, SeqCst);
+                    if is_post && !MAY_BE_SENT.contains(&reason.as_str()) {
+                        self.unsent_posts.fetch_add(1, SeqCst);
+                    }
                 }
                 Err(error) => {
                     println!("{}: {error}", if is_post { "POST" } else { "GET" });
@@ -219,6 +234,8 @@ upstreams:
         gateway.metric("portcullis_endpoint_ejections_total", &[]),
     );
     assert_eq!(failed, 0, "of {gets}");
+    let unsent = count(&tally.unsent_posts);
+    assert_eq!(unsent, 0, "of {unsafe_failed} that failed were not sent");
     // At most those that were under way.
     assert!(
         unsafe_failed <= harms * CLIENTS,

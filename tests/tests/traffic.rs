@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use portcullis_tests::{Answer, Gateway, Origin, Setup, nobody, request, until};
+use portcullis_tests::{Answer, Gateway, Http2, Origin, Setup, nobody, request, until};
 
 /// A gateway before the upstreams `api` and `next`, with this in its route.
 fn split(api: SocketAddr, next: SocketAddr, plugins: &str, upstream: &str) -> Gateway {
@@ -222,6 +222,50 @@ fn a_copy_says_what_the_request_says_and_nobody_waits_for_it() {
     shadow.wait(2);
     assert_eq!(gateway.metric("portcullis_upstream_connects_total", &["upstream=\"shadow\""]), 1.0);
     assert_eq!(gateway.metric("portcullis_mirrored_total", &["route=\"all\""]), 2.0);
+}
+
+#[test]
+fn a_shadow_is_judged_by_how_its_calls_end() {
+    // In a head that is all of the response, and behind one.
+    for is_late in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let origin = Origin::start();
+        let gateway = Setup::new(&format!(
+            "
+upstreams:
+  origin: {{ endpoints: [\"http://{}\"] }}
+  shadow:
+    endpoints: [\"http://{}\"]
+    protocol: http2
+    eject: {{ failures: 2, server_errors: true, time: 10m }}
+    breaker: {{ min_requests: 2, error_rate: 100%, time: 10m }}
+routes: [{{ upstream: origin, mirror: {{ upstream: shadow }} }}]
+",
+            origin.address(),
+            listener.local_addr().unwrap()
+        ))
+        .start();
+        let head = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "g")];
+        let fields = head.into_iter().chain([("content-type", "application/grpc")]);
+        let fields: Vec<_> = fields.map(|(name, value)| (name.into(), value.into())).collect();
+        let mut client = Http2::open(gateway.address());
+        let mut shadow = None;
+        for turn in 0..2 {
+            client.fields(2 * turn + 1, true, &fields);
+            let shadow = shadow.get_or_insert_with(|| Http2::accept(&listener, &[]));
+            let stream = shadow.request();
+            const UNAVAILABLE: (&str, &str) = ("grpc-status", "14");
+            if is_late {
+                shadow.respond(stream, &[], false);
+                shadow.fields(stream, true, &[(UNAVAILABLE.0.into(), UNAVAILABLE.1.into())]);
+            } else {
+                shadow.respond(stream, &[UNAVAILABLE], true);
+            }
+        }
+        let opens = |labels: &[&str]| gateway.metric("portcullis_upstream_circuit_opens_total", labels);
+        until("the shadow's circuit to be open", || opens(&["upstream=\"shadow\""]) == 1.0);
+        assert_eq!(opens(&["upstream=\"origin\""]), 0.0);
+    }
 }
 
 #[test]

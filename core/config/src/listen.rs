@@ -55,8 +55,8 @@ pub struct ListenerLimits {
     #[serde(deserialize_with = "positive")]
     pub write_timeout: Duration,
     /// Bytes a second that make up for the time for which a client was waited for, so that a trickle does not keep it
-    /// within `body_timeout` and `write_timeout`; or `off`. It does not bind gRPC requests, which may pause. Default
-    /// `256B/s`.
+    /// within `body_timeout` and `write_timeout`; or `off`. It does not bind gRPC requests to upstreams that speak
+    /// HTTP/2, which may pause. Default `256B/s`.
     pub min_rate: MinRate,
     /// Time a connection may be open without a request. Default `1m`.
     #[serde(deserialize_with = "positive")]

@@ -271,8 +271,8 @@ pub struct Eject {
     pub window: Duration,
     /// Requests that an endpoint must have had in that time to be judged by them. Default `50`.
     pub min_requests: NonZeroU32,
-    /// Share of the endpoints that may be ejected together: of two or more one at least, but `0%` ejects none.
-    /// Default `50%`.
+    /// Share of the endpoints that may be ejected together: of two or more one at least, but `0%` ejects none. Those that
+    /// checks call unhealthy count as ejected. Default `50%`.
     pub max_ejected: Percent,
 }
 

@@ -55,12 +55,7 @@ pub(crate) async fn attempt(
 /// What the answer tells of the upstream.
 fn verdict(call: Option<Call>, answer: &Answer) -> Verdict {
     match answer {
-        Answer::Upstream(response) if response.body().is_open_call() => Verdict::Later,
-        Answer::Upstream(response) => {
-            let outcome = call.and_then(|call| Some(call.status(Code::of(response.headers())?)));
-            let failed = outcome.unwrap_or(response.status()).is_server_error();
-            if failed { Verdict::ServerError } else { Verdict::Good }
-        }
+        Answer::Upstream(response) => verdict_of(call, response),
         Answer::Fault(
             Fault::Unreachable
             | Fault::ConnectTimeout
@@ -71,6 +66,16 @@ fn verdict(call: Option<Call>, answer: &Answer) -> Verdict {
         ) => Verdict::Failed,
         _ => Verdict::Unknown,
     }
+}
+
+/// What a response tells of the upstream.
+pub(crate) fn verdict_of(call: Option<Call>, response: &Response<UpstreamBody>) -> Verdict {
+    if response.body().is_open_call() {
+        return Verdict::Later;
+    }
+    let outcome = call.and_then(|call| Some(call.status(Code::of(response.headers())?)));
+    let failed = outcome.unwrap_or(response.status()).is_server_error();
+    if failed { Verdict::ServerError } else { Verdict::Good }
 }
 
 /// Sends the request, again where that is safe, until there is a response or no more hope.
@@ -102,11 +107,7 @@ async fn try_all(
         };
         let (AttemptError { kind, unsent, reused }, response) = match result {
             Ok(mut response) => {
-                let duration = match call {
-                    None => tries.answered(response.status()),
-                    Some(call) => tries.call_answered(call, &mut response),
-                };
-                live.upstream_duration = Some(duration);
+                live.upstream_duration = Some(tries.learn(call, &mut response));
                 let is_secure = live.exchange().scheme() == "https";
                 upstream.stick(tries.wish, tries.chosen.index, is_secure, response.headers_mut());
                 if !upstream.retries.on_status.contains(&response.status()) {

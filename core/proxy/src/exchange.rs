@@ -203,8 +203,11 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     let limits = live.scope().listener().limits;
     let (exchange, scope) = live.split();
     let wish = scope.chain().whole_request(exchange);
-    // A stream of messages may pause; what is held in memory meanwhile may not.
-    let may_pause = wish.is_none() && !body.is_end_stream() && grpc::is_call(exchange.request());
+    // A stream of messages may pause; what is held in memory meanwhile may not, nor what only says that it is one.
+    let may_pause = wish.is_none()
+        && !body.is_end_stream()
+        && grpc::is_call(exchange.request())
+        && scope.route().is_some_and(Route::takes_calls);
     let pace = Pace::new(limits.body_timeout, limits.min_rate.filter(|_| !may_pause));
     let mut body = ClientBody::new(body, pace);
     if limit.is_some_and(|limit| body.size_hint().lower() > limit) {

@@ -155,6 +155,17 @@ pub struct Route {
     pub metrics: Arc<RouteMetrics>,
 }
 
+impl Route {
+    /// Whether calls of gRPC can get anywhere by it, which is only over HTTP/2.
+    pub(crate) fn takes_calls(&self) -> bool {
+        match &self.action {
+            Action::Upstream(upstream) => upstream.takes_calls(),
+            Action::Split(split) => split.upstreams().all(Upstream::takes_calls),
+            Action::Redirect { .. } | Action::Respond { .. } => false,
+        }
+    }
+}
+
 /// What a route does with a request that its chain let pass.
 pub enum Action {
     /// Sends it upstream.

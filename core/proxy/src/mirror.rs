@@ -14,8 +14,9 @@ use portcullis_plugin::Request;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::attempt::addresses;
+use crate::attempt::{addresses, verdict_of};
 use crate::body::{BodyError, Held, RequestBody};
+use crate::grpc::Call;
 use crate::live::Live;
 use crate::metrics::MirrorMetrics;
 use crate::proxy_protocol::Addresses;
@@ -163,17 +164,17 @@ impl Mirrored {
         let client = endpoint.is_told_clients().then_some(&client);
         let (method, target, headers) = (head.method(), head.target(), head.headers());
         let sending = RequestHead { method, target, headers, told: &[], client, upgrade: None };
-        let result = send(upstream, endpoint, sending, RequestBody::Whole(bytes), tries.terms(), slot).await;
+        let call = Call::of(&head);
+        let mut result =
+            send(upstream, endpoint, sending, RequestBody::Whole(bytes), tries.terms(), slot).await;
+        if let Ok(response) = &mut result {
+            tries.learn(call, response);
+        }
         if let Some(passage) = passage {
-            passage.judge(match &result {
-                Ok(response) if response.status().is_server_error() => Verdict::ServerError,
-                Ok(_) => Verdict::Good,
-                Err(_) => Verdict::Failed,
-            });
+            passage.judge(result.as_ref().map_or(Verdict::Failed, |response| verdict_of(call, response)));
         }
         match result {
             Ok(response) => {
-                tries.answered(response.status());
                 let mut left = MAX_ANSWER;
                 let mut answer = response.into_body();
                 let reading = std::future::poll_fn(|cx| {

@@ -68,6 +68,12 @@ impl Split {
         (!shares.is_empty()).then_some(Split { conditions, shares, by })
     }
 
+    /// All that a request may go to.
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        let fitting = self.conditions.iter().map(|(_, upstream)| upstream);
+        fitting.chain(self.shares.iter().map(|(_, upstream)| upstream))
+    }
+
     /// Chooses for a request that its plugins have seen.
     pub(crate) fn choose(&self, exchange: &Exchange, lot: impl FnOnce() -> u64) -> Choice<'_> {
         let fits = |(condition, _): &&(Condition, _)| condition.fits(exchange);

@@ -85,8 +85,9 @@ fn run(options: &Options) -> Result<()> {
         let _ = fs::remove_dir_all(path);
     })?;
     let cores = Cores::share(options.workers)?;
-    machine::settle(&cores)?;
+    // Before it has fewer cores to see.
     let machine = machine::description(&cores, &binary.display().to_string());
+    machine::settle(&cores)?;
     let stand = Stand::new(dir, cores, binary, options.workers)?;
     let (mut results, mut remarks) = (Vec::new(), Remarks::default());
     let wanted = workloads::ALL.iter().filter(|workload| Options::takes(&options.only, workload.name));

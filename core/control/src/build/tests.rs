@@ -1,7 +1,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
+use http::StatusCode;
 use portcullis_proxy::chain::OnError;
+use portcullis_proxy::upstream::{Adaptive, Breaker, Ejection, Hedge, Pending, Retries, Timeouts, Upstream};
 
 use super::Built;
 use crate::testing::{Site, builds, names, services};
@@ -267,6 +270,117 @@ fn an_endpoint_keeps_its_identity_while_its_address_stays() {
     assert_eq!((&*new.endpoints[0].authority, new.endpoints[0].id), ("[::1]:9001", old.endpoints[1].id));
     assert!(old.endpoints.iter().all(|endpoint| endpoint.id != new.endpoints[1].id));
     assert_eq!(new.endpoints.len(), 2);
+}
+
+#[test]
+fn every_number_of_an_upstream_becomes_what_it_says() {
+    let site = Site::new(&format!(
+        "\
+upstreams:
+  api:
+    endpoints: [{{ url: 'http://127.0.0.1:1', weight: 3, priority: 4 }}]
+    min_healthy: 11%
+    slow_start: 12s
+    eject: {{ failures: 13, server_errors: true, error_rate: 14%, latency_factor: 15, window: 16s, min_requests: 17,
+      time: 18s, max_time: 19m, max_ejected: 20% }}
+    breaker: {{ error_rate: 21%, min_requests: 22, window: 23s, server_errors: false, time: 24s, probes: 25 }}
+    max_requests: 26
+    adaptive: {{ min: 27, tolerance: 28 }}
+    max_pending: 29
+    timeouts: {{ connect: 30s, response: 31s, total: 32s, pending: 33s, idle: 34s, body: 35s, tunnel: 36s }}
+    max_idle: 37
+    max_connection_age: 38s
+    tcp_keepalive: 39s
+    retries: {{ attempts: 40, per_try_timeout: 41s, timeout: 42s, backoff: 43ms, on: [503],
+      budget: {{ share: 44%, min: 45 }} }}
+    hedge: {{ after: 46ms }}
+    health: {{ port: 47, interval: 48s, timeout: 49s, healthy: 50, unhealthy: 51 }}
+{ROUTE}"
+    ));
+    let built = site.build(&services(), None).unwrap();
+    let s = Duration::from_secs;
+    // What is new in an upstream has to be looked at here, too.
+    let Upstream {
+        name: _,
+        endpoints: _,
+        protocol: _,
+        balancer,
+        slow_start,
+        ejection,
+        breaker,
+        max_requests,
+        adaptive,
+        pending,
+        timeouts,
+        max_idle,
+        max_age,
+        keepalive,
+        retries,
+        hedge,
+        deadline: _,
+        host: _,
+        metrics: _,
+        successor: _,
+    } = &*built.upstreams[0].upstream;
+    let balancer = format!("{balancer:?}");
+    for expected in ["min_healthy: 11,", "weight: 3,", "priority: 8 }"] {
+        assert!(balancer.contains(expected), "{expected} in {balancer}");
+    }
+    let expected = Ejection {
+        failures: 13,
+        server_errors: true,
+        error_rate: Some(14),
+        latency_factor: Some(15),
+        window: s(16),
+        min_requests: 17,
+        time: s(18),
+        max_time: s(19 * 60),
+        max_ejected: 20,
+    };
+    assert_eq!(format!("{ejection:?}"), format!("{expected:?}"));
+    let expected = Breaker {
+        error_rate: 21,
+        min_requests: 22,
+        window: s(23),
+        server_errors: false,
+        time: s(24),
+        probes: 25,
+    };
+    assert_eq!(*breaker, Some(expected));
+    assert_eq!(*adaptive, Some(Adaptive { min: 27, tolerance: 28 }));
+    assert_eq!(*pending, Pending { most: 29, timeout: s(33) });
+    let expected = Timeouts {
+        connect: s(30),
+        response: s(31),
+        total: Some(s(32)),
+        idle: s(34),
+        body: s(35),
+        tunnel: s(36),
+    };
+    assert_eq!(*timeouts, expected);
+    assert_eq!((*slow_start, *max_requests, *max_idle), (s(12), Some(26), 37));
+    assert_eq!((*max_age, *keepalive), (Some(s(38)), Some(s(39))));
+    let expected = Retries {
+        attempts: 40,
+        per_try: Some(s(41)),
+        total: Some(s(42)),
+        backoff: Duration::from_millis(43),
+        on_connect: false,
+        on_timeout: false,
+        on_broken: false,
+        on_status: vec![StatusCode::SERVICE_UNAVAILABLE],
+        share: 44,
+        min: 45,
+    };
+    assert_eq!(format!("{retries:?}"), format!("{expected:?}"));
+    assert!(matches!(hedge, Some(Hedge::After(after)) if *after == Duration::from_millis(46)));
+    // Checks are made by what the configuration says.
+    let health = built.upstreams[0].config.health.as_ref().unwrap();
+    assert_eq!(
+        (health.port.map(Into::into), health.interval.0, health.timeout.0),
+        (Some(47_u16), s(48), s(49))
+    );
+    assert_eq!((health.healthy.get(), health.unhealthy.get()), (50, 51));
 }
 
 #[test]

@@ -2,19 +2,20 @@
 //!
 //! The library bounds what it holds in memory; it does not bound what a client may make it do for nothing. So every
 //! frame that is no request and no part of a body is paid for, with what requests, responses and time bring in. A client
-//! that does not respect that is told so, and heard no more.
+//! that does not respect that is told so, and heard no more; so is one that begins a head and does not end it in time.
 
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::PREFACE;
 use crate::client::Client;
 use crate::metrics::GivenUp;
+use crate::timer::LazyTimer;
 
 /// Frames that a client may send before it has asked for anything, or after it was silent for long.
 const MAX_AHEAD: u64 = 1000;
@@ -41,7 +42,9 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 /// Codes of what a client did wrong (RFC 9113, 7).
 const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
@@ -155,6 +158,40 @@ impl Allowance {
     }
 }
 
+/// The head of a request, or trailers, that a client has begun: all frames of it, and nothing in between (RFC 9113, 4.3).
+struct Block {
+    /// Its last frame so far.
+    frame: Option<Head>,
+    is_open: bool,
+    limit: Duration,
+    timer: LazyTimer,
+}
+
+impl Block {
+    fn new(limit: Duration) -> Self {
+        Block { frame: None, is_open: false, limit, timer: LazyTimer::new() }
+    }
+
+    fn receive(&mut self, frame: Head) {
+        self.frame = [HEADERS, CONTINUATION].contains(&frame.kind).then_some(frame);
+        self.is_open &= frame.kind == CONTINUATION;
+    }
+
+    /// All that came has been received, but for so many bytes of the last frame.
+    fn wait(&mut self, left: usize) {
+        let goes_on = self.frame.is_some_and(|frame| left > 0 || frame.flags & END_HEADERS == 0);
+        if goes_on && !self.is_open {
+            self.timer.start(self.limit);
+        }
+        self.is_open = goes_on;
+    }
+
+    /// Ready once its end was waited for too long.
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_open { self.timer.poll_expired(cx) } else { Poll::Pending }
+    }
+}
+
 /// A client's stream whose frames are counted.
 pub(super) struct Counted<S> {
     io: S,
@@ -162,6 +199,7 @@ pub(super) struct Counted<S> {
     reading: Walk,
     writing: Walk,
     allowance: Allowance,
+    block: Block,
     /// Frames read since others had their turn.
     turn: u32,
     /// The client is heard no more.
@@ -169,11 +207,12 @@ pub(super) struct Counted<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Counted<S> {
-    /// Of a stream that begins with the preface, which is no frame.
-    pub(super) fn new(io: S, client: Rc<Client>) -> Self {
+    /// Of a stream that begins with the preface, which is no frame. A head may take so long.
+    pub(super) fn new(io: S, client: Rc<Client>, header_timeout: Duration) -> Self {
         let reading = Walk { left: PREFACE.len(), ..Walk::default() };
         let (writing, allowance) = (Walk::default(), Allowance::new());
-        Counted { io, client, reading, writing, allowance, turn: 0, is_parting: false }
+        let block = Block::new(header_timeout);
+        Counted { io, client, reading, writing, allowance, block, turn: 0, is_parting: false }
     }
 
     /// Tells the client why, if it takes that at once and nothing else is half said.
@@ -217,15 +256,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counted<S> {
         let before = buf.filled().len();
         let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) else {
             this.turn = 0;
-            return Poll::Pending;
+            ready!(this.block.poll_overdue(cx));
+            this.part(cx, GivenUp::Header);
+            return Pin::new(&mut this.io).poll_shutdown(cx);
         };
         read?;
         let mut verdict = Ok(());
-        let Counted { reading, allowance, turn, .. } = this;
+        let Counted { reading, allowance, block, turn, .. } = this;
         reading.pass(&buf.filled()[before..], |frame| {
             *turn += 1;
+            block.receive(frame);
             verdict = verdict.and_then(|()| allowance.receive(frame));
         });
+        block.wait(reading.left);
         let Err(why) = verdict else { return Poll::Ready(Ok(())) };
         buf.set_filled(before);
         this.part(cx, why);

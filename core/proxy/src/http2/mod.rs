@@ -93,7 +93,8 @@ pub(crate) async fn serve_connection(
         })
     };
     let io = Linger::new(opened.stream, Pace::new(limits.write_timeout, limits.min_rate));
-    let io = Counted::new(Prefixed { prefix: opened.read.freeze(), io }, client.clone());
+    let io = Prefixed { prefix: opened.read.freeze(), io };
+    let io = Counted::new(io, client.clone(), limits.header_timeout);
     let mut running = pin!(builder.serve_connection(TokioIo::new(io), service));
     let look = limits.idle_timeout.min(limits.write_timeout).clamp(MIN_LOOK, MAX_LOOK);
     let mut clock = LazyTimer::new();

@@ -233,6 +233,11 @@ impl Endpoint {
         self.flags.load(Relaxed) == 0
     }
 
+    /// Whether requests or checks say that it fails.
+    pub(super) fn is_out(&self) -> bool {
+        self.flags.load(Relaxed) & (EJECTED | UNHEALTHY) != 0
+    }
+
     pub(super) fn is_ejected(&self) -> bool {
         self.flags.load(Relaxed) & EJECTED != 0
     }

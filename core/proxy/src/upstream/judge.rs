@@ -180,12 +180,14 @@ impl Upstream {
         let ejection = &self.ejection;
         // Counting and ejecting are one step, or two workers together would eject too many.
         let counting = self.metrics.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = self.endpoints.iter().filter(|other| other.id != at.endpoint.id && other.is_ejected());
+        let others = self.endpoints.iter().filter(|other| other.id != at.endpoint.id && other.is_out());
         let share = self.endpoints.len() * usize::from(ejection.max_ejected);
         // Of a few, a small share is one of them, but the last one is not.
         let least = usize::from(share > 0 && self.endpoints.len() > 1);
         let allowed = (share / 100).max(least);
-        if others.count() >= allowed || (at.role != Role::Probe && at.endpoint.is_ejected()) {
+        // One that was tried in vain is out already.
+        let is_one_more = at.role != Role::Probe;
+        if allowed == 0 || is_one_more && (at.endpoint.is_ejected() || others.count() >= allowed) {
             return;
         }
         let term = Term { base: ejection.time, longest: ejection.max_time };

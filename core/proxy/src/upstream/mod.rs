@@ -182,6 +182,12 @@ impl Default for Timeouts {
 }
 
 impl Upstream {
+    /// Whether calls of gRPC can get to an endpoint.
+    pub(crate) fn takes_calls(self: &Arc<Self>) -> bool {
+        let current = self.current();
+        current.endpoints.iter().any(|endpoint| current.may_speak_http2(endpoint))
+    }
+
     /// Whether an endpoint speaks HTTP/2, or is to be asked.
     fn may_speak_http2(&self, endpoint: &Endpoint) -> bool {
         match self.protocol {

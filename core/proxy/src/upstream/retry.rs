@@ -249,7 +249,15 @@ impl<'u> Tries<'u> {
         (self.chosen, self.began) = (with, began);
     }
 
-    /// Learns from the response; returns how long it all took.
+    /// Learns from the response to a request that may be a call of gRPC; returns how long it all took.
+    pub(crate) fn learn(&self, call: Option<Call>, response: &mut Response<UpstreamBody>) -> Duration {
+        match call {
+            None => self.answered(response.status()),
+            Some(call) => self.call_answered(call, response),
+        }
+    }
+
+    /// Learns from the status of the response; returns how long it all took.
     pub(crate) fn answered(&self, status: StatusCode) -> Duration {
         let now = Instant::now();
         let took = now.saturating_duration_since(self.began);
@@ -259,7 +267,7 @@ impl<'u> Tries<'u> {
     }
 
     /// Learns from the response to a call of gRPC, whose outcome is in its head only if that is all of it.
-    pub(crate) fn call_answered(&self, call: Call, response: &mut Response<UpstreamBody>) -> Duration {
+    fn call_answered(&self, call: Call, response: &mut Response<UpstreamBody>) -> Duration {
         let now = Instant::now();
         let took = now.saturating_duration_since(self.began);
         let metrics = &self.upstream.metrics;

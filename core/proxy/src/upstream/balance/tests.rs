@@ -207,6 +207,22 @@ fn no_more_than_a_share_of_the_endpoints_is_ejected() {
 }
 
 #[test]
+fn endpoints_that_checks_call_unhealthy_count_as_ejected() {
+    let mut upstream = upstream(Balance::RoundRobin, &[(1, 0); 4]);
+    [0, 1].into_iter().for_each(|index| check(&upstream, index, false));
+    fail(&upstream, 2);
+    fail(&upstream, 3);
+    assert_near(&shares(&upstream, 1000), &[0, 0, 500, 500]);
+    upstream.ejection.max_ejected = 75;
+    fail(&upstream, 2);
+    fail(&upstream, 3);
+    assert_eq!(shares(&upstream, 1000), [0, 0, 0, 1000]);
+    check(&upstream, 0, true);
+    fail(&upstream, 3);
+    assert_eq!(shares(&upstream, 1000), [1000, 0, 0, 0]);
+}
+
+#[test]
 fn a_success_in_between_begins_the_count_anew() {
     let upstream = upstream(Balance::RoundRobin, &[(1, 0), (1, 0)]);
     let chosen = upstream.chosen(0, Role::Ordinary);
