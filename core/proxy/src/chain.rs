@@ -266,10 +266,12 @@ impl Instance {
     fn passed_over(&self, cursor: Cursor, exchange: &mut Exchange) -> Flow {
         self.metrics.quarantined.increment();
         let parts = exchange.core();
+        // What was answered for its sake already is not replaced once more.
+        let has_decided = parts.decider.as_ref().is_some_and(|decider| decider.by == self.name);
         let note = Note { step: parts.steps.len(), reason: Some(QUARANTINED), ..Note::default() };
         parts.notes.push(note);
         parts.step(cursor, Verdict::Quarantined, Instant::now(), Duration::ZERO);
-        if cursor.hook == HookName::OnLog || self.on_error == OnError::Allow {
+        if cursor.hook == HookName::OnLog || self.on_error == OnError::Allow || has_decided {
             return Flow::Continue;
         }
         self.decides(cursor.hook, exchange, Some(QUARANTINED));
