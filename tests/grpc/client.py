@@ -65,10 +65,10 @@ def cancel():
     return {"first": first.decode(), "cancelled": unary("WasCancelled")["answer"]}
 
 
-def silent():
+def silent(limit):
     """A stream that goes silent, with a time limit."""
     began = time.monotonic()
-    call = method("unary_stream", "Tick")(b"first", timeout=0.5)
+    call = method("unary_stream", "Tick")(b"first", timeout=limit)
     first = next(call)
     try:
         next(call)
@@ -85,7 +85,8 @@ CASES = {
     "unknown": lambda: unary("Unknown"),
     "deadline": lambda: unary("Wait", timeout=0.3),
     "cancel": cancel,
-    "silent": silent,
+    "silent": lambda: silent(0.5),
+    "silent for long": lambda: silent(20),
     "large": large,
     "serving": lambda: unary("Serve", b"shop.Orders=1"),
     "not serving": lambda: unary("Serve", b"shop.Orders=0"),

@@ -212,6 +212,18 @@ fn a_time_limit_reaches_the_server() {
 }
 
 #[test]
+fn a_call_whose_time_is_over_within_its_response_is_told_so() {
+    let Some(mut chain) = chain(false, "timeouts: { total: 300ms }", "") else { return };
+    let told = chain.client.run("silent for long");
+    assert_eq!((&told["first"], &told["code"]), (&json!("first"), &json!("DEADLINE_EXCEEDED")));
+    let line = chain.gateway.logged_path("/test.Test/Tick");
+    assert_eq!(
+        (&line["end"], &line["grpc_status"]),
+        (&json!("upstream_failed"), &json!("DEADLINE_EXCEEDED"))
+    );
+}
+
+#[test]
 fn a_time_limit_holds_though_the_upstream_ignores_it() {
     if !has(&["nghttp"]) {
         return;
@@ -232,9 +244,9 @@ upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"], protocol: http2 } }
     assert!(told.contains(":status: 200") && told.contains("grpc-status: 4"), "{told}");
     let line = gateway.logged_path("/hold");
     assert_eq!((&line["status"], &line["reason"]), (&json!(504), &json!("upstream.deadline")));
-    // A response that has begun is broken off.
+    // What has begun can say so at its end.
     let told = call("/stall");
-    assert!(told.contains("RST_STREAM"), "{told}");
+    assert!(told.contains(":status: 200") && told.contains("grpc-status: 4"), "{told}");
     assert_eq!(gateway.logged_path("/stall")["end"], "upstream_failed");
 }
 

@@ -256,6 +256,40 @@ fn a_module_in_shadow_is_seen_like_a_script() {
 }
 
 #[test]
+fn it_sees_what_it_would_see_in_its_place() {
+    let origin = Origin::start();
+    let plugins = "
+  - { name: outer, ip_filter: { deny: [127.0.7.1] } }
+  - { name: meddler, mode: shadow, rhai: { file: meddler.rhai } }
+  - { name: marked, mode: shadow, headers: { response: { set: { x-marked: \"1\" } } } }
+";
+    let gateway =
+        Setup::new(&format!("{WATCHED}{plugins}")).file("meddler.rhai", MEDDLER).before(&origin).start();
+    let source = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 1));
+    let mut http = Http::connect_from(source, gateway.address()).unwrap();
+    assert_eq!(http.ask(&named(request("GET", "/a"), "refused")).unwrap().status, 403);
+    let refused = record(&gateway, "refused");
+    // A plugin further in is not asked about it, and one of responses alone is.
+    assert_eq!(steps(&refused, "meddler"), []);
+    assert_eq!(steps(&refused, "marked"), [("on_response".into(), "continue".into(), None)]);
+}
+
+#[test]
+fn a_policy_of_the_directory_is_put_into_shadow_by_the_file_beside_it() {
+    let config = "policies: { dir: policies }\nroutes: [{ respond: { status: 204 } }]\n";
+    let deny = "fn on_request(ctx) { return deny(403, \"policy.no\"); }";
+    let gateway = Setup::new(config)
+        .file("policies/10-no.rhai", deny)
+        .file("policies/10-no.yaml", "mode: shadow\npercent: 100%\n")
+        .start();
+    assert_eq!(gateway.get("/").status, 204);
+    assert_eq!(verdicts(&gateway, "no", "respond"), 1.0);
+    gateway.edit("policies/10-no.yaml", "mode: enforce\n");
+    gateway.wait_generation(2);
+    assert_eq!(gateway.get("/").status, 403);
+}
+
+#[test]
 fn a_connection_in_shadow_is_let_in() {
     let config = "
 plugins: [{ name: nobody, mode: shadow, ip_filter: { at: connection, deny: [127.0.0.0/8] } }]

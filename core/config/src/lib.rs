@@ -40,6 +40,7 @@ pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, 
 pub use node::{Key, Node, Scalar, Value, join};
 pub use on_error::{Meanwhile, OnError, Quarantine};
 pub use rates::{MinRate, Rate};
+pub use read::INSTANCE_OPTIONS;
 pub use reader::Reader;
 pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;

@@ -15,8 +15,8 @@ use crate::traffic::Target;
 use crate::upstreams::{Eject, Endpoint, Retries, Upstream};
 use crate::values::{Duration, Percent, positive};
 
-/// Keys of a plugin entry that are not its kind.
-const INSTANCE_OPTIONS: [&str; 6] = ["name", "on_error", "timeout", "mode", "percent", "until"];
+/// Keys of a plugin entry that are not its kind: [`InstanceOptions`].
+pub const INSTANCE_OPTIONS: [&str; 6] = ["name", "on_error", "timeout", "mode", "percent", "until"];
 
 /// Reads the whole file. Every error is added to `errors`. What could not be read is left out or at its default,
 /// but listeners, routes and plugins with errors keep their places, so that paths stay true.

@@ -8,15 +8,13 @@
 use std::path::{Path, PathBuf};
 
 use portcullis_config::{
-    Diagnostic, Diagnostics, InstanceOptions, Loaded, Node, Policies, Source, Value, parse_table,
+    Diagnostic, Diagnostics, INSTANCE_OPTIONS, InstanceOptions, Loaded, Node, Policies, Source, Value,
+    parse_table,
 };
 
 use crate::build::{Planned, Scope, Whereabouts};
 use crate::host::{Services, world_writable};
 use crate::inputs::Files;
-
-/// Keys of an options file that belong to the instance, whatever its kind.
-const INSTANCE_OPTIONS: [&str; 2] = ["on_error", "timeout"];
 
 /// Reads the policies in `policies.dir`, which is relative to `root`.
 pub(crate) fn read(

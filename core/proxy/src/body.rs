@@ -17,7 +17,7 @@ use portcullis_plugin::{Cursor, End, Reply};
 pub use crate::budget::Budget;
 pub(crate) use crate::budget::Held;
 use crate::chain::{Filter, Instance};
-use crate::grpc::Code;
+use crate::grpc::{self, Code};
 use crate::http1::{self, TRAILER_FORBIDDEN, is_forbidden_trailer};
 use crate::live::Live;
 use crate::mirror::Tee;
@@ -584,7 +584,11 @@ impl ResponseBody {
                     let over = self.live.deadline.as_mut().map(|deadline| deadline.poll_over(cx));
                     if let Some(Poll::Ready(fault)) = over {
                         self.live.fail(&fault);
-                        return self.fail(End::UpstreamFailed, "the time for the response is over");
+                        let trailers = grpc::cut_off(self.live.request(), fault.describe().1);
+                        let failed = self.fail(End::UpstreamFailed, "the time for the response is over");
+                        let Some(trailers) = trailers else { return failed };
+                        self.live.outcome = Code::of(&trailers);
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                     }
                     ready!(body.poll_frame(cx))
                 }

@@ -251,7 +251,9 @@ impl Instance {
         self.metrics.hooks[HookName::OnConnection as usize].observe(start.elapsed());
         match admission {
             Ok(admission) => {
-                probe.map(Probe::answered);
+                if let Some(probe) = probe {
+                    probe.answered();
+                }
                 admission
             }
             Err(error) => {

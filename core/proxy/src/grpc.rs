@@ -125,6 +125,11 @@ pub(crate) fn refusal(
     Some(headers)
 }
 
+/// What follows a call's response whose rest does not come, for what has this status: a reset would not say why.
+pub(crate) fn cut_off(request: &Request, status: StatusCode) -> Option<HeaderMap> {
+    is_call(request).then(|| HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from(code(status)))]))
+}
+
 /// gRPC's code for a status: what its clients would make of it themselves
 /// (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>), and where that is vague, the
 /// code that stands for the status in google.rpc.Code.

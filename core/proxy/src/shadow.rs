@@ -189,6 +189,11 @@ impl Shadow {
         if !shaded.options.share.has(real.client()) {
             return Hook::CONTINUE;
         }
+        // Who was not asked on the way in is not asked on the way out.
+        let is_entered = hook == HookName::OnRequest || shaded.needs.is_on_every_response();
+        if !is_entered && real.slot(shaded.view).is_none() {
+            return Hook::CONTINUE;
+        }
         let shared = shaded.view_of(real);
         if shaded.needs.wants(hook) {
             shaded.bring(&shared, real);

@@ -67,7 +67,7 @@ fn described(kind: &Registration) -> String {
     }
     line(
         &mut text,
-        "\nOptions of every plugin: name, on_error (deny | allow | quarantine), timeout\n\nExample:\n",
+        "\nOptions of every plugin: name, on_error (deny | allow | quarantine), timeout, mode (enforce | shadow | off), percent, until\n\nExample:\n",
     );
     for example in kind.example.lines() {
         line(&mut text, format!("  {example}").trim_end());
