@@ -13,7 +13,7 @@ use portcullis_plugin::{
 };
 
 use crate::metrics::PluginMetrics;
-use crate::quarantine::{Admitted, Probe, Quarantine};
+use crate::quarantine::{Admitted, Quarantine};
 
 /// Bytes that a record holds of a failure's text.
 const MAX_ERROR: usize = 512;
