@@ -33,6 +33,7 @@ const HTTP2: &str = "tests/tests/http2_upstream.rs";
 const DISCOVERY: &str = "tests/tests/discovery.rs";
 const TRANSPORT: &str = "core/proxy/src/upstream/transport.rs";
 const TRANSPORTS: &str = "tests/tests/transports.rs";
+const QUARANTINE: &str = "tests/tests/quarantine.rs";
 const RATES: &str = "tests/tests/rate_limit.rs";
 const RECORDS: &str = "tests/tests/records.rs";
 const RECORD: &str = "core/proxy/src/record/tests.rs";
@@ -91,6 +92,22 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("routes.mirror.share", Bites(TRAFFIC, "a_share_of_the_requests_is_copied")),
     ("routes.timeout", Bites(ATTEMPTS, "a_route_has_a_time_of_its_own")),
     ("routes.upstream.split.weight", Bites(TRAFFIC, "requests_are_spread_as_the_weights_say")),
+    (
+        "plugins.on_error.quarantine.failures",
+        Bites(QUARANTINE, "a_plugin_that_keeps_failing_is_not_called_until_tries_go_well"),
+    ),
+    (
+        "plugins.on_error.quarantine.first",
+        Bites(QUARANTINE, "each_failed_try_makes_the_rest_longer_up_to_the_longest"),
+    ),
+    (
+        "plugins.on_error.quarantine.longest",
+        Bites(QUARANTINE, "each_failed_try_makes_the_rest_longer_up_to_the_longest"),
+    ),
+    (
+        "plugins.on_error.quarantine.within",
+        Bites(QUARANTINE, "failures_that_are_far_apart_put_nothing_into_quarantine"),
+    ),
     ("plugins.percent", Bites("tests/tests/shadow.rs", "a_percentage_is_one_of_clients")),
     ("plugins.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
     (
@@ -307,6 +324,11 @@ const BUILT_IN: &[(&str, Known)] = &[
         "metrics.rs MAX_SHADOW_REASONS",
         Bites("core/proxy/src/metrics/tests.rs", "what_would_be_refused_is_told_apart_up_to_a_number"),
     ),
+    (
+        "quarantine.rs PROBES",
+        Bites("core/proxy/src/quarantine.rs", "one_at_a_time_tries_it_and_a_few_bring_it_back"),
+    ),
+    ("quarantine.rs WELL", Not("a number that stands for none")),
     ("record.rs AT_A_TIME", Not("how long a lock is held")),
     ("record.rs MAX_STEPS", Bites(RECORD, "what_is_too_long_is_cut_off")),
     ("record.rs MAX_TEXT", Bites(RECORD, "what_is_too_long_is_cut_off")),

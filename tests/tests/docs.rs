@@ -18,7 +18,7 @@ use serde_json::Value;
 const SECTIONS: [&str; 3] = ["listeners", "upstreams", "routes"];
 
 /// Labels of metrics whose values are the gateway's own, and all there from the start.
-const CLOSED: [&str; 5] = ["reason", "outcome", "error", "source", "instance"];
+const CLOSED: [&str; 6] = ["reason", "outcome", "error", "source", "instance", "event"];
 
 fn page(name: &str) -> String {
     fs::read_to_string(repository().join("docs").join(name)).unwrap()
@@ -130,7 +130,8 @@ fn every_block_is_a_configuration() {
     for name in ["api.example.com", "shop.example.com", "gateway"] {
         authority.issue(name);
     }
-    for name in ["configuration", "listeners", "upstreams", "routes"] {
+    fs::write(setup.dir().join("tags.rhai"), "fn on_request(ctx) { }").unwrap();
+    for name in ["configuration", "listeners", "upstreams", "routes", "budgets"] {
         for block in blocks(&page(&format!("{name}.md"))) {
             fs::write(setup.dir().join("gateway.yaml"), completed(&block)).unwrap();
             let mut check = Command::new(program());
@@ -286,7 +287,7 @@ routes:
       - ext_authz: { upstream: origin }
       - json_schema: { schema: {} }
       - rate_limit: { limits: [{ key: client, token_bucket: { rate: 10/s, burst: 20 } }] }
-      - wasm: { file: m.wasm, config: { prefixes: [/internal] } }
+      - { on_error: quarantine, wasm: { file: m.wasm, config: { prefixes: [/internal] } } }
     upstream: origin
     mirror: { upstream: shadow }
 ";

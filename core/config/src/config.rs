@@ -11,6 +11,7 @@ use crate::diagnostics::Span;
 use crate::forms::host_and_port;
 use crate::listen::{FileMode, ListenAddress, ListenerLimits};
 use crate::node::Node;
+use crate::on_error::OnError;
 use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
@@ -366,7 +367,8 @@ pub struct PluginEntry {
 pub struct InstanceOptions {
     /// Name in logs, metrics and stores; needed where two plugins of one kind stand in one list. Default: the kind.
     pub name: Option<String>,
-    /// What happens to a request when the plugin itself fails. Default `deny`.
+    /// What happens when the plugin itself fails: the request is refused (`deny`), or goes on as if the plugin were not
+    /// there (`allow`); with `quarantine` a plugin that keeps failing is besides not called for a while. Default `deny`.
     pub on_error: OnError,
     /// Longest single wait of this plugin; a longer one is a failure. Default: the plugin's own. Example: `5s`.
     #[serde(deserialize_with = "some_positive")]
@@ -404,17 +406,6 @@ pub enum Mode {
     Shadow,
     /// The plugin is built, and not called.
     Off,
-}
-
-/// What happens to a request when a plugin fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnError {
-    /// It is refused.
-    #[default]
-    Deny,
-    /// It goes on as if the plugin were not there.
-    Allow,
 }
 
 /// The file beside a policy (`NN-name.yaml`).

@@ -15,6 +15,7 @@ mod interpolate;
 mod listen;
 mod load;
 mod node;
+mod on_error;
 mod rates;
 mod read;
 mod reader;
@@ -27,7 +28,7 @@ mod yaml;
 
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
-    InstanceOptions, Limits, Listener, Log, LogFormat, LogLevel, Match, Mode, OnError, PluginEntry, Policies,
+    InstanceOptions, Limits, Listener, Log, LogFormat, LogLevel, Match, Mode, PluginEntry, Policies,
     Predicate, Proxies, Records, RecordsFile, Redirect, RedirectHttps, RedirectStatus, Respond, Rewrite,
     Route, SideFile, Status, Tls, TlsPolicy, TlsVersion,
 };
@@ -37,6 +38,7 @@ pub use error::{NodeError, Raised, nearest};
 pub use listen::{FileMode, ListenAddress, ListenerLimits};
 pub use load::{Loaded, load, parse, parse_partly, parse_side_file, parse_table, read_text};
 pub use node::{Key, Node, Scalar, Value, join};
+pub use on_error::{Meanwhile, OnError, Quarantine};
 pub use rates::{MinRate, Rate};
 pub use read::INSTANCE_OPTIONS;
 pub use reader::Reader;

@@ -9,6 +9,7 @@ use crate::config::{
     AdminOptions, Config, InstanceOptions, Predicate, RedirectHttps, RedirectStatus, Status,
 };
 use crate::listen::ListenAddress;
+use crate::on_error::{OnError, Quarantine};
 use crate::traffic::{Split, SplitBy, StickyTable, Target};
 use crate::upstreams::{Balance, Eject, Endpoint, HashBy, Retries, RetryOn, Sticky};
 use crate::values::{Duration, HeaderName, Pattern};
@@ -140,6 +141,20 @@ impl JsonSchema for Balance {
                 only("sticky", sticky.to_value()),
             ],
             "default": "round_robin",
+        })
+    }
+}
+
+impl JsonSchema for OnError {
+    fn schema_name() -> Cow<'static, str> {
+        "OnError".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let quarantine = generator.subschema_for::<Quarantine>();
+        json_schema!({
+            "anyOf": [{ "enum": ["deny", "allow", "quarantine"] }, only("quarantine", quarantine.to_value())],
+            "default": "deny",
         })
     }
 }

@@ -34,5 +34,5 @@ pub use rehearsal::{Asked, Rehearsal, Told};
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
     AddressStatus, CircuitStatus, DnsStatus, Endpoints, LastError, LimitStatus, ListenerStatus, PluginStatus,
-    ReloadCounts, Status, UpstreamStatus, utc,
+    QuarantineStatus, ReloadCounts, Status, UpstreamStatus, utc,
 };

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use portcullis_config::{Diagnostics, Mode, Moment};
 use portcullis_proxy::Address;
+use portcullis_proxy::quarantine::{Health, Quarantine};
 use portcullis_proxy::upstream::{Endpoint, Upstream};
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
@@ -100,6 +101,41 @@ pub struct PluginStatus {
     /// When the mode becomes another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Moment>,
+    /// Whether it is called, if it may be put into quarantine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<QuarantineStatus>,
+}
+
+/// A plugin that may be put into quarantine; how it is is read when it is asked for: `well`, `probing`, or `resting`
+/// with the milliseconds that are left of its rest.
+#[derive(Clone)]
+pub struct QuarantineStatus(pub Quarantine);
+
+impl QuarantineStatus {
+    /// Whether the plugin is out.
+    pub fn is_out(&self) -> bool {
+        self.0.health() != Health::Well
+    }
+}
+
+impl std::fmt::Debug for QuarantineStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.health().fmt(f)
+    }
+}
+
+impl Serialize for QuarantineStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (state, left) = match self.0.health() {
+            Health::Well => ("well", None),
+            Health::Probing => ("probing", None),
+            Health::Resting(left) => ("resting", u64::try_from(left.as_millis()).ok()),
+        };
+        let mut fields = serializer.serialize_struct("QuarantineStatus", 2)?;
+        fields.serialize_field("state", state)?;
+        fields.serialize_field("left_ms", &left)?;
+        fields.end()
+    }
 }
 
 /// An upstream.
@@ -265,6 +301,7 @@ fn plugin(built: &BuiltPlugin) -> PluginStatus {
         file: built.file().cloned(),
         mode: built.terms.mode,
         until: built.terms.until.map(Moment),
+        quarantine: built.instance.quarantine.clone().map(QuarantineStatus),
     }
 }
 

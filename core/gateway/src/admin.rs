@@ -163,6 +163,7 @@ impl Admin {
             ],
             refused: status.last_error.is_some(),
             upstreams: status.upstreams.clone(),
+            plugins: status.plugins.clone(),
         });
         Facts {
             started: self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default(),

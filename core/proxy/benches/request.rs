@@ -56,6 +56,7 @@ fn chain_of_plugins(bencher: Bencher<'_, '_>, length: usize) {
             plugin: Arc::new(Agree),
             needs: Agree.needs(),
             on_error: OnError::Deny,
+            quarantine: None,
             timeout: Duration::from_secs(1),
             in_shadow: false,
             metrics: metrics.plugin("agree", "agree"),

@@ -13,6 +13,7 @@ use portcullis_plugin::{
 };
 
 use crate::metrics::PluginMetrics;
+use crate::quarantine::{Admitted, Quarantine};
 
 /// Bytes that a record holds of a failure's text.
 const MAX_ERROR: usize = 512;
@@ -41,6 +42,8 @@ pub struct Instance {
     pub needs: Needs,
     /// What follows its failures.
     pub on_error: OnError,
+    /// What becomes of it when it keeps failing.
+    pub quarantine: Option<Quarantine>,
     /// How long one wait of it may take.
     pub timeout: Duration,
     /// Whether nothing that it decides holds.
@@ -102,18 +105,7 @@ impl Chain {
     /// Asks the plugins about a connection.
     pub(crate) fn on_connection(&self, connection: &Connection) -> Admission {
         for (_, instance) in self.wanting(HookName::OnConnection) {
-            let start = Instant::now();
-            let admission =
-                guarded(|| instance.plugin.on_connection(connection)).and_then(|admission| admission);
-            instance.metrics.hooks[HookName::OnConnection as usize].observe(start.elapsed());
-            let admission = admission.unwrap_or_else(|error| {
-                instance.failed(HookName::OnConnection, &error, None);
-                match instance.on_error {
-                    OnError::Deny => Admission::Drop,
-                    OnError::Allow => Admission::Accept,
-                }
-            });
-            if admission == Admission::Drop {
+            if instance.admission(connection) == Admission::Drop {
                 instance.metrics.drops.increment();
                 return Admission::Drop;
             }
@@ -220,6 +212,9 @@ impl Chain {
     async fn call(&self, at: u16, hook: HookName, exchange: &mut Exchange) -> Flow {
         let instance = &*self.instances[usize::from(at)];
         exchange.core().cursor = Cursor { plugin: at, hook };
+        if instance.quarantine.as_ref().is_some_and(|quarantine| !quarantine.admits(exchange)) {
+            return instance.passed_over(Cursor { plugin: at, hook }, exchange);
+        }
         let start = Instant::now();
         let answer = match instance.start(hook, exchange) {
             Ok(Hook::Ready(result)) => result,
@@ -235,6 +230,55 @@ impl Instance {
     pub fn serial() -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         NEXT.fetch_add(1, Relaxed)
+    }
+
+    /// Asks the plugin about a connection.
+    fn admission(&self, connection: &Connection) -> Admission {
+        let failed = match self.on_error {
+            OnError::Deny => Admission::Drop,
+            OnError::Allow => Admission::Accept,
+        };
+        let client = connection.peer.ip().to_canonical();
+        let probe = match self.quarantine.as_ref().map(|quarantine| quarantine.admits_client(client)) {
+            None | Some(Admitted::Yes) => None,
+            Some(Admitted::Try(probe)) => Some(probe),
+            Some(Admitted::No) => {
+                self.metrics.quarantined.increment();
+                return failed;
+            }
+        };
+        let start = Instant::now();
+        let admission = guarded(|| self.plugin.on_connection(connection)).and_then(|admission| admission);
+        self.metrics.hooks[HookName::OnConnection as usize].observe(start.elapsed());
+        match admission {
+            Ok(admission) => {
+                if let Some(probe) = probe {
+                    probe.answered();
+                }
+                admission
+            }
+            Err(error) => {
+                self.failed(HookName::OnConnection, &error, None, probe.map(|probe| probe.turn()));
+                failed
+            }
+        }
+    }
+
+    /// The plugin is out, and not called: records it, and what follows.
+    #[cold]
+    fn passed_over(&self, cursor: Cursor, exchange: &mut Exchange) -> Flow {
+        self.metrics.quarantined.increment();
+        let parts = exchange.core();
+        // What was answered for its sake already is not replaced once more.
+        let has_decided = parts.decider.as_ref().is_some_and(|decider| decider.by == self.name);
+        let note = Note { step: parts.steps.len(), reason: Some(QUARANTINED), ..Note::default() };
+        parts.notes.push(note);
+        parts.step(cursor, Verdict::Quarantined, Instant::now(), Duration::ZERO);
+        if cursor.hook == HookName::OnLog || self.on_error == OnError::Allow || has_decided {
+            return Flow::Continue;
+        }
+        self.decides(cursor.hook, exchange, Some(QUARANTINED));
+        Flow::Reply(Box::new(quarantined()))
     }
 
     /// Whether response hooks run for the instance at this index: it was asked on the way in, or it
@@ -273,6 +317,9 @@ impl Instance {
         if !self.in_shadow {
             record(parts, cursor, &answer, start, elapsed);
         }
+        if let (Ok(_), Some(quarantine)) = (&answer, &self.quarantine) {
+            quarantine.answered(exchange);
+        }
         match answer {
             Ok(Decision::Continue) => Flow::Continue,
             Ok(_) if hook == HookName::OnLog => Flow::Continue,
@@ -287,7 +334,8 @@ impl Instance {
                 Flow::Drop
             }
             Err(error) => {
-                self.failed(hook, &error, Some(exchange));
+                let turn = self.quarantine.as_ref().and_then(|quarantine| quarantine.turn(exchange));
+                self.failed(hook, &error, Some(exchange), turn);
                 if hook == HookName::OnLog || self.on_error == OnError::Allow {
                     return Flow::Continue;
                 }
@@ -303,7 +351,8 @@ impl Instance {
         exchange.core().decider = Some(Box::new(decider));
     }
 
-    fn failed(&self, hook: HookName, error: &PluginError, exchange: Option<&Exchange>) {
+    /// Tells of a failure; `turn` is the number of the exchange's try of a plugin in quarantine, if it is one.
+    fn failed(&self, hook: HookName, error: &PluginError, exchange: Option<&Exchange>, turn: Option<u64>) {
         self.metrics.error(error.kind());
         tracing::warn!(
             plugin = &*self.name,
@@ -315,6 +364,9 @@ impl Instance {
             error = error.message(),
             "plugin failed"
         );
+        if self.quarantine.as_ref().is_some_and(|quarantine| quarantine.failed(turn)) {
+            self.metrics.quarantines.increment();
+        }
     }
 }
 
@@ -329,6 +381,14 @@ fn filters(wish: BodyWish, whole: bool) -> bool {
 
 /// Why there was no answer, where a plugin says no more than that.
 const DROPPED: Reason = Reason::Borrowed("dropped");
+
+/// Why there was no answer of a plugin that is out.
+const QUARANTINED: Reason = Reason::Borrowed("plugin.quarantined");
+
+/// What is answered in its place.
+fn quarantined() -> Reply {
+    Reply::deny(StatusCode::SERVICE_UNAVAILABLE, QUARANTINED)
+}
 
 /// Writes down that a plugin was called and what it answered; a word more where there is more to say.
 fn record(
@@ -414,6 +474,8 @@ pub(crate) struct Filter {
     pub(crate) instance: Arc<Instance>,
     filter: Box<dyn BodyFilter>,
     pub(crate) cursor: Cursor,
+    /// Number of the exchange's try of a plugin in quarantine.
+    turn: Option<u64>,
 }
 
 /// In place of a filter whose making panicked: every chunk is that failure.
@@ -425,9 +487,34 @@ impl BodyFilter for Broken {
     }
 }
 
+/// In place of the filter of a plugin that is out.
+struct Out;
+
+impl BodyFilter for Out {
+    fn chunk(&mut self, _: bytes::Bytes) -> Result<Filtered, PluginError> {
+        Ok(Filtered::Refuse(Box::new(quarantined())))
+    }
+
+    fn end(&mut self) -> Result<Filtered, PluginError> {
+        self.chunk(bytes::Bytes::new())
+    }
+}
+
 impl Filter {
     /// The filter of a plugin that wants one for this exchange.
     fn new(instance: &Arc<Instance>, cursor: Cursor, exchange: &mut Exchange) -> Option<Self> {
+        let quarantine = instance.quarantine.as_ref();
+        if quarantine.is_some_and(|quarantine| !quarantine.admits(exchange)) {
+            let filter: Box<dyn BodyFilter> = match instance.passed_over(cursor, exchange) {
+                Flow::Continue => return None,
+                Flow::Reply(_) | Flow::Drop => Box::new(Out),
+            };
+            return Some(Filter { instance: instance.clone(), filter, cursor, turn: None });
+        }
+        let turn = quarantine.and_then(|quarantine| {
+            quarantine.answered(exchange);
+            quarantine.turn(exchange)
+        });
         let start = Instant::now();
         let filter = guarded(|| match cursor.hook {
             HookName::OnRequestBody => instance.plugin.request_body_filter(exchange),
@@ -437,7 +524,7 @@ impl Filter {
         if !instance.in_shadow {
             exchange.core().step(cursor, Verdict::Filter, start, start.elapsed());
         }
-        Some(Filter { instance: instance.clone(), filter, cursor })
+        Some(Filter { instance: instance.clone(), filter, cursor, turn })
     }
 
     /// Shows the filter what follows the body. A failure follows `on_error`: they pass as they are, or the body is
@@ -452,7 +539,7 @@ impl Filter {
 
     /// What a failure leads to: a refusal, unless it is allowed.
     fn failed(&self, error: &PluginError) -> Option<Box<Reply>> {
-        self.instance.failed(self.cursor.hook, error, None);
+        self.instance.failed(self.cursor.hook, error, None, self.turn);
         match self.instance.on_error {
             OnError::Allow => None,
             OnError::Deny => {
@@ -557,6 +644,7 @@ mod tests {
                 plugin: Arc::new(Stamp),
                 needs: Stamp.needs(),
                 on_error: OnError::Deny,
+                quarantine: None,
                 timeout: Duration::from_secs(1),
                 in_shadow: false,
                 metrics: metrics.plugin("stamp", "stamp"),

@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod mirror;
 mod pace;
 pub mod proxy_protocol;
+pub mod quarantine;
 pub mod record;
 mod reply;
 pub mod routes;

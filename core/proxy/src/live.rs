@@ -209,7 +209,8 @@ impl Live {
         let FilterRefusal { instance, cursor, reply } = refusal;
         let (by, reason) = (instance.name.clone(), reply.reason.clone());
         let parts = self.parts();
-        if let Some(step) = parts.steps.iter().rposition(|step| step.cursor == *cursor) {
+        let step = parts.steps.iter().rposition(|step| step.cursor == *cursor);
+        if let Some(step) = step.filter(|step| parts.steps[*step].verdict == Verdict::Filter) {
             parts.steps[step].verdict = Verdict::Respond;
             parts.notes.push(Note { step, reason: reason.clone(), ..Note::default() });
         }

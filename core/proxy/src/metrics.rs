@@ -156,6 +156,10 @@ pub struct PluginMetrics {
     pub drops: Counter,
     /// Failures, by [`ErrorKind`] in the order of [`PluginMetrics::ERRORS`].
     pub errors: [Counter; 5],
+    /// Times that it was put into quarantine.
+    pub quarantines: Counter,
+    /// Calls that were not made because it was in quarantine.
+    pub quarantined: Counter,
     /// What it counts itself.
     pub own: Arc<InstanceCounters>,
     /// What it would have done, in shadow.
@@ -211,7 +215,7 @@ impl ShadowMetrics {
         let [goes_on, change, respond, drop, error] = &self.verdicts;
         match verdict {
             Verdict::Continue | Verdict::Filter if changed => change,
-            Verdict::Continue | Verdict::Filter => goes_on,
+            Verdict::Continue | Verdict::Filter | Verdict::Quarantined => goes_on,
             Verdict::Respond => respond,
             Verdict::Drop => drop,
             Verdict::Error(_) => error,
@@ -512,6 +516,8 @@ impl Metrics {
             responses: Counter::new(rows),
             drops: Counter::new(rows),
             errors: std::array::from_fn(|_| Counter::new(rows)),
+            quarantines: Counter::new(rows),
+            quarantined: Counter::new(rows),
             own: Arc::new(InstanceCounters::new(move || Arc::new(Counter::new(rows)))),
             shadow: Arc::new(ShadowMetrics::new(rows)),
         })

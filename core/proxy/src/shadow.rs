@@ -45,7 +45,7 @@ pub struct Share {
 }
 
 impl Share {
-    fn has(&self, client: IpAddr) -> bool {
+    pub(crate) fn has(&self, client: IpAddr) -> bool {
         let lot = || BuildHasherDefault::<DefaultHasher>::default().hash_one((&self.plugin, client)) % 100;
         self.percent >= 100 || lot() < u64::from(self.percent)
     }

@@ -41,6 +41,8 @@ pub enum Verdict {
     Error(ErrorKind),
     /// It filters the body as it passes.
     Filter,
+    /// It was not called: it has failed too often.
+    Quarantined,
 }
 
 impl Verdict {
@@ -52,6 +54,7 @@ impl Verdict {
             Verdict::Drop => "drop",
             Verdict::Error(_) => "error",
             Verdict::Filter => "filter",
+            Verdict::Quarantined => "quarantined",
         }
     }
 }

@@ -45,13 +45,20 @@ pub(crate) struct Counts {
     fresh: Counter,
     reused: Counter,
     exhausted: Counter,
+    made: Counter,
+    ended: Counter,
 }
 
 impl Counts {
     pub(crate) fn new(context: &mut BuildContext<'_>) -> Self {
         let help = "instances taken for an exchange, by whether they were made for it or had served before";
         let starts = context.counters("starts", help, ["instance"]);
+        let help =
+            "instances made and ended, those that only judged a configuration included; the others are alive";
+        let instances = context.counters("instances", help, ["event"]);
         Counts {
+            made: instances.with(["made"]),
+            ended: instances.with(["ended"]),
             fresh: starts.with(["fresh"]),
             reused: starts.with(["reused"]),
             exhausted: context
@@ -80,6 +87,16 @@ pub(crate) struct Live {
     uses_left: u32,
     // After the store: the place is free when its memory is.
     permit: Permit,
+    _life: Life,
+}
+
+/// Counts the end of an instance.
+struct Life(Counter);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.increment();
+    }
 }
 
 /// Why a guest gave no verdict.
@@ -212,6 +229,7 @@ impl Guest {
     }
 
     fn place(&self, lane: usize, prepared: &Prepared, permit: Permit) -> Live {
+        self.counts.made.increment();
         let mut store = Store::new(&prepared.lane.engine, Host::new(self.about.clone()));
         store.limiter(|host| host);
         store.epoch_deadline_callback(|mut context| context.data_mut().tick());
@@ -223,6 +241,7 @@ impl Guest {
             lane,
             uses_left: self.uses,
             permit,
+            _life: Life(self.counts.ended.clone()),
         }
     }
 

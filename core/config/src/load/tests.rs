@@ -1,6 +1,7 @@
 use super::*;
 use crate::HostHeader;
-use crate::config::{Action, Admin, ChainEntry, OnError, Predicate};
+use crate::config::{Action, Admin, ChainEntry, Predicate};
+use crate::on_error::OnError;
 use crate::traffic::Target;
 
 const FULL: &str = r#"

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use portcullis_config::{
-    Diagnostic, Diagnostics, InstanceOptions, Mode, Moment, OnError as ConfigOnError, Reader, Source,
+    Diagnostic, Diagnostics, InstanceOptions, Meanwhile, Mode, Moment, OnError as ConfigOnError,
+    Quarantine as ConfigQuarantine, Reader, Source,
 };
 use portcullis_plugin::{BuildContext, BuildError, BuildFailure, HookName, Plugin};
 use portcullis_proxy::chain::{Chain, Instance, OnError};
 use portcullis_proxy::metrics::PluginMetrics;
+use portcullis_proxy::quarantine::{Quarantine, QuarantineTerms};
 use portcullis_proxy::shadow::{Partial, Shadow, ShadowOptions, Share};
 use portcullis_proxy::upstream::Upstream;
 
@@ -40,6 +42,7 @@ pub(crate) struct BuiltPlugin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Terms {
     on_error: OnError,
+    quarantine: Option<QuarantineTerms>,
     timeout: Duration,
     pub(crate) mode: Mode,
     percent: u8,
@@ -50,9 +53,16 @@ pub(crate) struct Terms {
 impl Terms {
     /// The terms that hold now.
     fn of(options: &InstanceOptions) -> Self {
-        let on_error = match options.on_error {
-            ConfigOnError::Deny => OnError::Deny,
-            ConfigOnError::Allow => OnError::Allow,
+        let (on_error, quarantine) = match options.on_error {
+            ConfigOnError::Deny => (OnError::Deny, None),
+            ConfigOnError::Allow => (OnError::Allow, None),
+            ConfigOnError::Quarantine(quarantine) => {
+                let on_error = match quarantine.meanwhile {
+                    Meanwhile::Deny => OnError::Deny,
+                    Meanwhile::Allow => OnError::Allow,
+                };
+                (on_error, Some(quarantine_terms(quarantine)))
+            }
         };
         let timeout = options.timeout.map_or(TIMEOUT, |timeout| timeout.0);
         let (mode, until) = match options.until {
@@ -62,8 +72,13 @@ impl Terms {
             },
             until => (options.mode, until.map(|until| until.0)),
         };
-        Terms { on_error, timeout, mode, percent: options.percent.0, until }
+        Terms { on_error, quarantine, timeout, mode, percent: options.percent.0, until }
     }
+}
+
+fn quarantine_terms(configured: ConfigQuarantine) -> QuarantineTerms {
+    let ConfigQuarantine { failures, within, first, longest, .. } = configured;
+    QuarantineTerms { failures: failures.get(), within: within.0, first: first.0, longest: longest.0 }
 }
 
 impl BuiltPlugin {
@@ -104,7 +119,7 @@ impl Builder<'_> {
         let result = make(planned, &mut host);
         let taken = host.into_taken();
         match result {
-            Ok(made) => Some(self.built(planned, made, recipe, taken)),
+            Ok(made) => Some(self.built(planned, made, recipe, taken, running)),
             Err(errors) => {
                 self.findings.0.extend(errors.0);
                 None
@@ -125,7 +140,14 @@ impl Builder<'_> {
             && running.files.iter().all(|(path, found)| self.files.again(path, found))
     }
 
-    fn built(&self, planned: &Planned, plugin: Arc<dyn Plugin>, recipe: Digest, taken: Taken) -> BuiltPlugin {
+    fn built(
+        &self,
+        planned: &Planned,
+        plugin: Arc<dyn Plugin>,
+        recipe: Digest,
+        taken: Taken,
+        running: Option<&BuiltPlugin>,
+    ) -> BuiltPlugin {
         let files = taken.files.iter();
         let files: Vec<_> = files.filter_map(|path| Some((path.clone(), self.files.found(path)?))).collect();
         let kind = planned.registration.kind;
@@ -133,7 +155,8 @@ impl Builder<'_> {
         let metrics = self.services.metrics.plugin(&planned.name, kind);
         let version = version(recipe, &files);
         let name = planned.name.clone();
-        let instance = instance(name, kind, version, plugin.clone(), terms, metrics, self.services);
+        let before = running.map(|running| &*running.instance).filter(|before| before.version == version);
+        let instance = instance(name, kind, version, plugin.clone(), terms, metrics, before, self.services);
         BuiltPlugin { scope: planned.scope.clone(), instance, terms, plugin, recipe, files, taken }
     }
 
@@ -161,7 +184,7 @@ impl BuiltPlugin {
             old.clone()
         } else {
             let (name, version, metrics) = (old.name.clone(), old.version.clone(), old.metrics.clone());
-            instance(name, old.kind, version, self.plugin.clone(), terms, metrics, services)
+            instance(name, old.kind, version, self.plugin.clone(), terms, metrics, Some(old), services)
         };
         BuiltPlugin {
             scope: planned.scope.clone(),
@@ -175,7 +198,8 @@ impl BuiltPlugin {
     }
 }
 
-/// A plugin under its terms.
+/// A plugin under its terms; `before` is the instance of the same version that it follows.
+#[expect(clippy::too_many_arguments, reason = "what an instance is made of")]
 fn instance(
     name: Arc<str>,
     kind: &'static str,
@@ -183,11 +207,16 @@ fn instance(
     plugin: Arc<dyn Plugin>,
     terms: Terms,
     metrics: Arc<PluginMetrics>,
+    before: Option<&Instance>,
     services: &Services,
 ) -> Arc<Instance> {
-    let Terms { on_error, timeout, mode, percent, .. } = terms;
+    let Terms { on_error, quarantine, timeout, mode, percent, .. } = terms;
     let in_shadow = mode == Mode::Shadow;
     let share = Share { percent, plugin: name.clone() };
+    let quarantine = quarantine.filter(|_| !in_shadow).map(|terms| {
+        let before = before.and_then(|before| before.quarantine.as_ref());
+        Quarantine::new(name.clone(), terms, (percent < 100).then(|| share.clone()), before)
+    });
     let plugin: Arc<dyn Plugin> = match mode {
         Mode::Shadow => {
             let options = ShadowOptions {
@@ -204,7 +233,19 @@ fn instance(
     };
     let needs = plugin.needs();
     let serial = Instance::serial();
-    Arc::new(Instance { name, kind, version, plugin, needs, on_error, timeout, in_shadow, metrics, serial })
+    Arc::new(Instance {
+        name,
+        kind,
+        version,
+        plugin,
+        needs,
+        on_error,
+        quarantine,
+        timeout,
+        in_shadow,
+        metrics,
+        serial,
+    })
 }
 
 /// Instances by the list they stand in, each list in its order.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use portcullis_control::UpstreamStatus;
+use portcullis_control::{PluginStatus, UpstreamStatus};
 use portcullis_plugin::{CounterReading, HookName};
 use portcullis_proxy::metrics::{
     BUCKETS, Counter, GivenUp, Histogram, Metrics, PluginMetrics, Refused, ShadowMetrics,
@@ -43,6 +43,8 @@ pub(crate) struct ControlFacts {
     pub(crate) refused: bool,
     /// Upstreams of the running generation.
     pub(crate) upstreams: Vec<UpstreamStatus>,
+    /// Its plugins.
+    pub(crate) plugins: Vec<PluginStatus>,
 }
 
 /// The whole page.
@@ -54,6 +56,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     connections(&mut page, metrics);
     routes(&mut page, metrics);
     plugins(&mut page, metrics);
+    quarantines(&mut page, metrics, facts);
     shadows(&mut page, metrics);
     plugins_own(&mut page, metrics);
     mirrors(&mut page, metrics);
@@ -205,6 +208,31 @@ fn plugins(page: &mut Page, metrics: &Metrics) {
             errors.sample(&[("plugin", plugin), ("kind", counted.kind), ("error", error)], count.value());
         }
     }
+}
+
+/// Plugins that keep failing.
+fn quarantines(page: &mut Page, metrics: &Metrics, facts: &Facts) {
+    let mut out = page.gauge("plugin_quarantined", "1 while a plugin is not called because it keeps failing");
+    for plugin in facts.control.iter().flat_map(|control| &control.plugins) {
+        if let Some(quarantine) = &plugin.quarantine {
+            out.sample(&[("plugin", &plugin.name), ("kind", plugin.kind)], u8::from(quarantine.is_out()));
+        }
+    }
+    let plugins = metrics.plugins();
+    let mut counters = |name, help, pick: fn(&PluginMetrics) -> &Counter| {
+        let mut family = page.counter(name, help);
+        for (plugin, counted) in &plugins {
+            family.sample(&[("plugin", plugin), ("kind", counted.kind)], pick(counted).value());
+        }
+    };
+    counters("plugin_quarantines_total", "times that a plugin was put into quarantine", |plugin| {
+        &plugin.quarantines
+    });
+    counters(
+        "plugin_quarantine_skips_total",
+        "calls that were not made because the plugin was in quarantine; `meanwhile` says what became of them",
+        |plugin| &plugin.quarantined,
+    );
 }
 
 /// What plugins in shadow would have done.

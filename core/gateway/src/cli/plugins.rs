@@ -67,7 +67,7 @@ fn described(kind: &Registration) -> String {
     }
     line(
         &mut text,
-        "\nOptions of every plugin: name, on_error (deny | allow), timeout, mode (enforce | shadow | off), percent, until\n\nExample:\n",
+        "\nOptions of every plugin: name, on_error (deny | allow | quarantine), timeout, mode (enforce | shadow | off), percent, until\n\nExample:\n",
     );
     for example in kind.example.lines() {
         line(&mut text, format!("  {example}").trim_end());
@@ -303,7 +303,7 @@ mod tests {
         let (name, summary) = (kind.kind, kind.summary);
         format!(
             "# `{name}`\n\n{summary}\n\n```yaml\n{example}\n```\n\n```text{options}```\n\n\
-             Besides, like every plugin: `name`, `on_error: deny | allow`, `timeout`.\n"
+             Besides, like every plugin: `name`, `on_error: deny | allow | quarantine`, `timeout`.\n"
         )
     }
 

@@ -78,7 +78,11 @@ fn summary(status: &Value, now: u64) -> String {
             .and_then(Value::as_str)
             .map(|until| format!(" until {until}"))
             .unwrap_or_default();
-        page.line("plugin", &format!("{name}: {kind} of {scope}{file}{mode}{until}"));
+        let quarantine = match plugin.pointer("/quarantine/state").and_then(Value::as_str) {
+            None | Some("well") => "",
+            Some(_) => ", in quarantine",
+        };
+        page.line("plugin", &format!("{name}: {kind} of {scope}{file}{mode}{until}{quarantine}"));
     }
     page.line("routes", &text(status, "routes"));
     if let Some(counts) = status.get("reloads") {
@@ -170,7 +174,7 @@ mod tests {
                 { "address": "a:1", "state": "healthy" }, { "address": "b:2", "state": "ejected" },
             ] }],
             "plugins": [
-                { "name": "cors", "kind": "cors", "scope": "gateway", "file": null },
+                { "name": "cors", "kind": "cors", "scope": "gateway", "file": null, "quarantine": { "state": "resting", "left_ms": 5 } },
                 { "name": "users/x", "kind": "rhai", "scope": "route users", "file": "x.rhai", "mode": "shadow", "until": "2030-01-01T00:00:00Z" },
             ],
             "warnings": [], "drift": ["x.rhai"], "reloads": { "applied": 2, "refused": 1, "unchanged": 0 },
@@ -184,7 +188,7 @@ gateway     version 0.1.0, started 3 min ago
 config      gateway.yaml
 listener    web: [::]:443, TLS
 upstream    api (HTTP/2): a:1, b:2 (ejected) (DNS: no answer); its circuit is half open
-plugin      cors: cors of gateway
+plugin      cors: cors of gateway, in quarantine
             users/x: rhai of route users, x.rhai, in shadow until 2030-01-01T00:00:00Z
 routes      2
 reloads     2 applied, 1 refused, 0 unchanged

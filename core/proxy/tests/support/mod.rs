@@ -101,6 +101,7 @@ impl Setup {
                 needs: plugin.needs(),
                 plugin: plugin.clone(),
                 on_error: *on_error,
+                quarantine: None,
                 timeout: self.plugin_timeout,
                 in_shadow: false,
                 serial: Instance::serial(),

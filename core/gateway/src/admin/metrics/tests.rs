@@ -92,6 +92,7 @@ fn facts() -> Facts {
             generation: 3,
             reloads: vec![("applied", 2), ("refused", 1)],
             refused: true,
+            plugins: Vec::new(),
             upstreams: vec![UpstreamStatus {
                 name: "api".into(),
                 circuit: None,
