@@ -137,8 +137,10 @@ impl Partial {
 /// The exchange that a plugin in shadow handles, and what it has made of it.
 #[derive(Default)]
 struct View {
-    /// None before the first hook, and while a call waits.
+    /// None before the first hook, while a call waits, and once the plugin has lost it.
     exchange: Option<Exchange>,
+    /// There has been one: there is no second for the same request.
+    has_begun: bool,
     edits: Vec<Edit>,
     /// What is still to be recorded: it was seen where the real exchange is not at hand.
     unrecorded: Vec<Said>,
@@ -237,7 +239,9 @@ impl Shadow {
                 Some(Box::new(Spectator { shaded, shared, hook, start, filter: Some(filter) }))
             }
             Err(panic) => {
-                shaded.settle(&mut lock(&shared), hook, start, Err(panic), Vec::new(), None);
+                let mut view = lock(&shared);
+                let left = view.exchange.take().map(|exchange| (exchange, Note::default()));
+                shaded.settle(&mut view, hook, start, Err(panic), Vec::new(), left);
                 None
             }
         }
@@ -265,10 +269,7 @@ impl Shaded {
     fn bring(&self, shared: &Mutex<View>, real: &Exchange) {
         let mut view = lock(shared);
         let from = real.core_ref();
-        if view.exchange.is_none() {
-            if !view.edits.is_empty() || view.is_over {
-                return;
-            }
+        if !std::mem::replace(&mut view.has_begun, true) {
             let parts = Parts::new(from.id.clone(), from.connection.clone(), from.request.clone());
             view.exchange = Some(Exchange::new(parts));
         }

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use portcullis_plugin::{BodyWish, Decision, End, Exchange, Hook, HookName, Needs, Plugin, Reply};
+use portcullis_proxy::body::Budget;
 use portcullis_proxy::chain::OnError;
 use portcullis_proxy::metrics::Metrics;
+use portcullis_proxy::shadow::{Shadow, ShadowOptions, Share};
 use portcullis_proxy::upstream::Endpoint;
 use support::*;
 use tokio::sync::oneshot;
@@ -321,4 +323,46 @@ fn the_hooks_of_a_second_attempt_neither_hold_up_the_first_nor_answer_for_it() {
         let counted = gateway.metrics.upstream("origin");
         assert_eq!((counted.hedges.value(), counted.in_flight.value()), (0, 0));
     }
+}
+
+/// Waits at `on_request` for as long as the test lives, and counts who asks it afterwards.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Plugin for Waiting {
+    fn needs(&self) -> Needs {
+        Needs::hooks([HookName::OnRequest, HookName::OnResponse, HookName::OnLog])
+    }
+
+    fn on_request<'a>(&'a self, _: &'a mut Exchange) -> Hook<'a> {
+        Hook::Wait(Box::pin(std::future::pending()))
+    }
+
+    fn on_response<'a>(&'a self, _: &'a mut Exchange) -> Hook<'a> {
+        self.0.fetch_add(1, SeqCst);
+        Hook::CONTINUE
+    }
+
+    fn on_log<'a>(&'a self, _: &'a mut Exchange) -> Hook<'a> {
+        self.0.fetch_add(1, SeqCst);
+        Hook::CONTINUE
+    }
+}
+
+#[test]
+fn while_a_call_in_shadow_waits_there_is_no_other_of_that_exchange() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let options = ShadowOptions {
+        share: Share { percent: 100, plugin: "waiting".into() },
+        allows_errors: false,
+        timeout: PATIENCE,
+        budget: Budget::new(0),
+        metrics: Metrics::new(1).plugin("waiting", "test").shadow.clone(),
+    };
+    let (ends, ended) = Ends::new();
+    // The last to be told of the end is the one in front.
+    let shadow = Shadow::new(Arc::new(Waiting(calls.clone())), options);
+    let gateway = Setup::to(origin()).plugin(ends).plugin(shadow).start();
+    assert_eq!(status(&gateway.get("/api/x")), 200);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().0, End::Complete);
+    assert_eq!(calls.load(SeqCst), 0);
 }
