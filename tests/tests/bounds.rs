@@ -315,7 +315,7 @@ const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("http2/mod.rs STREAM_WINDOW", Bites(LIMITS, "an_http2_upload_that_nobody_takes_ends_at_its_window")),
     ("linger.rs GRACE", Bites("core/proxy/src/linger.rs", "shutdown_waits_for_the_client_but_not_forever")),
-    ("chain.rs MAX_ERROR", Bites("core/proxy/src/chain.rs", "a_failure_is_recorded_in_a_few_words")),
+    ("chain.rs MAX_ERROR", Bites("core/proxy/src/chain/tests.rs", "a_failure_is_recorded_in_a_few_words")),
     (
         "metrics.rs MAX_SHADOW_CLIENTS",
         Bites("core/proxy/src/metrics/tests.rs", "what_would_be_refused_is_told_apart_up_to_a_number"),

@@ -199,6 +199,39 @@ fn modules_and_built_in_plugins_are_put_into_quarantine_too() {
 }
 
 #[test]
+fn the_use_of_budgets_is_counted_by_the_call() {
+    let script = "fn on_request(ctx) { if ctx.request.path == \"/most\" { for n in 0..400 { let x = n; } } }";
+    let gateway = with(
+        "{ name: moody, rhai: { file: s.rhai, limits: { operations: 2000 } } }",
+        "s.rhai",
+        script.as_bytes(),
+    );
+    let within = |budget: &str, share: &str| {
+        let (budget, share) = (format!("budget=\"{budget}\""), format!("le=\"{share}\""));
+        gateway.metric("portcullis_plugin_budget_used_ratio_bucket", &["moody", &budget, &share])
+    };
+    assert_eq!(
+        (gateway.get("/least").status, gateway.get("/least").status, gateway.get("/most").status),
+        (200, 200, 200)
+    );
+    assert_eq!((within("operations", "0.05"), within("operations", "1")), (2.0, 3.0));
+    assert!(within("operations", "0.25") == 2.0);
+    let Some(module) = guest("conformance") else { return };
+    let plugin =
+        "{ name: moody, wasm: { file: m.wasm, memory: 4MiB, cpu: 10ms, config: { greeting: hello } } }";
+    let modules = with(plugin, "m.wasm", &module);
+    assert_eq!((told(&modules, ""), told(&modules, "spin")), (200, 500));
+    let calls = |more: &[&str]| {
+        let labels: Vec<&str> = ["moody", "budget=\"cpu\""].into_iter().chain(more.iter().copied()).collect();
+        modules.metric("portcullis_plugin_budget_used_ratio_bucket", &labels)
+    };
+    // The one that spun is beyond its budget, and the only one.
+    until("all calls to be counted", || calls(&["le=\"+Inf\""]) - calls(&["le=\"1\""]) == 1.0);
+    let memory = modules.metric("portcullis_plugin_budget_used_ratio_sum", &["moody", "budget=\"memory\""]);
+    assert!(memory > 0.0, "{memory}");
+}
+
+#[test]
 fn connections_are_refused_or_accepted_while_their_plugin_is_out() {
     for (meanwhile, serves) in [("deny", false), ("allow", true)] {
         let config = format!(

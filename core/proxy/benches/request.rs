@@ -57,6 +57,7 @@ fn chain_of_plugins(bencher: Bencher<'_, '_>, length: usize) {
             needs: Agree.needs(),
             on_error: OnError::Deny,
             quarantine: None,
+            budget: portcullis_plugin::Used::default(),
             timeout: Duration::from_secs(1),
             in_shadow: false,
             metrics: metrics.plugin("agree", "agree"),

@@ -120,40 +120,59 @@ impl Control {
 /// Serves a connection from its first byte to its last.
 pub(crate) async fn accept(
     worker: Rc<Worker>,
-    mut stream: Accepted,
+    stream: Accepted,
     peer: SocketAddr,
     bound: Rc<Address>,
     place: &mut Place,
     control: &Control,
 ) {
+    // Boxed, as what is rare or short is, so that what waits the longest is small.
+    let begun = Box::pin(begin(worker, stream, peer, bound, place, control)).await;
+    let Some((opened, client, limits)) = begun else { return };
+    if opened.is_http2 {
+        Box::pin(http2::serve_connection(opened, client, limits, control)).await;
+    } else {
+        http1::serve_connection(opened, client, &limits, control).await;
+    }
+}
+
+/// Lets the client in, if it may come in, and learns what it speaks.
+async fn begin(
+    worker: Rc<Worker>,
+    mut stream: Accepted,
+    peer: SocketAddr,
+    bound: Rc<Address>,
+    place: &mut Place,
+    control: &Control,
+) -> Option<(Opened, Rc<Client>, ListenerLimits)> {
     let accepted = tokio::time::Instant::now();
     stream.set_nodelay();
     let local = stream.local().unwrap_or(peer);
     let mut ends = Addresses { source: peer, destination: local };
     if let Some((proxies, limit)) = proxies(&worker, &bound) {
-        // Boxed, as what is rare or short is, so that what waits the longest is small.
         let told = Box::pin(told_ends(&mut stream, ends, &proxies, limit));
-        match unless_draining(control, told).await {
-            None => return,
-            Some(Ok(told)) => ends = told,
-            Some(Err(error)) => {
+        match unless_draining(control, told).await? {
+            Ok(told) => ends = told,
+            Err(error) => {
                 worker.metrics.proxy_protocol_failures.increment();
-                return tracing::debug!(%peer, %error, "refused for its PROXY header");
+                tracing::debug!(%peer, %error, "refused for its PROXY header");
+                return None;
             }
         }
     }
     let Addresses { source: peer, destination: local } = ends;
     let generation = worker.generation();
-    let Some(listener) = generation.listener_at(&bound).map(|at| &generation.listeners[at]) else { return };
+    let listener = generation.listeners.get(generation.listener_at(&bound)?)?;
     if listener.proxies.is_some()
         && let Err(why) = place.take_for(peer.ip(), listener, &generation.trusted_proxies)
     {
-        return worker.refuse(&stream, peer.ip(), listener, why);
+        worker.refuse(&stream, peer.ip(), listener, why);
+        return None;
     }
     let mut connection = Connection { listener: listener.name.clone(), peer, local, tls: None };
     if listener.chain.on_connection(&connection) == Admission::Drop {
         worker.metrics.refuse(Refused::Plugin);
-        return;
+        return None;
     }
     if let Some(after) = listener.limits.keepalive {
         stream.keep_alive(after);
@@ -162,20 +181,14 @@ pub(crate) async fn accept(
     // A connection lives long, a generation must not.
     drop(generation);
     let opened = match tls {
-        None => unless_draining(control, sniff(&worker, stream, accepted, &limits)).await,
+        None => unless_draining(control, sniff(&worker, stream, accepted, &limits)).await??,
         Some(tls) => {
             let opened = Box::pin(handshake(&worker, stream, tls, &mut connection, &limits));
-            unless_draining(control, opened).await
+            unless_draining(control, opened).await??
         }
     };
-    let Some(Some(opened)) = opened else { return };
-    if opened.is_http2 {
-        let client = client(worker, connection, bound, Some(Streams::new()));
-        Box::pin(http2::serve_connection(opened, client, limits, control)).await;
-    } else {
-        let client = client(worker, connection, bound, None);
-        http1::serve_connection(opened, client, &limits, control).await;
-    }
+    let streams = opened.is_http2.then(Streams::new);
+    Some((opened, client(worker, connection, bound, streams), limits))
 }
 
 /// From whom alone a listener takes connections, if they have to say whose these are, and how long that

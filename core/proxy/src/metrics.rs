@@ -4,6 +4,8 @@
 //! are added up when somebody asks. Counters belong to names (route, plugin instance, upstream) and
 //! outlive generations.
 
+mod budgets;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,6 +14,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally, Verdict};
+
+pub use budgets::{BudgetMetrics, SHARES};
 
 use crate::body::Budget;
 use crate::grpc::{CODES, Code};
@@ -160,6 +164,8 @@ pub struct PluginMetrics {
     pub quarantines: Counter,
     /// Calls that were not made because it was in quarantine.
     pub quarantined: Counter,
+    /// How much of its budgets its calls used.
+    pub budgets: BudgetMetrics,
     /// What it counts itself.
     pub own: Arc<InstanceCounters>,
     /// What it would have done, in shadow.
@@ -518,6 +524,7 @@ impl Metrics {
             errors: std::array::from_fn(|_| Counter::new(rows)),
             quarantines: Counter::new(rows),
             quarantined: Counter::new(rows),
+            budgets: BudgetMetrics::new(rows),
             own: Arc::new(InstanceCounters::new(move || Arc::new(Counter::new(rows)))),
             shadow: Arc::new(ShadowMetrics::new(rows)),
         })

@@ -18,7 +18,7 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use portcullis_plugin::{
     Admission, BodyFilter, BodyWish, Change, ChangeKind, Connection, Cursor, Decision, Exchange, Filtered,
-    Hook, HookName, Needs, Note, Part, Parts, Plugin, PluginError, Principal, RequestId, Slot, Verdict,
+    Hook, HookName, Needs, Note, Part, Parts, Plugin, PluginError, Principal, RequestId, Slot, Used, Verdict,
 };
 use serde_json::Value;
 
@@ -78,6 +78,10 @@ pub struct ShadowOptions {
 impl Plugin for Partial {
     fn needs(&self) -> Needs {
         self.plugin.needs()
+    }
+
+    fn budget(&self) -> Used {
+        self.plugin.budget()
     }
 
     fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {

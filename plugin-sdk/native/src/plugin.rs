@@ -10,6 +10,7 @@ use crate::build::{BuildContext, BuildError};
 use crate::connection::{Admission, Connection};
 use crate::exchange::Exchange;
 use crate::hook::{Hook, Needs, PluginError};
+use crate::journal::Used;
 
 /// A configured plugin instance. One value serves every worker at once, so what changes inside it
 /// is synchronised or sits in a [slot](crate::Slot) of the exchange.
@@ -19,6 +20,12 @@ use crate::hook::{Hook, Needs, PluginError};
 pub trait Plugin: Send + Sync {
     /// What the plugin wants; read once, at load.
     fn needs(&self) -> Needs;
+
+    /// What one call of a sandbox may use up, in the terms of what it [says](Exchange::set_used) that it used; read once,
+    /// at load. What is 0 has no limit. Default: no limits.
+    fn budget(&self) -> Used {
+        Used::default()
+    }
 
     /// A client connected. Runs before TLS, for plugins in a listener's list or the gateway's; it
     /// must not wait. Default: accept.

@@ -121,6 +121,10 @@ impl Plugin for Script {
         self.needs
     }
 
+    fn budget(&self) -> Used {
+        Used { operations: self.limits.operations, ..Used::default() }
+    }
+
     fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
         let conn = Dynamic::from(Conn(connection.clone()));
         let result = catch_unwind(AssertUnwindSafe(|| {

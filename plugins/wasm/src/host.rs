@@ -123,6 +123,14 @@ impl Host {
         })
     }
 
+    /// CPU time that the call has taken: ticks, or less than one.
+    pub(crate) fn cpu(&self) -> Duration {
+        match self.ticks {
+            0 => self.begun.elapsed().min(TICK),
+            ticks => TICK * ticks,
+        }
+    }
+
     /// Whether the machine, not the guest, used up the ticks: they pass also while a busy machine runs
     /// other threads. A guest that yields is counted by the pieces it runs in, which are short.
     fn was_kept_waiting(&self) -> bool {

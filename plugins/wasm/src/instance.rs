@@ -420,10 +420,10 @@ impl Drop for Loan<'_> {
 
 fn bring_home(home: &mut Exchange, live: &mut Live) {
     let host = live.store.data_mut();
-    let memory = host.memory as u64;
+    let (memory, cpu_micros) = (host.memory as u64, host.cpu().as_micros() as u64);
     if let Some(exchange) = host.exchange.take() {
         home.restore(exchange);
-        home.set_used(Used { memory, ..Used::default() });
+        home.set_used(Used { memory, cpu_micros, ..Used::default() });
     }
 }
 

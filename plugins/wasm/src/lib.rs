@@ -30,7 +30,7 @@ use std::num::NonZeroU32;
 
 use portcullis_plugin::{
     Admission, BodyFilter, BuildContext, BuildError, Connection, Exchange, Hook, Needs, Plugin, PluginError,
-    PluginType, Size, Span,
+    PluginType, Size, Span, Used,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -165,6 +165,10 @@ fn check_digest(pin: Option<&str>, bytes: &[u8]) -> Result<(), BuildError> {
 impl Plugin for Module {
     fn needs(&self) -> Needs {
         self.0.needs()
+    }
+
+    fn budget(&self) -> Used {
+        self.0.budget()
     }
 
     fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use portcullis_plugin::{
     Admission, BodyWish, BuildContext, BuildError, Connection, ErrorKind, Exchange, Hook, HookFuture,
-    HookName, Needs, Plugin, PluginError, Size, block_on, thread_time,
+    HookName, Needs, Plugin, PluginError, Size, Used, block_on, thread_time,
 };
 use serde_json::{Map, Value};
 
-use crate::engine::Engines;
+use crate::engine::{Engines, TICK};
 use crate::host::About;
 use crate::instance::{Counts, Guest, Idle};
 use crate::{Config, Isolation, bindings, host, load};
@@ -170,6 +170,11 @@ impl Policy {
 impl Plugin for Policy {
     fn needs(&self) -> Needs {
         self.needs
+    }
+
+    fn budget(&self) -> Used {
+        let cpu = TICK * self.guest.cpu;
+        Used { cpu_micros: cpu.as_micros() as u64, memory: self.guest.about.memory as u64, ..Used::default() }
     }
 
     fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {

@@ -231,7 +231,7 @@ fn instance(
         Mode::Enforce if percent < 100 => Arc::new(Partial { plugin, share }),
         Mode::Enforce | Mode::Off => plugin,
     };
-    let needs = plugin.needs();
+    let (needs, budget) = (plugin.needs(), plugin.budget());
     let serial = Instance::serial();
     Arc::new(Instance {
         name,
@@ -241,6 +241,7 @@ fn instance(
         needs,
         on_error,
         quarantine,
+        budget,
         timeout,
         in_shadow,
         metrics,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use portcullis_control::{PluginStatus, UpstreamStatus};
 use portcullis_plugin::{CounterReading, HookName};
 use portcullis_proxy::metrics::{
-    BUCKETS, Counter, GivenUp, Histogram, Metrics, PluginMetrics, Refused, ShadowMetrics,
+    BUCKETS, Counter, GivenUp, Histogram, Metrics, PluginMetrics, Refused, SHARES, ShadowMetrics,
 };
 use portcullis_proxy::upstream::Endpoint;
 
@@ -56,6 +56,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     connections(&mut page, metrics);
     routes(&mut page, metrics);
     plugins(&mut page, metrics);
+    budgets(&mut page, metrics);
     quarantines(&mut page, metrics, facts);
     shadows(&mut page, metrics);
     plugins_own(&mut page, metrics);
@@ -206,6 +207,21 @@ fn plugins(page: &mut Page, metrics: &Metrics) {
     for (plugin, counted) in &plugins {
         for ((_, error), count) in PluginMetrics::ERRORS.iter().zip(&counted.errors) {
             errors.sample(&[("plugin", plugin), ("kind", counted.kind), ("error", error)], count.value());
+        }
+    }
+}
+
+/// What sandboxes use of what they may.
+fn budgets(page: &mut Page, metrics: &Metrics) {
+    let plugins = metrics.plugins();
+    let mut used = page.histogram(
+        "plugin_budget_used_ratio",
+        "how much of a budget each call of a script or module used: its operations, its CPU time, its memory",
+    );
+    for (plugin, counted) in &plugins {
+        for value in counted.budgets.value() {
+            let labels = [("plugin", &**plugin), ("kind", counted.kind), ("budget", value.budget)];
+            used.buckets(&labels, &SHARES, &value.buckets, value.sum);
         }
     }
 }
@@ -478,17 +494,21 @@ impl Family<'_> {
         self.line("", labels, value);
     }
 
-    /// Buckets are counted apart and shown cumulated.
     fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
         let value = histogram.value();
+        self.buckets(labels, &BUCKETS, &value.buckets, value.sum);
+    }
+
+    /// Buckets are counted apart and shown cumulated.
+    fn buckets(&mut self, labels: &[(&str, &str)], bounds: &[f64], buckets: &[u64], sum: f64) {
         let mut count = 0;
-        let bounds = BUCKETS.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
-        for (bound, observed) in bounds.zip(value.buckets) {
+        let bounds = bounds.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
+        for (bound, observed) in bounds.zip(buckets) {
             count += observed;
             let labels: Vec<_> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
             self.line("_bucket", &labels, count);
         }
-        self.line("_sum", labels, value.sum);
+        self.line("_sum", labels, sum);
         self.line("_count", labels, count);
     }
 

@@ -102,6 +102,7 @@ impl Setup {
                 plugin: plugin.clone(),
                 on_error: *on_error,
                 quarantine: None,
+                budget: portcullis_plugin::Used::default(),
                 timeout: self.plugin_timeout,
                 in_shadow: false,
                 serial: Instance::serial(),
