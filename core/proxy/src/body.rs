@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use portcullis_plugin::{Cursor, End, Reply};
+use portcullis_plugin::{Cursor, End, Reply, RequestId};
 
 pub use crate::budget::Budget;
 pub(crate) use crate::budget::Held;
@@ -224,10 +224,17 @@ impl Filters {
     }
 }
 
-/// Passes a whole body through filters that would also take it in chunks.
-pub(crate) fn pass_whole(body: Bytes, filters: Vec<Filter>) -> Result<Bytes, FilterRefusal> {
+/// Passes a whole body, and what follows it, through filters that would also take it in chunks.
+pub(crate) fn pass_whole(
+    body: Bytes,
+    trailers: &mut HeaderMap,
+    filters: Vec<Filter>,
+) -> Result<Bytes, FilterRefusal> {
     let mut filters = Filters::new(filters);
     let passed = filters.chunk(body, false)?;
+    if !trailers.is_empty() {
+        filters.trailers(trailers)?;
+    }
     let rest = filters.end()?;
     Ok(if rest.is_empty() { passed } else { [passed, rest].concat().into() })
 }
@@ -296,7 +303,15 @@ impl Error for BodyError {}
 pub(crate) enum RequestBody {
     Empty,
     Whole(Bytes),
+    /// The same, and what follows it.
+    Trailed(Box<(Bytes, Option<HeaderMap>)>),
     Stream(Box<Upload>),
+}
+
+/// Refuses fields that belong in the head, where the request would have been judged by them.
+pub(crate) fn judge_trailers(trailers: &HeaderMap) -> Result<(), Fault> {
+    let is_forbidden = trailers.keys().any(|name| is_forbidden_trailer(name.as_str().as_bytes()));
+    if is_forbidden { Err(Fault::Screened(TRAILER_FORBIDDEN)) } else { Ok(()) }
 }
 
 /// A request's body that streams through.
@@ -315,11 +330,20 @@ pub(crate) struct Upload {
 }
 
 impl RequestBody {
+    /// A whole body, and what follows it.
+    pub(crate) fn whole(bytes: Bytes, trailers: HeaderMap) -> Self {
+        let trailers = allowed_trailers(trailers);
+        match trailers.is_empty() {
+            true => RequestBody::Whole(bytes),
+            false => RequestBody::Trailed(Box::new((bytes, Some(trailers)))),
+        }
+    }
+
     /// What becomes of an upload.
     pub(crate) fn upload(&self) -> Option<Arc<UploadState>> {
         match self {
             RequestBody::Stream(upload) => Some(upload.state.clone()),
-            RequestBody::Empty | RequestBody::Whole(_) => None,
+            RequestBody::Empty | RequestBody::Whole(_) | RequestBody::Trailed(_) => None,
         }
     }
 
@@ -336,18 +360,28 @@ impl RequestBody {
         match self {
             RequestBody::Empty => Some(RequestBody::Empty),
             RequestBody::Whole(bytes) => Some(RequestBody::Whole(bytes.clone())),
+            RequestBody::Trailed(trailed) => Some(RequestBody::Trailed(trailed.clone())),
             RequestBody::Stream(_) => None,
         }
     }
 
     /// The same before `chunk` and `trailers` were taken from it.
     pub(crate) fn put_back(mut self, chunk: Bytes, trailers: Option<HeaderMap>) -> Self {
-        if let RequestBody::Stream(upload) = &mut self {
-            upload.trailers = trailers.or(upload.trailers.take());
+        let rest = match &mut self {
+            RequestBody::Stream(upload) => Some(&mut upload.trailers),
+            RequestBody::Trailed(trailed) => Some(&mut trailed.1),
+            RequestBody::Empty | RequestBody::Whole(_) => None,
+        };
+        if let Some(rest) = rest {
+            *rest = trailers.or(rest.take());
         }
         match self {
             body if chunk.is_empty() => body,
             RequestBody::Empty | RequestBody::Whole(_) => RequestBody::Whole(chunk),
+            RequestBody::Trailed(mut trailed) => {
+                trailed.0 = chunk;
+                RequestBody::Trailed(trailed)
+            }
             RequestBody::Stream(mut upload) => {
                 upload.ahead = chunk;
                 RequestBody::Stream(upload)
@@ -418,10 +452,9 @@ impl Upload {
                     Ok(chunk) => chunk,
                     Err(frame) => {
                         let mut trailers = frame.into_trailers().unwrap_or_default();
-                        if trailers.keys().any(|name| is_forbidden_trailer(name.as_str().as_bytes())) {
+                        if let Err(fault) = judge_trailers(&trailers) {
                             self.ended = true;
-                            let fault = UploadFailure::Fault(Fault::Screened(TRAILER_FORBIDDEN));
-                            return Poll::Ready(Some(Err(self.state.fail(fault))));
+                            return Poll::Ready(Some(Err(self.state.fail(UploadFailure::Fault(fault)))));
                         }
                         if let Err(refusal) = self.filters.trailers(&mut trailers) {
                             self.ended = true;
@@ -484,6 +517,13 @@ impl Body for RequestBody {
             RequestBody::Empty => Poll::Ready(None),
             RequestBody::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             RequestBody::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            RequestBody::Trailed(trailed) => {
+                let (bytes, trailers) = &mut **trailed;
+                Poll::Ready(match bytes.is_empty() {
+                    true => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
+                    false => Some(Ok(Frame::data(std::mem::take(bytes)))),
+                })
+            }
             RequestBody::Stream(upload) => upload.poll(cx),
         }
     }
@@ -492,6 +532,7 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => true,
             RequestBody::Whole(bytes) => bytes.is_empty(),
+            RequestBody::Trailed(trailed) => trailed.0.is_empty() && trailed.1.is_none(),
             RequestBody::Stream(upload) => upload.is_end(),
         }
     }
@@ -500,6 +541,8 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
             RequestBody::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            // Only behind chunks can trailers be sent.
+            RequestBody::Trailed(_) => SizeHint::default(),
             RequestBody::Stream(upload) => upload.size_hint(),
         }
     }
@@ -567,6 +610,12 @@ impl ResponseBody {
             },
             source => Err(ResponseBody { source, ..self }),
         }
+    }
+
+    /// Ends the exchange with the response's head alone; returns its id.
+    pub(crate) fn omit(mut self) -> RequestId {
+        self.live.end(End::Complete);
+        self.live.exchange().id().clone()
     }
 
     fn fail(&mut self, end: End, what: &'static str) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
