@@ -1,5 +1,7 @@
 //! Bodies on their way through: counted, bounded, filtered.
 
+mod filters;
+
 use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt;
@@ -12,11 +14,13 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use portcullis_plugin::{Cursor, End, Reply, RequestId};
+use portcullis_plugin::{End, RequestId};
 
+use self::filters::Filters;
+pub(crate) use self::filters::{FilterRefusal, pass_whole};
 pub use crate::budget::Budget;
 pub(crate) use crate::budget::Held;
-use crate::chain::{Filter, Instance};
+use crate::chain::Filter;
 use crate::grpc::{self, Code};
 use crate::http1::{self, TRAILER_FORBIDDEN, allowed_trailers, is_forbidden_trailer};
 use crate::live::Live;
@@ -162,89 +166,6 @@ impl Body for ClientBody {
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
     }
-}
-
-/// The filters of a body, in the order in which chunks pass them.
-#[derive(Default)]
-struct Filters {
-    filters: Vec<Filter>,
-    ended: bool,
-}
-
-/// A filter refused.
-pub(crate) struct FilterRefusal {
-    pub(crate) instance: Arc<Instance>,
-    pub(crate) cursor: Cursor,
-    pub(crate) reply: Box<Reply>,
-}
-
-impl Filters {
-    fn new(filters: Vec<Filter>) -> Self {
-        Filters { filters, ended: false }
-    }
-
-    /// Whether what passes may come out as something else, or later. Those in shadow only watch.
-    fn may_alter(&self) -> bool {
-        !self.filters.iter().all(|filter| filter.instance.in_shadow)
-    }
-
-    /// Passes a chunk. Who only watches must not be a reason to ask for an end that is known: with the `last` chunk
-    /// it is told of it.
-    fn chunk(&mut self, chunk: Bytes, last: bool) -> Result<Bytes, FilterRefusal> {
-        let passed = self.filters.iter_mut().try_fold(chunk, |chunk, filter| {
-            if chunk.is_empty() { Ok(chunk) } else { pass(filter, Some(chunk)) }
-        })?;
-        if last && !self.may_alter() {
-            self.end()?;
-        }
-        Ok(passed)
-    }
-
-    /// What follows the body, as the filters leave it.
-    fn trailers(&mut self, trailers: &mut HeaderMap) -> Result<(), FilterRefusal> {
-        self.filters
-            .iter_mut()
-            .try_for_each(|filter| filter.trailers(trailers).map_err(|reply| refusal(filter, reply)))
-    }
-
-    /// What the filters still hold; what one gives at its end passes those after it.
-    fn end(&mut self) -> Result<Bytes, FilterRefusal> {
-        if std::mem::replace(&mut self.ended, true) {
-            return Ok(Bytes::new());
-        }
-        self.filters.iter_mut().try_fold(Bytes::new(), |carried, filter| {
-            let passed = if carried.is_empty() { carried } else { pass(filter, Some(carried))? };
-            let rest = pass(filter, None)?;
-            Ok(match (passed.is_empty(), rest.is_empty()) {
-                (_, true) => passed,
-                (true, _) => rest,
-                _ => [passed, rest].concat().into(),
-            })
-        })
-    }
-}
-
-/// Passes a whole body, and what follows it, through filters that would also take it in chunks.
-pub(crate) fn pass_whole(
-    body: Bytes,
-    trailers: &mut HeaderMap,
-    filters: Vec<Filter>,
-) -> Result<Bytes, FilterRefusal> {
-    let mut filters = Filters::new(filters);
-    let passed = filters.chunk(body, false)?;
-    if !trailers.is_empty() {
-        filters.trailers(trailers)?;
-    }
-    let rest = filters.end()?;
-    Ok(if rest.is_empty() { passed } else { [passed, rest].concat().into() })
-}
-
-fn pass(filter: &mut Filter, chunk: Option<Bytes>) -> Result<Bytes, FilterRefusal> {
-    filter.pass(chunk).map_err(|reply| refusal(filter, reply))
-}
-
-fn refusal(filter: &Filter, reply: Box<Reply>) -> FilterRefusal {
-    FilterRefusal { instance: filter.instance.clone(), cursor: filter.cursor, reply }
 }
 
 /// What an upload came to, for the exchange to see: the body itself is with the upstream's connection.
