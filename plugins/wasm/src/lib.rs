@@ -12,11 +12,12 @@
 //! `portcullis:policy`. It runs in a sandbox: a fresh instance per exchange by default, memory and
 //! CPU bounded, and no power that the host functions do not give. What it is as a plugin is in `policy.rs`, how it
 //! is loaded in `load.rs`, with what an instance begins in `snapshot.rs`, how it is called in `instance.rs`, what
-//! it can reach in `host.rs`. Modules made for proxy-wasm are told by what they export, and run as
+//! it can reach in `host.rs`, `capabilities.rs` and `wasi.rs`. Modules made for proxy-wasm are told by what they export, and run as
 //! `proxy_wasm` says.
 
 mod artifact;
 mod bindings;
+mod capabilities;
 mod engine;
 mod host;
 mod instance;
@@ -25,12 +26,13 @@ mod policy;
 mod proxy_wasm;
 mod scaffold;
 mod snapshot;
+mod wasi;
 
 use std::num::NonZeroU32;
 
 use portcullis_plugin::{
-    Admission, BodyFilter, BuildContext, BuildError, Connection, Exchange, Hook, Needs, Plugin, PluginError,
-    PluginType, Size, Span, Used,
+    Admission, BodyFilter, BuildContext, BuildError, Connection, Exchange, Grants, Hook, Needs, Plugin,
+    PluginError, PluginType, Size, Span, Used,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -40,7 +42,7 @@ use crate::engine::{Engines, MAX_MEMORY};
 use crate::policy::Policy;
 use crate::proxy_wasm::{Filter, Options};
 
-pub use scaffold::scaffold;
+pub use scaffold::{Language, scaffold};
 
 /// Longest CPU budget per hook call.
 const MAX_CPU: Span = Span::seconds(1);
@@ -78,6 +80,9 @@ pub struct Config {
     #[serde(default = "body_limit")]
     #[schemars(extend("default" = "1MiB"))]
     body_limit: Size,
+    /// What the policy may use beside its exchange. Default: nothing.
+    #[serde(default)]
+    grants: Grants,
     /// What only modules for proxy-wasm have, the ABI of Envoy's filters; docs/proxy-wasm.md tells how they run.
     #[serde(default)]
     proxy_wasm: Options,
@@ -126,6 +131,10 @@ impl PluginType for Module {
         let engines = Result::as_ref(&engines)
             .map_err(|error| BuildError::at("", format!("no engine for Wasm can be had: {error:#}")))?;
         Ok(Module(match proxy_wasm::version(&source.bytes) {
+            Some(_) if config.grants != Grants::default() => {
+                let help = "what such a module may call stands in `proxy_wasm`";
+                return Err(BuildError::at("grants", "a module for proxy-wasm has none").help(help));
+            }
             Some(version) => Box::new(Filter::build(&config, &version, &source.bytes, engines, context)?),
             None => Box::new(Policy::build(&config, &source.bytes, engines, context)?),
         }))

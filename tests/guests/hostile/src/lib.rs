@@ -1,7 +1,9 @@
 //! Does whatever its configuration says: `{ do: spin }`, or per hook, `{ on_log: panic }`. Most of it
 //! is bad, so that tests can see what the gateway makes of it.
 
+use std::fmt::Debug;
 use std::hint::black_box;
+use std::time::Duration;
 
 use portcullis_guest::*;
 
@@ -42,6 +44,16 @@ enum Act {
     Count,
     /// Reads and changes whatever there is, and says what it saw.
     Tour,
+    /// Uses every capability, and says what came of it.
+    Use,
+    /// Calls the upstream `origin` until it is denied, and says how often that went well.
+    Calls,
+    /// Calls the upstream `origin` for its path, and hands its answer on.
+    Ask,
+    /// Fills its cache.
+    Hoard,
+    /// Counts under ever new labels.
+    Label,
 }
 
 struct Hostile {
@@ -81,6 +93,32 @@ impl Hostile {
                 proceed()
             }
             Some(Act::Tour) => tour(exchange),
+            Some(Act::Use) => use_all(exchange),
+            Some(Act::Calls) => {
+                let went_well = |_: &u32| call("origin", Call::new("GET", "/")).is_ok();
+                let calls = (0..1000).take_while(went_well).count();
+                exchange.request().set_header("x-calls", calls.to_string())?;
+                proceed()
+            }
+            Some(Act::Ask) => {
+                let asked = Call::new("POST", &exchange.request().path()).header("x-asked", "yes").body("question");
+                let answer = call("origin", asked)?;
+                exchange.request().set_header("x-answer", answer.header("x-answer").unwrap_or("none"))?;
+                exchange.request().set_header("x-answered", format!("{} {}", answer.status, answer.body.len()))?;
+                proceed()
+            }
+            Some(Act::Hoard) => {
+                for entry in 0..300 {
+                    keep(&format!("entry {entry}"), &[0; 4096], Duration::from_secs(60))?;
+                }
+                proceed()
+            }
+            Some(Act::Label) => {
+                for label in 0..300 {
+                    count("seen", &label.to_string(), 1)?;
+                }
+                proceed()
+            }
         }
     }
 }
@@ -128,7 +166,7 @@ fn tour(exchange: &Exchange) -> Result<Verdict> {
         "attempt": exchange.attempt().map(|attempt| format!("{} {}", attempt.upstream, attempt.endpoint)),
         "status": exchange.response().status(),
         "outcome": exchange.outcome().map(|outcome| outcome.end),
-        "now": now() > 1_700_000_000_000,
+        "now": now().is_ok_and(|now| now > 1_700_000_000_000),
         "fact": exchange.fact::<u32>("before"),
     });
     exchange.set_fact("seen", &seen)?;
@@ -147,6 +185,30 @@ fn tour(exchange: &Exchange) -> Result<Verdict> {
         [request.set_path("no-slash"), request.set_header("bad name", "x"), request.set_header("x", "a\nb")];
     exchange.set_fact("refused", refused.iter().filter(|result| result.is_err()).count())?;
     proceed()
+}
+
+fn use_all(exchange: &Exchange) -> Result<Verdict> {
+    let seen = [
+        ("http", told(call("origin", Call::new("GET", "/")).map(|answer| answer.status))),
+        ("cache_set", told(keep("a", b"1", Duration::from_secs(60)))),
+        ("cache", told(cached("a"))),
+        ("rate_limit", told(take("login", "ann").map(|taken| (taken.allowed, taken.left)))),
+        ("metrics", told(count("seen", "", 2))),
+        ("clock", told(now().map(|now| now > 1_700_000_000_000))),
+        ("random", told(random(16).map(|bytes| bytes.len()))),
+        ("secrets", told(hmac_sha256("signing", b"text").map(|code| (code[0], code.len())))),
+        ("is_secret", told(is_secret("signing", b"hunter2"))),
+    ];
+    let seen = seen.into_iter().map(|(name, told)| (name.to_owned(), told.into())).collect();
+    exchange.set_fact("seen", serde_json::Value::Object(seen))?;
+    proceed()
+}
+
+fn told<T: Debug>(outcome: Result<T>) -> String {
+    match outcome {
+        Ok(value) => format!("{value:?}"),
+        Err(error) => error.to_string(),
+    }
 }
 
 impl Policy for Hostile {
