@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -18,7 +19,7 @@ pub use crate::budget::Budget;
 pub(crate) use crate::budget::Held;
 use crate::chain::{Filter, Instance};
 use crate::grpc::{self, Code};
-use crate::http1::{self, TRAILER_FORBIDDEN, allowed_trailers, is_forbidden_trailer};
+use crate::http1::{self, TRAILER_FORBIDDEN, allowed_trailers, has_forbidden};
 use crate::live::Live;
 use crate::mirror::Tee;
 use crate::pace::Pace;
@@ -80,6 +81,8 @@ pub(crate) enum Incoming {
     Empty,
     Http1(http1::Body),
     Http2(hyper::body::Incoming),
+    /// What was read before, with what follows it.
+    Read(Bytes, HeaderMap),
 }
 
 impl Body for Incoming {
@@ -96,6 +99,13 @@ impl Body for Incoming {
             Incoming::Http2(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(|_| Fault::ClientBody))),
+            Incoming::Read(bytes, _) if !bytes.is_empty() => {
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            }
+            Incoming::Read(_, trailers) if !trailers.is_empty() => {
+                Poll::Ready(Some(Ok(Frame::trailers(std::mem::take(trailers)))))
+            }
+            Incoming::Read(..) => Poll::Ready(None),
         }
     }
 
@@ -104,6 +114,7 @@ impl Body for Incoming {
             Incoming::Empty => true,
             Incoming::Http1(body) => body.is_end_stream(),
             Incoming::Http2(body) => body.is_end_stream(),
+            Incoming::Read(bytes, trailers) => bytes.is_empty() && trailers.is_empty(),
         }
     }
 
@@ -112,6 +123,8 @@ impl Body for Incoming {
             Incoming::Empty => SizeHint::with_exact(0),
             Incoming::Http1(body) => body.size_hint(),
             Incoming::Http2(body) => body.size_hint(),
+            // Only behind chunks can trailers be sent.
+            Incoming::Read(..) => SizeHint::default(),
         }
     }
 }
@@ -355,6 +368,17 @@ impl RequestBody {
         }
     }
 
+    /// A body that is here whole, with what follows it. Behind trailers it can be read only once: few requests have
+    /// any, and none is worth a second form of all others.
+    pub(crate) fn whole(body: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
+        let trailers = trailers.map(|trailers| allowed_trailers(*trailers));
+        let Some(trailers) = trailers.filter(|trailers| !trailers.is_empty()) else {
+            return RequestBody::Whole(body);
+        };
+        let read = ClientBody::new(Incoming::Read(body, trailers), Pace::new(Duration::MAX, None));
+        RequestBody::stream(read, Vec::new(), None).0
+    }
+
     /// The client's body, at most `limit` bytes of it, through `filters`.
     pub(crate) fn stream(
         incoming: ClientBody,
@@ -418,7 +442,7 @@ impl Upload {
                     Ok(chunk) => chunk,
                     Err(frame) => {
                         let mut trailers = frame.into_trailers().unwrap_or_default();
-                        if trailers.keys().any(|name| is_forbidden_trailer(name.as_str().as_bytes())) {
+                        if has_forbidden(&trailers) {
                             self.ended = true;
                             let fault = UploadFailure::Fault(Fault::Screened(TRAILER_FORBIDDEN));
                             return Poll::Ready(Some(Err(self.state.fail(fault))));
@@ -544,8 +568,10 @@ impl ResponseBody {
     pub(crate) fn new(source: Source, filters: Vec<Filter>, mut live: Box<Live>) -> Self {
         let filters = Filters::new(filters);
         let piece = if live.client().streams.is_some() { SLICE } else { usize::MAX };
-        let trailers = live.trailers.take().filter(|_| matches!(source, Source::Whole(_)));
-        let tail = trailers.map(|trailers| Frame::trailers(*trailers)).into_iter().collect();
+        let trailers = live.parts().response_trailers.take().filter(|_| matches!(source, Source::Whole(_)));
+        let trailers = trailers.map(|trailers| allowed_trailers(*trailers));
+        let tail =
+            trailers.filter(|trailers| !trailers.is_empty()).map(Frame::trailers).into_iter().collect();
         let rest = Bytes::new();
         let mut body = ResponseBody { source, filters, tail, rest, piece, source_ended: false, live };
         // One that is empty from the start is dropped without being asked.

@@ -19,7 +19,7 @@ use crate::generation::{Action, Rewrite, Route};
 use crate::grpc::{self, Code};
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
-use crate::http1::{HOST_MISSING, Refusal};
+use crate::http1::{HOST_MISSING, Refusal, TRAILER_FORBIDDEN, has_forbidden};
 use crate::live::Live;
 use crate::pace::Pace;
 use crate::reply::{Fault, render};
@@ -230,18 +230,24 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     let read = whole(&mut body, limit, &mut held, Fault::BodyTooLarge).await;
     live.held.push(held);
     live.request_bytes = body.received();
-    let (read, _) = read?;
+    let (read, trailers) = read?;
+    if trailers.as_ref().is_some_and(|trailers| has_forbidden(trailers)) {
+        return Err(Fault::Screened(TRAILER_FORBIDDEN).into());
+    }
     live.parts().request_body = Some(read);
+    live.parts().request_trailers = trailers;
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {
         return Err(answer);
     }
     let read = live.exchange().request_body().cloned().unwrap_or_default();
+    let trailers = live.parts().request_trailers.take();
     let (exchange, scope) = live.split();
     let filters = scope.chain().request_filters(exchange);
-    pass_whole(read, filters).map(RequestBody::Whole).map_err(|refusal| {
+    let passed = pass_whole(read, filters).map_err(|refusal| {
         live.refused_by(&refusal);
         Answer::Reply(refusal.reply)
-    })
+    })?;
+    Ok(RequestBody::whole(passed, trailers))
 }
 
 /// Does what the route says.
@@ -429,7 +435,8 @@ fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
 
 /// Puts a reply in place of the upstream's response.
 fn put(live: &mut Live, reply: Reply) -> Source {
-    (live.is_reply, live.trailers) = (true, None);
+    live.is_reply = true;
+    live.parts().response_trailers = None;
     let (status, headers, body) = render(reply, live.exchange().id());
     live.respond(portcullis_plugin::Response::new(status, headers));
     live.parts().has_response_body = !body.is_empty();
@@ -458,7 +465,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
             };
             live.held.push(held);
             let (read, trailers) = read?;
-            live.trailers = trailers;
+            live.parts().response_trailers = trailers;
             read
         }
     };

@@ -13,8 +13,10 @@ use super::calls::{Kind, Outgoing, add_message, cluster, grpc_request, http_requ
 use super::host::Host;
 use super::maps::{self, Change};
 use super::memory::{Caller, Fault, give, parts, slice, write, write_number};
-use super::{properties, wasi};
+use super::properties;
 use crate::instance::reason;
+use crate::memory::CoreHost;
+use crate::wasi;
 
 /// Why a guest's own answer was given, unless it says.
 const LOCAL_RESPONSE: &str = "wasm.local_response";
