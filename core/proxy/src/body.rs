@@ -82,7 +82,7 @@ pub(crate) enum Incoming {
     Http1(http1::Body),
     Http2(hyper::body::Incoming),
     /// What was read before, with what follows it.
-    Read(Bytes, HeaderMap),
+    Read(Box<(Bytes, HeaderMap)>),
 }
 
 impl Body for Incoming {
@@ -99,13 +99,14 @@ impl Body for Incoming {
             Incoming::Http2(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(|_| Fault::ClientBody))),
-            Incoming::Read(bytes, _) if !bytes.is_empty() => {
-                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            Incoming::Read(read) => {
+                let (bytes, trailers) = &mut **read;
+                Poll::Ready(match (bytes.is_empty(), trailers.is_empty()) {
+                    (false, _) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+                    (true, false) => Some(Ok(Frame::trailers(std::mem::take(trailers)))),
+                    (true, true) => None,
+                })
             }
-            Incoming::Read(_, trailers) if !trailers.is_empty() => {
-                Poll::Ready(Some(Ok(Frame::trailers(std::mem::take(trailers)))))
-            }
-            Incoming::Read(..) => Poll::Ready(None),
         }
     }
 
@@ -114,7 +115,7 @@ impl Body for Incoming {
             Incoming::Empty => true,
             Incoming::Http1(body) => body.is_end_stream(),
             Incoming::Http2(body) => body.is_end_stream(),
-            Incoming::Read(bytes, trailers) => bytes.is_empty() && trailers.is_empty(),
+            Incoming::Read(read) => read.0.is_empty() && read.1.is_empty(),
         }
     }
 
@@ -375,7 +376,8 @@ impl RequestBody {
         let Some(trailers) = trailers.filter(|trailers| !trailers.is_empty()) else {
             return RequestBody::Whole(body);
         };
-        let read = ClientBody::new(Incoming::Read(body, trailers), Pace::new(Duration::MAX, None));
+        let read =
+            ClientBody::new(Incoming::Read(Box::new((body, trailers))), Pace::new(Duration::MAX, None));
         RequestBody::stream(read, Vec::new(), None).0
     }
 
