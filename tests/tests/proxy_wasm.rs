@@ -210,15 +210,15 @@ routes: [{{ upstream: origin }}]
     );
     let gateway = Setup::new(&config).file("filter.wasm", module).start();
     assert_eq!(found(&gateway, "call-grpc Unary hello"), "0 hello");
-    assert_eq!(found(&gateway, "call-grpc Fail hello"), "9 ");
-    assert_eq!(found(&gateway, "call-grpc Nowhere hello"), "12 ");
-    assert_eq!(found(&gateway, "stream-grpc Echo a b c"), "0 a,b,c ");
-    assert_eq!(found(&gateway, "stream-grpc Join a b c"), "0 abc ");
+    assert_eq!(found(&gateway, "call-grpc Fail hello"), "9");
+    assert_eq!(found(&gateway, "call-grpc Nowhere hello"), "12");
+    assert_eq!(found(&gateway, "stream-grpc Echo a b c"), "0 a,b,c");
+    assert_eq!(found(&gateway, "stream-grpc Join a b c"), "0 abc");
     assert_eq!(found(&gateway, "stream-grpc Fail a"), "9  not now: 100 % sure");
     // It ends with its standard input.
     drop(server.stdin.take());
     server.wait().unwrap();
-    assert_eq!(found(&gateway, "call-grpc Unary hello"), "14 ");
+    assert_eq!(found(&gateway, "call-grpc Unary hello"), "14");
 }
 
 #[test]
@@ -239,7 +239,8 @@ plugins:
         (answer.header("x-configured"), &answer.json()["headers"]["x-found"]),
         (Some("as it is"), &"no body".into())
     );
-    assert_eq!(found(&gateway, "call"), "called");
+    assert_eq!(answer.header("x-called"), Some("nobody"));
+    assert_eq!(do_it(&gateway, "call", "/a").header("x-called"), Some("called"));
     let refused = do_it(&gateway, "refuse", "/a");
     assert_eq!(
         (refused.status, refused.header("x-by"), refused.text().as_str()),

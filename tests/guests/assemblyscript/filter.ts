@@ -12,6 +12,7 @@ import {
   RootContext,
   WasmResultValues,
   log,
+  proxy_set_effective_context,
   registerRootContext,
   send_local_response,
   stream_context,
@@ -32,6 +33,7 @@ class FilterRoot extends RootContext {
 
 class Filter extends Context {
   filter_root: FilterRoot;
+  called: string = "nobody";
 
   constructor(id: u32, root: FilterRoot) {
     super(id, root);
@@ -55,13 +57,16 @@ class Filter extends Context {
         pair(":path", "/body/called"),
         pair(":authority", "api"),
       ];
+      // This SDK expects answers at the root context.
+      proxy_set_effective_context(this.filter_root.context_id);
       const called = this.filter_root.httpCall(
         "api", headers, new ArrayBuffer(0), [], 1000, this,
         (origin: BaseContext, headers: u32, size: usize, trailers: u32): void => {
           const body = String.UTF8.decode(get_buffer_bytes(BufferTypeValues.HttpCallResponseBody, 0, size as u32));
-          stream_context.headers.request.add("x-found", body);
+          (origin as Filter).called = body;
           (origin as Filter).continueRequest();
         });
+      proxy_set_effective_context(this.context_id);
       if (called == WasmResultValues.Ok) {
         return FilterHeadersStatusValues.StopIteration;
       }
@@ -72,6 +77,7 @@ class Filter extends Context {
 
   onResponseHeaders(count: u32, ended: bool): FilterHeadersStatusValues {
     stream_context.headers.response.add("x-configured", this.root_context.getConfiguration());
+    stream_context.headers.response.add("x-called", this.called);
     return FilterHeadersStatusValues.Continue;
   }
 }

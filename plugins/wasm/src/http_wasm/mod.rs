@@ -24,13 +24,8 @@ use self::instance::{Ask, Call, Ended, Guest, Live, Prepared, Progress, Stage};
 use crate::engine::{Engines, TICK};
 use crate::host::About;
 use crate::instance::{Counts, Idle};
+use crate::policy::{CPU, remark_start};
 use crate::{Config, Isolation, Way, artifact, load};
-
-/// Ticks per call, unless the configuration says otherwise.
-const CPU: u32 = 5;
-
-/// CPU for the start of an instance from which on a fresh one per exchange is worth a remark.
-const SLOW_START: Duration = Duration::from_millis(1);
 
 /// Who fails when an endpoint does.
 const UPSTREAM: &str = "core.upstream";
@@ -220,11 +215,8 @@ fn prove(guest: &Guest, context: &mut BuildContext<'_>) -> Result<(), BuildError
         }
         took = thread_time().saturating_sub(start);
     }
-    if guest.uses == 1 && took > SLOW_START {
-        let took = took.as_micros() as f64 / 1000.0;
-        let message =
-            format!("a fresh instance takes {took:.1}ms to start; consider `isolation: {{ reuse: 100 }}`");
-        context.warn("isolation", message);
+    if guest.uses == 1 {
+        remark_start(took, context);
     }
     Ok(())
 }
