@@ -13,6 +13,7 @@ use crate::listen::{FileMode, ListenAddress, ListenerLimits};
 use crate::node::Node;
 use crate::on_error::OnError;
 use crate::schema;
+use crate::store::{Store, Trust};
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
@@ -46,6 +47,11 @@ pub struct Config {
     pub drain: Duration,
     /// Limits of the whole process.
     pub limits: Limits,
+    /// Where plugins keep what several requests share: `memory`, or a table with `file` or `redis`. Default `memory`.
+    #[schemars(schema_with = "schema::store", default)]
+    pub store: Store,
+    /// Run only signed code. Default: what it is not said who has signed, runs.
+    pub trust: Option<Trust>,
     /// Networks whose `X-Forwarded-*` headers are believed; `Forwarded` is written, never read. `unix` stands for whoever
     /// connects to a Unix socket. Default: none. Example: `[10.0.0.0/8, "::1"]`.
     pub trusted_proxies: Vec<Network>,
@@ -602,6 +608,8 @@ impl Default for Config {
             records: Records::default(),
             drain: seconds(30),
             limits: Limits::default(),
+            store: Store::default(),
+            trust: None,
             trusted_proxies: Vec::new(),
             listeners: Vec::new(),
             plugins: Vec::new(),

@@ -21,6 +21,7 @@ mod read;
 mod reader;
 mod resilience;
 mod schema;
+mod store;
 mod traffic;
 mod upstreams;
 mod values;
@@ -44,6 +45,7 @@ pub use read::INSTANCE_OPTIONS;
 pub use reader::Reader;
 pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
+pub use store::{Redis, RedisUrl, SecretName, Store, StoreFile, StoreRedis, Trust};
 pub use traffic::{Arm, Mirror, Split, SplitBy, Target, When};
 pub use upstreams::{
     Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, HttpVersion, ProxyProtocol,

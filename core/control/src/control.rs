@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_config::{Diagnostic, Diagnostics};
-use portcullis_plugin::{LogSink, LogSinks, MemoryStore};
+use portcullis_plugin::{LogSink, LogSinks};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
 use rustix::fs::{Access, access};
@@ -23,6 +23,7 @@ use crate::registry::Registry;
 use crate::reload::{ReloadOutcome, Reloader, Request, Sources, Trigger};
 use crate::state::StateStore;
 use crate::status::Status;
+use crate::store::Stores;
 
 /// Reload requests that wait for the one under way; further ones wait to be taken.
 const QUEUE: usize = 16;
@@ -152,7 +153,7 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
     Services {
         registry,
         state: StateStore::default(),
-        store: Arc::new(MemoryStore::default()),
+        stores: Stores::new(metrics.store.clone()),
         artifacts,
         sinks: options.log_sinks,
         // Sized by each configuration that is applied.
@@ -173,7 +174,7 @@ pub(crate) fn dry_services(
     Services {
         registry: registry.clone(),
         state: StateStore::default(),
-        store: Arc::new(MemoryStore::default()),
+        stores: Stores::isolated(metrics.store.clone()),
         artifacts: None,
         sinks: Arc::new(Discard),
         budget: metrics.whole_bodies.clone(),

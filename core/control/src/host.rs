@@ -16,6 +16,8 @@ use portcullis_proxy::upstream::{Upstream, UpstreamClient};
 use crate::inputs::{Content, Files, Role, absolute};
 use crate::registry::Registry;
 use crate::state::StateStore;
+use crate::store::{OpenStore, Stores};
+use crate::trust::{Trust, replaceable};
 
 /// Looks up environment variables.
 pub(crate) type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -24,7 +26,7 @@ pub(crate) type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub(crate) struct Services {
     pub(crate) registry: Registry,
     pub(crate) state: StateStore,
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) stores: Stores,
     pub(crate) artifacts: Option<Arc<dyn ArtifactStore>>,
     pub(crate) sinks: Arc<dyn LogSinks>,
     pub(crate) metrics: Arc<Metrics>,
@@ -51,8 +53,18 @@ pub(crate) struct Host<'h> {
     dir: &'h Path,
     files: &'h mut Files,
     upstreams: &'h [Arc<Upstream>],
-    is_shadow: bool,
+    surroundings: Surroundings<'h>,
     taken: Taken,
+}
+
+/// What one instance's build is like, beside files and upstreams.
+#[derive(Clone, Copy)]
+pub(crate) struct Surroundings<'h> {
+    pub(crate) kind: &'h str,
+    pub(crate) is_shadow: bool,
+    pub(crate) store: &'h Arc<OpenStore>,
+    /// None if whatever is configured runs.
+    pub(crate) trust: Option<&'h Trust>,
 }
 
 /// What an instance took from outside its table: it is built anew when any of it changes.
@@ -60,8 +72,8 @@ pub(crate) struct Host<'h> {
 pub(crate) struct Taken {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) upstreams: Vec<(String, Option<Arc<Upstream>>)>,
-    /// Whether it was in shadow when it took its part of the store.
-    pub(crate) store_in_shadow: Option<bool>,
+    /// The store, and whether the instance was in shadow then.
+    pub(crate) store: Option<(Arc<OpenStore>, bool)>,
     pub(crate) warnings: Vec<BuildWarning>,
     /// Remarks on this build alone.
     pub(crate) notices: Vec<BuildWarning>,
@@ -73,9 +85,9 @@ impl<'h> Host<'h> {
         dir: &'h Path,
         files: &'h mut Files,
         upstreams: &'h [Arc<Upstream>],
-        is_shadow: bool,
+        surroundings: Surroundings<'h>,
     ) -> Self {
-        Host { services, dir, files, upstreams, is_shadow, taken: Taken::default() }
+        Host { services, dir, files, upstreams, surroundings, taken: Taken::default() }
     }
 
     /// What was taken.
@@ -99,8 +111,20 @@ impl<'h> Host<'h> {
 impl BuildHost for Host<'_> {
     fn file(&mut self, path: &str) -> Result<SourceFile, String> {
         let (path, content) = self.read(Role::Policy, path)?;
-        if content.world_writable && self.services.registry.is_code(&path) {
-            return Err(world_writable(&path));
+        // What a kind that runs files reads is code, whatever it is called.
+        let registry = &self.services.registry;
+        let runner = registry.runner_of(&path).or_else(|| registry.runner(self.surroundings.kind));
+        if let Some(runner) = runner {
+            if content.world_writable {
+                return Err(world_writable(&path));
+            }
+            if let Some(refused) = replaceable(&path) {
+                return Err(refused);
+            }
+            if let Some(trust) = self.surroundings.trust.filter(|trust| trust.wants(runner.kind)) {
+                let mut read = |path: &Path| self.read(Role::Policy, &path.to_string_lossy());
+                trust.verify(&path, &content.bytes, |path| read(path).map(|(_, found)| found.bytes))?;
+            }
         }
         Ok(content.at(&path))
     }
@@ -145,12 +169,13 @@ impl BuildHost for Host<'_> {
     }
 
     fn store(&mut self) -> Arc<dyn Store> {
-        self.taken.store_in_shadow = Some(self.is_shadow);
-        self.services.store.clone()
+        let Surroundings { store, is_shadow, .. } = self.surroundings;
+        self.taken.store = Some((store.clone(), is_shadow));
+        store.clone()
     }
 
     fn is_shadow(&self) -> bool {
-        self.is_shadow
+        self.surroundings.is_shadow
     }
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {
@@ -211,7 +236,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("list.txt"), "10.0.0.0/8").unwrap();
         let (services, mut files) = (testing::services(), Files::default());
-        let mut host = Host::new(&services, dir.path(), &mut files, &[], false);
+        let memory = services.stores.memory();
+        let mut host = Host::new(&services, dir.path(), &mut files, &[], testing::surroundings(&memory));
         assert_eq!(host.file("list.txt").unwrap().text(), Ok("10.0.0.0/8"));
         assert!(host.file("absent.txt").unwrap_err().ends_with("absent.txt` does not exist"));
         let noted = host.into_taken().files;
@@ -226,7 +252,8 @@ mod tests {
             fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o666)).unwrap();
         }
         let (services, mut files) = (testing::services(), Files::default());
-        let mut host = Host::new(&services, dir.path(), &mut files, &[], false);
+        let memory = services.stores.memory();
+        let mut host = Host::new(&services, dir.path(), &mut files, &[], testing::surroundings(&memory));
         assert!(host.file("a.script").unwrap_err().contains("can be written by everybody"));
         assert!(host.file("a.txt").is_ok());
     }
@@ -237,7 +264,8 @@ mod tests {
         fs::write(dir.path().join("key"), "s3cret\r\n").unwrap();
         fs::write(dir.path().join("empty"), "\n").unwrap();
         let (services, mut files) = (testing::services(), Files::default());
-        let mut host = Host::new(&services, dir.path(), &mut files, &[], false);
+        let memory = services.stores.memory();
+        let mut host = Host::new(&services, dir.path(), &mut files, &[], testing::surroundings(&memory));
         let secret = |host: &mut Host<'_>, text: &str| host.secret(&text.to_owned().try_into().unwrap());
         assert_eq!(secret(&mut host, "file:key").unwrap().expose(), b"s3cret");
         assert_eq!(secret(&mut host, "env:GIVEN").unwrap().expose(), b"given");

@@ -3,7 +3,7 @@
 //! `NN-name.rhai` or `NN-name.wasm` is an instance of the kind that its ending names, called
 //! `name`; the files' names are their order. `NN-name.yaml` beside it holds instance options and
 //! what else may stand in the kind's table. Companions of policies are left alone: definitions for
-//! editors (`x.d.rhai`) and tests (`x.test.yaml`, `x.test.rhai`).
+//! editors (`x.d.rhai`), tests (`x.test.yaml`, `x.test.rhai`), and signatures (`x.wasm.minisig`).
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use portcullis_config::{
 use crate::build::{Planned, Scope, Whereabouts};
 use crate::host::{Services, world_writable};
 use crate::inputs::Files;
+use crate::trust::{SIGNATURE, replaceable};
 
 /// Reads the policies in `policies.dir`, which is relative to `root`.
 pub(crate) fn read(
@@ -106,6 +107,9 @@ impl Directory<'_> {
         if content.world_writable {
             return Err(refused(world_writable(path)));
         }
+        if let Some(reason) = replaceable(path) {
+            return Err(refused(reason));
+        }
         let file = content.at(path);
         let text = file.text().map_err(refused)?;
         let (source, node) = parse_table(path, text, &*self.services.env)?;
@@ -164,8 +168,8 @@ fn runs(registry: &crate::registry::Registry, file: &str, stem: &str) -> bool {
 }
 
 fn is_companion(file: &str) -> bool {
-    let (stem, _) = split(file);
-    matches!(split(stem).1, "d" | "test")
+    let (stem, ending) = split(file);
+    ending == SIGNATURE || matches!(split(stem).1, "d" | "test")
 }
 
 /// `10-geo` and `rhai` of `10-geo.rhai`.
@@ -202,9 +206,13 @@ mod tests {
 
     #[test]
     fn companions_of_policies_are_no_policies() {
-        for (file, is) in
-            [("portcullis.d.rhai", true), ("10-a.test.yaml", true), ("10-a.rhai", false), ("d", false)]
-        {
+        for (file, is) in [
+            ("portcullis.d.rhai", true),
+            ("10-a.test.yaml", true),
+            ("10-a.wasm.minisig", true),
+            ("10-a.rhai", false),
+            ("d", false),
+        ] {
             assert_eq!(is_companion(file), is, "{file}");
         }
     }

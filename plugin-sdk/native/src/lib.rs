@@ -52,7 +52,8 @@ pub use rate::{Limit, MAX_TAKES, RateTable, Rates, Standing, Take, TokenBucket};
 pub use reply::{Content, Reason, Reply};
 pub use secret::{Secret, SecretRef};
 pub use store::{
-    Keyspace, MAX_STORE_KEY, MAX_STORE_LIFETIME, MAX_STORE_VALUE, MemoryStore, Store, StoreError, StoreFuture,
+    Keyspace, MAX_STORE_KEY, MAX_STORE_LIFETIME, MAX_STORE_VALUE, MemoryStore, Store, StoreError,
+    StoreFuture, counted,
 };
 pub use tasks::{Task, Tasks};
 pub use tester::{ExchangeBuilder, PluginTester, TestedPlugin, block_on};

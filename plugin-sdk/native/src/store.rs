@@ -181,6 +181,15 @@ impl Keyspace {
     }
 }
 
+/// What a counter comes to, for whoever implements [`Store::add`]. Its value is decimal digits as Redis writes them.
+pub fn counted(value: Option<&[u8]>, by: i64) -> Result<i64, StoreError> {
+    let number = |value: &[u8]| {
+        let text = std::str::from_utf8(value).ok()?;
+        text.parse().ok().filter(|number: &i64| number.to_string() == text)
+    };
+    value.map_or(Some(0), number).and_then(|number| number.checked_add(by)).ok_or(StoreError::NotANumber)
+}
+
 fn fits(value: Bytes) -> Result<Bytes, StoreError> {
     if value.len() <= MAX_STORE_VALUE { Ok(value) } else { Err(StoreError::TooLarge) }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Store, StoreError, StoreFuture};
+use super::{Store, StoreError, StoreFuture, counted};
 use crate::clock::Clock;
 
 /// Bytes of a store unless it is said: some hundred thousand bans or sessions.
@@ -170,20 +170,12 @@ impl Store for MemoryStore {
 
     fn add(&self, key: String, by: i64, lifetime: Duration) -> StoreFuture<'_, i64> {
         self.with(&key, |shard, now| {
-            let (count, end) = match shard.live(&key, now) {
-                None => (0, now + lifetime),
-                Some(entry) => (number(&entry.value).ok_or(StoreError::NotANumber)?, entry.end),
-            };
-            let count = count.checked_add(by).ok_or(StoreError::NotANumber)?;
+            let before = shard.live(&key, now);
+            let end = before.map_or(now + lifetime, |entry| entry.end);
+            let count = counted(before.map(|entry| &*entry.value), by)?;
             shard.put(&key, count.to_string().into(), end, now).map(|()| count)
         })
     }
-}
-
-/// The number that a value is, if it is written as a counter's is.
-fn number(value: &[u8]) -> Option<i64> {
-    let text = std::str::from_utf8(value).ok()?;
-    text.parse().ok().filter(|number: &i64| number.to_string() == text)
 }
 
 impl fmt::Debug for MemoryStore {
