@@ -169,6 +169,9 @@ pub struct Limits {
     /// Memory for all bodies that plugins asked to see whole, together; when it is used up, requests that need
     /// more are answered with 503. Default `256MiB`.
     pub whole_bodies: ByteSize,
+    /// Scripts that may wait, because they are granted calls to upstreams, and run at a time: each takes a thread. Four
+    /// times as many queue for one; more are answered with 503. Default `64`.
+    pub waiting_scripts: NonZeroU16,
 }
 
 /// The policy directory.
@@ -630,6 +633,7 @@ impl Default for Limits {
             body: SizeLimit::Bytes(ByteSize(10 << 20)),
             exchanges: at_least_one(50_000),
             whole_bodies: ByteSize(256 << 20),
+            waiting_scripts: const { NonZeroU16::new(64).unwrap() },
         }
     }
 }

@@ -14,6 +14,7 @@ use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::upstream::{Upstream, UpstreamClient};
 
 use crate::inputs::{Content, Files, Role, absolute};
+use crate::offload::Pool;
 use crate::registry::Registry;
 use crate::state::StateStore;
 
@@ -29,6 +30,8 @@ pub(crate) struct Services {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) cpu: Arc<dyn CpuPool>,
+    /// For scripts that may wait.
+    pub(crate) scripts: Arc<Pool>,
     pub(crate) env: Env,
     /// Where a rehearsal has its sockets, which stand for listeners and upstreams.
     pub(crate) stage: Option<PathBuf>,
@@ -163,6 +166,10 @@ impl BuildHost for Host<'_> {
 
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool> {
         self.services.cpu.clone()
+    }
+
+    fn script_threads(&mut self) -> Arc<dyn CpuPool> {
+        self.services.scripts.clone()
     }
 
     fn tasks(&mut self) -> Arc<dyn Tasks> {

@@ -69,6 +69,9 @@ pub trait BuildHost {
     /// Threads for computations that would hold a worker.
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool>;
 
+    /// Threads for scripts that may wait, and stand still meanwhile.
+    fn script_threads(&mut self) -> Arc<dyn CpuPool>;
+
     /// The way to run something beside requests.
     fn tasks(&mut self) -> Arc<dyn Tasks>;
 
@@ -275,6 +278,12 @@ impl<'a> BuildContext<'a> {
     /// worker for.
     pub fn offload(&mut self) -> Offload {
         Offload::new(self.host.cpu_pool())
+    }
+
+    /// The way to threads for what has to wait and can't be suspended, as a script. A piece of work that waits holds a
+    /// thread; when none is left and the queue is full, the next is [`ErrorKind::Budget`](crate::ErrorKind::Budget).
+    pub fn script_threads(&mut self) -> Offload {
+        Offload::new(self.host.script_threads())
     }
 
     /// The way to run something beside requests: on the worker whose hook asks for it.

@@ -9,7 +9,7 @@ use portcullis_plugin::{
 };
 use serde_json::json;
 
-use super::{build, build_from, build_with, complete};
+use super::{build, build_from, build_granted, build_with, complete};
 use crate::host::{self, Kind};
 
 fn run(script: &str, hook: HookName, exchange: &mut Exchange) -> Decision {
@@ -366,7 +366,7 @@ fn every_example_of_the_reference_runs() {
             _ => HookName::OnRequestBody,
         };
         let parameter = if hook == HookName::OnConnection { "conn" } else { "ctx" };
-        let plugin = build(&format!("fn {hook}({parameter}) {{ {} }}", entry.example));
+        let plugin = build_granted(&format!("fn {hook}({parameter}) {{ {} }}", entry.example));
         if let Err(error) = plugin.call(hook, &mut complete()) {
             panic!("{}: {error}", entry.signature);
         }
@@ -375,7 +375,7 @@ fn every_example_of_the_reference_runs() {
 
 #[test]
 fn definitions_and_reference_have_everything_that_is_registered() {
-    let engine = crate::engine::new(&crate::Limits::default(), "x".into());
+    let engine = crate::engine::new(&crate::Limits::default(), "x".into(), &Arc::default());
     let (definitions, reference) = (crate::definitions(), crate::reference());
     let entries = host::entries();
     for entry in &entries {
@@ -389,7 +389,7 @@ fn definitions_and_reference_have_everything_that_is_registered() {
     }
     // What replaces a function of the standard library is documented there.
     let standard =
-        ["to_string", "to_debug", "print", "debug", "to_json", "==", "!=", "replace", "panic_in_the_host"];
+        ["+", "to_string", "to_debug", "print", "debug", "to_json", "==", "!=", "replace", "panic_in_the_host"];
     for signature in engine.gen_fn_signatures(false) {
         let name = signature.split('(').next().unwrap().trim_start_matches("get$").trim_start_matches("set$");
         let documented = entries.iter().any(|entry| entry.name() == name) || name.starts_with("index$");
