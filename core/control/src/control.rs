@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_config::{Diagnostic, Diagnostics};
-use portcullis_plugin::{LogSink, LogSinks};
+use portcullis_plugin::{LogSink, LogSinks, MemoryStore};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
 use rustix::fs::{Access, access};
@@ -152,6 +152,7 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
     Services {
         registry,
         state: StateStore::default(),
+        store: Arc::new(MemoryStore::default()),
         artifacts,
         sinks: options.log_sinks,
         // Sized by each configuration that is applied.
@@ -174,6 +175,7 @@ pub(crate) fn dry_services(
     Services {
         registry: registry.clone(),
         state: StateStore::default(),
+        store: Arc::new(MemoryStore::default()),
         artifacts: None,
         sinks: Arc::new(Discard),
         budget: metrics.whole_bodies.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use portcullis_plugin::{
     ArtifactStore, BuildHost, BuildWarning, Cache, CpuPool, Instance, InstanceCounters, LogSink, LogSinks,
-    Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Tasks,
+    Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Store, Tasks,
 };
 use portcullis_proxy::WorkerTasks;
 use portcullis_proxy::body::Budget;
@@ -25,6 +25,7 @@ pub(crate) type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub(crate) struct Services {
     pub(crate) registry: Registry,
     pub(crate) state: StateStore,
+    pub(crate) store: Arc<dyn Store>,
     pub(crate) artifacts: Option<Arc<dyn ArtifactStore>>,
     pub(crate) sinks: Arc<dyn LogSinks>,
     pub(crate) metrics: Arc<Metrics>,
@@ -53,6 +54,7 @@ pub(crate) struct Host<'h> {
     dir: &'h Path,
     files: &'h mut Files,
     upstreams: &'h [Arc<Upstream>],
+    is_shadow: bool,
     taken: Taken,
 }
 
@@ -61,6 +63,8 @@ pub(crate) struct Host<'h> {
 pub(crate) struct Taken {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) upstreams: Vec<(String, Option<Arc<Upstream>>)>,
+    /// Whether it was in shadow when it took its part of the store.
+    pub(crate) store_in_shadow: Option<bool>,
     pub(crate) warnings: Vec<BuildWarning>,
     /// Remarks on this build alone.
     pub(crate) notices: Vec<BuildWarning>,
@@ -72,8 +76,9 @@ impl<'h> Host<'h> {
         dir: &'h Path,
         files: &'h mut Files,
         upstreams: &'h [Arc<Upstream>],
+        is_shadow: bool,
     ) -> Self {
-        Host { services, dir, files, upstreams, taken: Taken::default() }
+        Host { services, dir, files, upstreams, is_shadow, taken: Taken::default() }
     }
 
     /// What was taken.
@@ -142,6 +147,15 @@ impl BuildHost for Host<'_> {
         self.services.state.rates(key)
     }
 
+    fn store(&mut self) -> Arc<dyn Store> {
+        self.taken.store_in_shadow = Some(self.is_shadow);
+        self.services.store.clone()
+    }
+
+    fn is_shadow(&self) -> bool {
+        self.is_shadow
+    }
+
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {
         let found = self.upstreams.iter().find(|upstream| &*upstream.name == name).cloned();
         self.taken.upstreams.push((name.to_owned(), found.clone()));
@@ -204,7 +218,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("list.txt"), "10.0.0.0/8").unwrap();
         let (services, mut files) = (testing::services(), Files::default());
-        let mut host = Host::new(&services, dir.path(), &mut files, &[]);
+        let mut host = Host::new(&services, dir.path(), &mut files, &[], false);
         assert_eq!(host.file("list.txt").unwrap().text(), Ok("10.0.0.0/8"));
         assert!(host.file("absent.txt").unwrap_err().ends_with("absent.txt` does not exist"));
         let noted = host.into_taken().files;
@@ -219,7 +233,7 @@ mod tests {
             fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o666)).unwrap();
         }
         let (services, mut files) = (testing::services(), Files::default());
-        let mut host = Host::new(&services, dir.path(), &mut files, &[]);
+        let mut host = Host::new(&services, dir.path(), &mut files, &[], false);
         assert!(host.file("a.script").unwrap_err().contains("can be written by everybody"));
         assert!(host.file("a.txt").is_ok());
     }
@@ -230,7 +244,7 @@ mod tests {
         fs::write(dir.path().join("key"), "s3cret\r\n").unwrap();
         fs::write(dir.path().join("empty"), "\n").unwrap();
         let (services, mut files) = (testing::services(), Files::default());
-        let mut host = Host::new(&services, dir.path(), &mut files, &[]);
+        let mut host = Host::new(&services, dir.path(), &mut files, &[], false);
         let secret = |host: &mut Host<'_>, text: &str| host.secret(&text.to_owned().try_into().unwrap());
         assert_eq!(secret(&mut host, "file:key").unwrap().expose(), b"s3cret");
         assert_eq!(secret(&mut host, "env:GIVEN").unwrap().expose(), b"given");

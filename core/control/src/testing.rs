@@ -185,6 +185,7 @@ pub(crate) fn services() -> Services {
     Services {
         registry: Registry::new(&[KINDS]),
         state: StateStore::default(),
+        store: Arc::new(portcullis_plugin::MemoryStore::default()),
         artifacts: None,
         sinks: Arc::new(NoSinks),
         metrics: Arc::new(Metrics::new(1)),

@@ -17,6 +17,7 @@ use crate::offload::{CpuPool, Offload};
 use crate::outbound::Outbound;
 use crate::rate::{RateTable, Rates};
 use crate::secret::{Secret, SecretRef};
+use crate::store::{Keyspace, Store};
 use crate::tasks::Tasks;
 
 /// What the gateway offers while plugins are built; implemented by the control plane and by
@@ -45,6 +46,14 @@ pub trait BuildHost {
 
     /// The state of an instance's limits, which outlives reloads.
     fn rates(&mut self, key: StateKey) -> Arc<RateTable>;
+
+    /// The gateway's store.
+    fn store(&mut self) -> Arc<dyn Store>;
+
+    /// Whether the instance is to be in shadow.
+    fn is_shadow(&self) -> bool {
+        false
+    }
 
     /// The clock.
     fn clock(&self) -> Clock {
@@ -203,6 +212,12 @@ impl<'a> BuildContext<'a> {
     /// together, each may have a bucket of its own; they take up to 75 bytes each.
     pub fn rates(&mut self, max_keys: usize) -> Rates {
         Rates::new(self.host.rates(self.key()), self.host.clock(), max_keys)
+    }
+
+    /// This instance's part of the gateway's store: values with a lifetime, which survive reloads, and
+    /// where the configuration says so restarts, and are shared with other gateways.
+    pub fn store(&mut self) -> Keyspace {
+        Keyspace::new(self.host.store(), &self.instance, self.host.is_shadow())
     }
 
     /// The clock that time is to be told by where it decides anything, so that tests can set it.

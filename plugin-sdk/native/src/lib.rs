@@ -28,6 +28,7 @@ mod principal;
 mod rate;
 mod reply;
 mod secret;
+mod store;
 mod tasks;
 mod tester;
 mod units;
@@ -57,6 +58,9 @@ pub use principal::Principal;
 pub use rate::{Limit, MAX_TAKES, RateTable, Rates, Standing, Take, TokenBucket};
 pub use reply::{Content, Reason, Reply};
 pub use secret::{Secret, SecretRef};
+pub use store::{
+    Keyspace, MAX_STORE_KEY, MAX_STORE_LIFETIME, MAX_STORE_VALUE, MemoryStore, Store, StoreError, StoreFuture,
+};
 pub use tasks::{Task, Tasks};
 pub use tester::{ExchangeBuilder, PluginTester, TestedPlugin, block_on};
 pub use units::{Rate, Size, Span};

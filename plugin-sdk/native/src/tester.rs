@@ -33,7 +33,11 @@ use crate::plugin::{BuildFailure, Plugin, PluginType, Registration};
 use crate::principal::Principal;
 use crate::rate::RateTable;
 use crate::secret::{Secret, SecretRef};
+use crate::store::{MemoryStore, Store};
 use crate::tasks::{Task, Tasks};
+
+/// Bytes of the store.
+const STORE: usize = 8 << 20;
 
 type Answer = dyn Fn(&http::Request<Bytes>) -> Result<http::Response<Bytes>, OutboundError> + Send + Sync;
 
@@ -67,6 +71,7 @@ pub struct PluginTester {
     state: HashMap<StateKey, Arc<dyn Any + Send + Sync>>,
     caches: HashMap<StateKey, Arc<MemoryCache>>,
     rates: HashMap<StateKey, Arc<RateTable>>,
+    store: Option<Arc<dyn Store>>,
     nanos: Arc<AtomicU64>,
     lines: Arc<Lines>,
     counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
@@ -107,6 +112,13 @@ impl PluginTester {
         + 'static,
     ) -> Self {
         self.upstreams.insert(name.to_owned(), Arc::new(FakeUpstream(Box::new(answer))));
+        self
+    }
+
+    /// Offers this store instead of an empty one in memory.
+    #[must_use]
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = Some(store);
         self
     }
 
@@ -218,6 +230,11 @@ impl BuildHost for PluginTester {
 
     fn rates(&mut self, key: StateKey) -> Arc<RateTable> {
         self.rates.entry(key).or_default().clone()
+    }
+
+    fn store(&mut self) -> Arc<dyn Store> {
+        let clock = self.clock();
+        self.store.get_or_insert_with(|| Arc::new(MemoryStore::new(STORE, clock))).clone()
     }
 
     fn clock(&self) -> Clock {

@@ -110,12 +110,14 @@ impl Builder<'_> {
         upstreams: &[Arc<Upstream>],
     ) -> Option<BuiltPlugin> {
         let recipe = recipe(planned);
+        let is_shadow = Terms::of(&planned.options).mode == Mode::Shadow;
         if let Some(running) = running.filter(|running| running.recipe == recipe)
+            && running.taken.store_in_shadow.is_none_or(|before| before == is_shadow)
             && self.unchanged(running, upstreams)
         {
             return Some(running.take_over(planned, self.services));
         }
-        let mut host = Host::new(self.services, &self.dir, self.files, upstreams);
+        let mut host = Host::new(self.services, &self.dir, self.files, upstreams, is_shadow);
         let result = make(planned, &mut host);
         let taken = host.into_taken();
         match result {
