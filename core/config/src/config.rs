@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ceiling::Ceiling;
 use crate::diagnostics::Span;
 use crate::forms::host_and_port;
 use crate::listen::{FileMode, ListenAddress, ListenerLimits};
@@ -180,6 +181,9 @@ pub struct Limits {
 pub struct Policies {
     /// Its path, relative to this file; it must exist. Example: `policies`.
     pub dir: PathBuf,
+    /// The most that the files beside its policies may grant them.
+    #[serde(default)]
+    pub grants: Ceiling,
 }
 
 /// A place where connections are accepted.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_plugin::{
-    ArtifactStore, BuildHost, BuildWarning, Cache, CpuPool, Instance, InstanceCounters, LogSink, LogSinks,
-    Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Store, Tasks,
+    ArtifactStore, BuildHost, BuildWarning, Cache, Ceiling, CpuPool, Instance, InstanceCounters, LogSink,
+    LogSinks, Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Store, Tasks,
 };
 use portcullis_proxy::WorkerTasks;
 use portcullis_proxy::body::Budget;
@@ -55,6 +55,7 @@ pub(crate) struct Host<'h> {
     files: &'h mut Files,
     upstreams: &'h [Arc<Upstream>],
     is_shadow: bool,
+    ceiling: Option<&'h Ceiling>,
     taken: Taken,
 }
 
@@ -63,8 +64,8 @@ pub(crate) struct Host<'h> {
 pub(crate) struct Taken {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) upstreams: Vec<(String, Option<Arc<Upstream>>)>,
-    /// Whether it was in shadow when it took its part of the store.
-    pub(crate) store_in_shadow: Option<bool>,
+    /// Whether it was in shadow when it took what differs there.
+    pub(crate) in_shadow: Option<bool>,
     pub(crate) warnings: Vec<BuildWarning>,
     /// Remarks on this build alone.
     pub(crate) notices: Vec<BuildWarning>,
@@ -78,7 +79,12 @@ impl<'h> Host<'h> {
         upstreams: &'h [Arc<Upstream>],
         is_shadow: bool,
     ) -> Self {
-        Host { services, dir, files, upstreams, is_shadow, taken: Taken::default() }
+        Host { services, dir, files, upstreams, is_shadow, ceiling: None, taken: Taken::default() }
+    }
+
+    /// For an instance that may be granted no more than this.
+    pub(crate) fn below(self, ceiling: Option<&'h Ceiling>) -> Self {
+        Host { ceiling, ..self }
     }
 
     /// What was taken.
@@ -140,16 +146,22 @@ impl BuildHost for Host<'_> {
     }
 
     fn cache(&mut self, key: StateKey, entries: u64) -> Arc<dyn Cache> {
+        self.taken.in_shadow = Some(self.is_shadow);
         self.services.state.cache(key, entries)
     }
 
     fn rates(&mut self, key: StateKey) -> Arc<RateTable> {
+        self.taken.in_shadow = Some(self.is_shadow);
         self.services.state.rates(key)
     }
 
     fn store(&mut self) -> Arc<dyn Store> {
-        self.taken.store_in_shadow = Some(self.is_shadow);
+        self.taken.in_shadow = Some(self.is_shadow);
         self.services.store.clone()
+    }
+
+    fn ceiling(&self) -> Option<Ceiling> {
+        self.ceiling.cloned()
     }
 
     fn is_shadow(&self) -> bool {
@@ -158,6 +170,7 @@ impl BuildHost for Host<'_> {
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {
         let found = self.upstreams.iter().find(|upstream| &*upstream.name == name).cloned();
+        self.taken.in_shadow = Some(self.is_shadow);
         self.taken.upstreams.push((name.to_owned(), found.clone()));
         found.map(|upstream| Arc::new(UpstreamClient::new(upstream, self.services.budget.clone())) as _)
     }

@@ -77,6 +77,9 @@ pub struct Capabilities {
 impl Capabilities {
     /// Makes what `grants` says ready for use. Paths in errors begin with `grants`.
     pub fn build(grants: &Grants, context: &mut BuildContext<'_>) -> Result<Self, BuildError> {
+        if let Some(ceiling) = context.ceiling() {
+            ceiling.check(grants)?;
+        }
         let mut secrets = BTreeMap::new();
         for (name, secret) in &grants.secrets {
             let secret = context.secret(&format!("grants.secrets.{name}"), secret)?;
@@ -173,6 +176,8 @@ pub struct Http {
     ways: BTreeMap<Box<str>, Arc<dyn Outbound>>,
     limits: OutboundLimits,
     calls: u32,
+    /// In shadow, where calls are not made.
+    is_off: bool,
 }
 
 impl Http {
@@ -198,7 +203,8 @@ impl Http {
             ways.insert(name.as_str().into(), way);
         }
         let limits = OutboundLimits { timeout: grant.timeout.0, max_body: grant.max_body.0 };
-        Ok(Http { ways, limits, calls: grant.calls.get() })
+        let is_off = context.is_shadow() && !grant.shadow;
+        Ok(Http { ways, limits, calls: grant.calls.get(), is_off })
     }
 
     /// Sends `request` to the upstream of this name; `made` counts the calls that this call of a hook has made before,
@@ -210,6 +216,9 @@ impl Http {
         made: &mut u32,
     ) -> Result<OutboundFuture<'_>, Denied> {
         let way = self.ways.get(upstream).ok_or_else(|| unknown("upstream", upstream, self.ways.keys()))?;
+        if self.is_off {
+            return Err(Denied::new("in shadow no calls are made, unless `grants.http.shadow` is true"));
+        }
         if *made >= self.calls {
             let calls = self.calls;
             return Err(Denied::new(format!(

@@ -48,6 +48,9 @@ pub struct HttpGrant {
     #[serde(default = "HttpGrant::max_body")]
     #[schemars(extend("default" = "64KiB"))]
     pub max_body: Size,
+    /// Whether calls are made also while the policy is in shadow, where they fail otherwise. Default: `false`.
+    #[serde(default)]
+    pub shadow: bool,
 }
 
 /// Bounds of a policy's cache.

@@ -202,8 +202,7 @@ impl Plugin for Script {
     fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
         let conn = Dynamic::from(Conn(connection.clone()));
         let (policy, hook) = (&self.policy, HookName::OnConnection);
-        let result =
-            policy.guarded(hook, || call::metered(&policy.limits, || policy.call(hook, conn)));
+        let result = policy.guarded(hook, || call::metered(&policy.limits, || policy.call(hook, conn)));
         match result?.0 {
             Decision::Continue => Ok(Admission::Accept),
             Decision::Drop => Ok(Admission::Drop),

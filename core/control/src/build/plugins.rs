@@ -112,12 +112,13 @@ impl Builder<'_> {
         let recipe = recipe(planned);
         let is_shadow = Terms::of(&planned.options).mode == Mode::Shadow;
         if let Some(running) = running.filter(|running| running.recipe == recipe)
-            && running.taken.store_in_shadow.is_none_or(|before| before == is_shadow)
+            && running.taken.in_shadow.is_none_or(|before| before == is_shadow)
             && self.unchanged(running, upstreams)
         {
             return Some(running.take_over(planned, self.services));
         }
-        let mut host = Host::new(self.services, &self.dir, self.files, upstreams, is_shadow);
+        let mut host = Host::new(self.services, &self.dir, self.files, upstreams, is_shadow)
+            .below(planned.ceiling.as_deref());
         let result = make(planned, &mut host);
         let taken = host.into_taken();
         match result {
@@ -361,7 +362,8 @@ fn said(panic: &(dyn Any + Send)) -> &str {
 /// A hash of what an instance is made of, apart from what it takes while it is built.
 fn recipe(planned: &Planned) -> Digest {
     let table = planned.table.to_json().to_string();
-    Digest::of_parts([planned.registration.kind, &planned.name, &table].map(str::as_bytes))
+    let ceiling = planned.ceiling.as_ref().map(|ceiling| format!("{ceiling:?}")).unwrap_or_default();
+    Digest::of_parts([planned.registration.kind, &planned.name, &table, &ceiling].map(str::as_bytes))
 }
 
 fn version(recipe: Digest, files: &[(PathBuf, Found)]) -> Arc<str> {
