@@ -18,14 +18,13 @@ use crate::metrics::Counters;
 use crate::outbound::{Outbound, OutboundFuture, OutboundLimits};
 use crate::rate::{Limit, Rates, TokenBucket};
 use crate::secret::Secret;
+use crate::store::Keyspace;
 use crate::units::{Size, Span};
 
 /// Bytes of a key of a cache or a limit.
 pub const MAX_KEY: usize = 1024;
 /// Bytes of a value in a cache.
 pub const MAX_VALUE: usize = 64 << 10;
-/// Longest lifetime of what is cached.
-pub const MAX_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 /// Random bytes at once.
 pub const MAX_RANDOM: usize = 1024;
 /// Bytes of the body of a call that a policy makes.
@@ -67,6 +66,7 @@ impl std::error::Error for Denied {}
 pub struct Capabilities {
     http: Option<Http>,
     cache: Option<PolicyCache>,
+    store: Option<Keyspace>,
     limits: Option<Limits>,
     counts: Option<Counts>,
     clock: Option<Clock>,
@@ -88,6 +88,7 @@ impl Capabilities {
         Ok(Capabilities {
             http: grants.http.as_ref().map(|grant| Http::build(grant, context)).transpose()?,
             cache: grants.cache.as_ref().map(|grant| PolicyCache::build(grant, context)).transpose()?,
+            store: grants.store.then(|| context.store()),
             limits: Limits::build(&grants.rate_limit, context)?,
             counts: Counts::build(&grants.metrics, context)?,
             clock: grants.clock.then(|| context.clock()),
@@ -98,7 +99,7 @@ impl Capabilities {
 
     /// Whether something is granted that a hook may have to wait for.
     pub fn may_wait(&self) -> bool {
-        self.http.is_some()
+        self.http.is_some() || self.store.is_some()
     }
 
     /// Calls to upstreams.
@@ -109,6 +110,11 @@ impl Capabilities {
     /// The policy's cache.
     pub fn cache(&self) -> Result<&PolicyCache, Denied> {
         self.cache.as_ref().ok_or_else(|| Denied::ungranted("cache", "cache: {}"))
+    }
+
+    /// The policy's part of the gateway's store.
+    pub fn store(&self) -> Result<&Keyspace, Denied> {
+        self.store.as_ref().ok_or_else(|| Denied::ungranted("store", "store: true"))
     }
 
     /// The policy's limits.
@@ -250,13 +256,13 @@ impl PolicyCache {
         Ok(self.0.get(key))
     }
 
-    /// Keeps `value` under `key` for `lifetime`, at most [`MAX_LIFETIME`].
+    /// Keeps `value` under `key` for `lifetime`.
     pub fn set(&self, key: &str, value: Bytes, lifetime: Duration) -> Result<(), Denied> {
         check_key(key)?;
         if value.len() > MAX_VALUE {
             return Err(Denied::new(format!("a value of more than {} in the cache", Size(MAX_VALUE))));
         }
-        self.0.insert(key, value, lifetime.min(MAX_LIFETIME));
+        self.0.insert(key, value, lifetime);
         Ok(())
     }
 }
@@ -381,6 +387,7 @@ mod tests {
         };
         denied(none.http().err(), "http: { upstreams: [..] }");
         denied(none.cache().err(), "cache: {}");
+        denied(none.store().err(), "store: true");
         denied(none.limits().err(), "rate_limit: { NAME: { rate: 10/s } }");
         denied(none.counts().err(), "metrics: [NAME]");
         denied(none.now().err(), "clock: true");

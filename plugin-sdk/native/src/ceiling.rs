@@ -38,6 +38,7 @@ impl Ceiling {
         within("http", grants.http.is_none() || self.http.is_some())?;
         let entries = grants.cache.as_ref().map_or(0, |grant| grant.entries.get());
         within("cache.entries", entries <= self.cache)?;
+        within("store", !grants.store || self.store)?;
         within("rate_limit", grants.rate_limit.is_empty() || self.rate_limit)?;
         within("metrics", grants.metrics.is_empty() || self.metrics)?;
         within("clock", !grants.clock || self.clock)?;
@@ -104,6 +105,7 @@ mod tests {
             (json!({ "http": { "upstreams": ["idp"], "calls": 2, "max_body": "1KiB" } }), "http.calls"),
             (json!({ "http": { "upstreams": ["idp"], "calls": 1 } }), "http.max_body"),
             (json!({ "cache": { "entries": 11 } }), "cache.entries"),
+            (json!({ "store": true }), "store"),
             (json!({ "rate_limit": { "login": { "rate": "1/s" } } }), "rate_limit"),
             (json!({ "metrics": ["logins"] }), "metrics"),
             (json!({ "clock": true }), "clock"),

@@ -40,8 +40,7 @@ pub use build::{
     SourcePosition, StateKey,
 };
 pub use capabilities::{
-    Capabilities, Counts, Denied, Http, Limits, MAX_KEY, MAX_LIFETIME, MAX_RANDOM, MAX_SENT, MAX_VALUE,
-    PolicyCache, Taken,
+    Capabilities, Counts, Denied, Http, Limits, MAX_KEY, MAX_RANDOM, MAX_SENT, MAX_VALUE, PolicyCache, Taken,
 };
 pub use ceiling::Ceiling;
 pub use clock::{Clock, thread_time};

@@ -53,6 +53,7 @@ fn build_granted(script: &str) -> TestedPlugin {
     let grants = json!({
         "http": { "upstreams": ["idp", "gone"], "calls": 3 },
         "cache": {},
+        "store": true,
         "rate_limit": { "login": { "rate": "2/min", "burst": 2 } },
         "metrics": ["logins"],
         "clock": true,

@@ -1,5 +1,6 @@
 //! What a script may do beside its exchange where its grants allow it. The bounds are those of [`Capabilities`].
 
+use std::future::Future;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, Uri};
-use portcullis_plugin::{Capabilities, Denied};
+use portcullis_plugin::{Capabilities, Denied, Keyspace, StoreError};
 use rhai::{Array, Dynamic, FLOAT, INT, ImmutableString, Map};
 
 use super::Api;
@@ -37,6 +38,7 @@ pub(super) struct Secret {
 pub(super) fn register(api: &mut Api<'_>, granted: &Arc<Capabilities>) {
     http(api, granted);
     cache(api, granted);
+    store(api, granted);
     limits_and_counters(api, granted);
     clock(api, granted);
     random(api, granted);
@@ -196,6 +198,82 @@ fn cache(api: &mut Api<'_>, granted: &Arc<Capabilities>) {
             allowed(allowed(caps.cache())?.set(key, value, span(&seconds)?))
         },
     );
+}
+
+fn store(api: &mut Api<'_>, granted: &Arc<Capabilities>) {
+    let caps = granted.clone();
+    api.function(
+        "store_get(key: string) -> string | ()",
+        "What is kept under this key in the gateway's store, `()` if there is nothing. A store that can't answer is an error. Needs the grant `store`.",
+        r#"if store_get(`banned/${ctx.client.address}`) != () { return deny(403, "my_policy.banned"); }"#,
+        move |key: &str| -> Outcome<Dynamic> {
+            let key = key.to_owned();
+            let value = ask_store(&caps, 0, move |store: Keyspace| async move { store.get(&key).await })?;
+            Ok(value.map_or(Dynamic::UNIT, |value| String::from_utf8_lossy(&value).into_owned().into()))
+        },
+    );
+    let caps = granted.clone();
+    api.function(
+        "store_set(key: string, value: string, seconds: int | float)",
+        "Keeps a text under a key for so long. Where the store is Redis, all gateways see it.",
+        r#"store_set(`banned/${ctx.client.address}`, "by hand", 600);"#,
+        move |key: &str, value: &str, seconds: Dynamic| -> Outcome<()> {
+            let (key, value, lifetime) = (key.to_owned(), text(value), span(&seconds)?);
+            ask_store(&caps, value.len(), move |store: Keyspace| async move {
+                store.set(&key, value, lifetime).await
+            })
+        },
+    );
+    let caps = granted.clone();
+    api.function(
+        "store_replace(key: string, expected: string | (), value: string, seconds: int | float) -> bool",
+        "The same if the key has the expected text, or none (`()`); whether it had.",
+        r#"if !store_replace("leader", (), "me", 30) { log("there is one already"); }"#,
+        move |key: &str, expected: Dynamic, value: &str, seconds: Dynamic| -> Outcome<bool> {
+            let expected = if expected.is_unit() { None } else { Some(text(&value::text(expected)?)) };
+            let (key, value, lifetime) = (key.to_owned(), text(value), span(&seconds)?);
+            let bytes = value.len() + expected.as_ref().map_or(0, Bytes::len);
+            ask_store(&caps, bytes, move |store: Keyspace| async move {
+                store.compare_and_set(&key, expected, value, lifetime).await
+            })
+        },
+    );
+    let caps = granted.clone();
+    api.function(
+        "store_delete(key: string) -> bool",
+        "Removes what is kept under a key; whether there was something.",
+        r#"store_delete(`banned/${ctx.client.address}`);"#,
+        move |key: &str| -> Outcome<bool> {
+            let key = key.to_owned();
+            ask_store(&caps, 0, move |store: Keyspace| async move { store.delete(&key).await })
+        },
+    );
+    let caps = granted.clone();
+    api.function(
+        "store_add(key: string, number: int, seconds: int | float) -> int",
+        "Adds to a counter, and says what it comes to. It begins at zero, lives for so long from then on, and misses nobody's count.",
+        r#"if store_add(`failed/${ctx.client.address}`, 1, 60) > 10 { return deny(429, "my_policy.too_often"); }"#,
+        move |key: &str, number: INT, seconds: Dynamic| -> Outcome<INT> {
+            let (key, lifetime) = (key.to_owned(), span(&seconds)?);
+            ask_store(&caps, 0, move |store: Keyspace| async move { store.add(&key, number, lifetime).await })
+        },
+    );
+}
+
+/// Has the store do something that costs so many bytes, and waits for it.
+fn ask_store<T: Send + 'static, F: Future<Output = Result<T, StoreError>> + Send + 'static>(
+    granted: &Capabilities,
+    bytes: usize,
+    work: impl FnOnce(Keyspace) -> F,
+) -> Outcome<T> {
+    charge_operations(CALL)?;
+    charge(bytes)?;
+    let store = allowed(granted.store())?.clone();
+    call::wait(work(store))?.map_err(|error| error.to_string().into())
+}
+
+fn text(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
 }
 
 /// Seconds as a time, of which there is none below zero.

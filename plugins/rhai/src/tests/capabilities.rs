@@ -29,6 +29,7 @@ fn what_is_not_granted_is_an_error_that_names_the_grant_and_the_line() {
         (r#"http_get("idp", "/")"#, "http: { upstreams: [..] }"),
         (r#"cache_get("a")"#, "cache: {}"),
         (r#"cache_set("a", "b", 1)"#, "cache: {}"),
+        (r#"store_get("a")"#, "store: true"),
         (r#"rate_limit("login", "a")"#, "rate_limit: {"),
         (r#"count("logins")"#, "metrics: [NAME]"),
         ("now()", "clock: true"),
@@ -111,6 +112,15 @@ fn a_cache_keeps_texts_for_all_hooks_of_the_policy() {
     assert!(failure(r#"cache_set("a", "b", -1);"#).contains("below zero"));
     assert!(failure(r#"let s = "x"; s.pad(70_000, "x"); cache_set("a", s, 1);"#).contains("64KiB"));
     assert!(failure(r#"let s = "x"; s.pad(2_000, "x"); cache_get(s);"#).contains("1024 bytes"));
+}
+
+#[test]
+fn a_store_keeps_and_counts_for_all_exchanges() {
+    let script = r#"store_set("a", "é", 60);
+        [store_get("a"), store_get("b"), store_add("n", 2, 60), store_add("n", -3, 60), store_delete("a"), store_delete("a"),
+            store_replace("c", (), "1", 60), store_replace("c", (), "2", 60), store_replace("c", "1", "3", 60), store_get("c")]"#;
+    assert_eq!(said(script), json!(["é", null, 2, -1, true, false, true, false, true, "3"]));
+    assert!(failure(r#"store_set("a", "b", 0);"#).contains("1 ms to 10 years"));
 }
 
 #[test]
