@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ceiling::Ceiling;
 use crate::diagnostics::Span;
 use crate::forms::host_and_port;
 use crate::listen::{FileMode, ListenAddress, ListenerLimits};
@@ -175,6 +176,9 @@ pub struct Limits {
     /// Memory for all bodies that plugins asked to see whole, together; when it is used up, requests that need
     /// more are answered with 503. Default `256MiB`.
     pub whole_bodies: ByteSize,
+    /// Scripts that may wait, because they are granted calls to upstreams, and run at a time: each takes a thread. Four
+    /// times as many queue for one; more are answered with 503. Default `64`.
+    pub waiting_scripts: NonZeroU16,
 }
 
 /// The policy directory.
@@ -183,6 +187,9 @@ pub struct Limits {
 pub struct Policies {
     /// Its path, relative to this file; it must exist. Example: `policies`.
     pub dir: PathBuf,
+    /// The most that the files beside its policies may grant them.
+    #[serde(default)]
+    pub grants: Ceiling,
 }
 
 /// A place where connections are accepted.
@@ -638,6 +645,7 @@ impl Default for Limits {
             body: SizeLimit::Bytes(ByteSize(10 << 20)),
             exchanges: at_least_one(50_000),
             whole_bodies: ByteSize(256 << 20),
+            waiting_scripts: const { NonZeroU16::new(64).unwrap() },
         }
     }
 }

@@ -5,6 +5,7 @@
 //! plugin: a plugin's table stays a [`Node`], which whoever builds the plugin reads with [`Node::reader`].
 
 mod blank;
+mod ceiling;
 mod check;
 mod config;
 mod de;
@@ -27,6 +28,7 @@ mod upstreams;
 mod values;
 mod yaml;
 
+pub use ceiling::{CacheCeiling, Ceiling, HttpCeiling};
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
     InstanceOptions, Limits, Listener, Log, LogFormat, LogLevel, Match, Mode, PluginEntry, Policies,

@@ -160,6 +160,8 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
         budget: metrics.whole_bodies.clone(),
         metrics,
         cpu: Arc::new(Pool::new()),
+        // Sized like the budget.
+        scripts: Arc::new(Pool::for_scripts()),
         env: env(options.variables),
         stage: None,
     }
@@ -180,6 +182,7 @@ pub(crate) fn dry_services(
         budget: metrics.whole_bodies.clone(),
         metrics,
         cpu: Arc::new(Pool::new()),
+        scripts: Arc::new(Pool::for_scripts()),
         env: env(variables),
         stage: None,
     }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_plugin::{
-    ArtifactStore, BuildHost, BuildWarning, Cache, CpuPool, Instance, InstanceCounters, LogSink, LogSinks,
-    Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Store, Tasks,
+    ArtifactStore, BuildHost, BuildWarning, Cache, Ceiling, CpuPool, Instance, InstanceCounters, LogSink,
+    LogSinks, Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Store, Tasks,
 };
 use portcullis_proxy::WorkerTasks;
 use portcullis_proxy::body::Budget;
@@ -14,6 +14,7 @@ use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::upstream::{Upstream, UpstreamClient};
 
 use crate::inputs::{Content, Files, Role, absolute};
+use crate::offload::Pool;
 use crate::registry::Registry;
 use crate::state::StateStore;
 use crate::store::{OpenStore, Stores};
@@ -32,6 +33,8 @@ pub(crate) struct Services {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) cpu: Arc<dyn CpuPool>,
+    /// For scripts that may wait.
+    pub(crate) scripts: Arc<Pool>,
     pub(crate) env: Env,
     /// Where a rehearsal has its sockets, which stand for listeners and upstreams.
     pub(crate) stage: Option<PathBuf>,
@@ -54,6 +57,7 @@ pub(crate) struct Host<'h> {
     files: &'h mut Files,
     upstreams: &'h [Arc<Upstream>],
     surroundings: Surroundings<'h>,
+    ceiling: Option<&'h Ceiling>,
     taken: Taken,
 }
 
@@ -72,8 +76,10 @@ pub(crate) struct Surroundings<'h> {
 pub(crate) struct Taken {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) upstreams: Vec<(String, Option<Arc<Upstream>>)>,
-    /// The store, and whether the instance was in shadow then.
-    pub(crate) store: Option<(Arc<OpenStore>, bool)>,
+    /// The store, if it took its part of it.
+    pub(crate) store: Option<Arc<OpenStore>>,
+    /// Whether it was in shadow when it took what differs there.
+    pub(crate) in_shadow: Option<bool>,
     pub(crate) warnings: Vec<BuildWarning>,
     /// Remarks on this build alone.
     pub(crate) notices: Vec<BuildWarning>,
@@ -87,7 +93,12 @@ impl<'h> Host<'h> {
         upstreams: &'h [Arc<Upstream>],
         surroundings: Surroundings<'h>,
     ) -> Self {
-        Host { services, dir, files, upstreams, surroundings, taken: Taken::default() }
+        Host { services, dir, files, upstreams, surroundings, ceiling: None, taken: Taken::default() }
+    }
+
+    /// For an instance that may be granted no more than this.
+    pub(crate) fn below(self, ceiling: Option<&'h Ceiling>) -> Self {
+        Host { ceiling, ..self }
     }
 
     /// What was taken.
@@ -161,17 +172,24 @@ impl BuildHost for Host<'_> {
     }
 
     fn cache(&mut self, key: StateKey, entries: u64) -> Arc<dyn Cache> {
+        self.taken.in_shadow = Some(self.surroundings.is_shadow);
         self.services.state.cache(key, entries)
     }
 
     fn rates(&mut self, key: StateKey) -> Arc<RateTable> {
+        self.taken.in_shadow = Some(self.surroundings.is_shadow);
         self.services.state.rates(key)
     }
 
     fn store(&mut self) -> Arc<dyn Store> {
         let Surroundings { store, is_shadow, .. } = self.surroundings;
-        self.taken.store = Some((store.clone(), is_shadow));
+        self.taken.in_shadow = Some(is_shadow);
+        self.taken.store = Some(store.clone());
         store.clone()
+    }
+
+    fn ceiling(&self) -> Option<Ceiling> {
+        self.ceiling.cloned()
     }
 
     fn is_shadow(&self) -> bool {
@@ -180,6 +198,7 @@ impl BuildHost for Host<'_> {
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {
         let found = self.upstreams.iter().find(|upstream| &*upstream.name == name).cloned();
+        self.taken.in_shadow = Some(self.surroundings.is_shadow);
         self.taken.upstreams.push((name.to_owned(), found.clone()));
         found.map(|upstream| Arc::new(UpstreamClient::new(upstream, self.services.budget.clone())) as _)
     }
@@ -202,6 +221,10 @@ impl BuildHost for Host<'_> {
 
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool> {
         self.services.cpu.clone()
+    }
+
+    fn script_threads(&mut self) -> Arc<dyn CpuPool> {
+        self.services.scripts.clone()
     }
 
     fn tasks(&mut self) -> Arc<dyn Tasks> {

@@ -510,6 +510,7 @@ pub(crate) async fn apply(plane: &DataPlane, services: &Services, built: &Built)
     let bound = plane.bind(&addresses).map_err(|error| Diagnostics::from(bind_error(built, &error)))?;
     services.budget.resize(config.limits.whole_bodies.0);
     services.metrics.store.follow(built.store.up.clone());
+    services.scripts.resize(config.limits.waiting_scripts.get().into());
     plane.swap(built.generation.clone(), bound).await;
     services.metrics.forget_unused();
     Ok(())

@@ -191,7 +191,8 @@ pub(crate) fn services() -> Services {
         sinks: Arc::new(NoSinks),
         metrics: Arc::new(Metrics::new(1)),
         budget: Budget::new(0),
-        cpu: Arc::new(Pool::with(1, 1)),
+        cpu: Arc::new(Pool::with("offload", 1, 1)),
+        scripts: Arc::new(Pool::for_scripts()),
         env: Arc::new(|name| (name == "GIVEN").then(|| "given".to_owned())),
         stage: None,
     }

@@ -11,6 +11,7 @@
 mod body;
 mod build;
 mod capabilities;
+mod ceiling;
 mod clock;
 mod connection;
 mod exchange;
@@ -41,6 +42,7 @@ pub use build::{
 pub use capabilities::{
     Capabilities, Counts, Denied, Http, Limits, MAX_KEY, MAX_RANDOM, MAX_SENT, MAX_VALUE, PolicyCache, Taken,
 };
+pub use ceiling::Ceiling;
 pub use clock::{Clock, thread_time};
 pub use connection::{Admission, Connection, TlsSession};
 pub use exchange::{Attempt, End, Exchange, Outcome, Parts, RequestId, RouteMeta};

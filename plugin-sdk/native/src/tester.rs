@@ -76,6 +76,7 @@ pub struct PluginTester {
     lines: Arc<Lines>,
     counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
     cpu: Arc<TestPool>,
+    lacks_threads: bool,
     tasks: Option<Arc<TestTasks>>,
     warnings: Vec<BuildWarning>,
 }
@@ -131,6 +132,13 @@ impl PluginTester {
     #[must_use]
     pub fn holding_offloaded(self) -> Self {
         self.cpu.holds.store(true, Ordering::Relaxed);
+        self
+    }
+
+    /// Has no thread left for scripts that may wait.
+    #[must_use]
+    pub fn without_script_threads(mut self) -> Self {
+        self.lacks_threads = true;
         self
     }
 
@@ -258,6 +266,10 @@ impl BuildHost for PluginTester {
         self.cpu.clone()
     }
 
+    fn script_threads(&mut self) -> Arc<dyn CpuPool> {
+        Arc::new(ThreadEach { refuses: self.lacks_threads })
+    }
+
     fn tasks(&mut self) -> Arc<dyn Tasks> {
         self.test_tasks()
     }
@@ -296,6 +308,21 @@ impl CpuPool for TestPool {
         } else if let Ok(mut held) = self.held.lock() {
             held.push(job);
         }
+        Ok(())
+    }
+}
+
+/// Does each piece of work on a thread of its own.
+struct ThreadEach {
+    refuses: bool,
+}
+
+impl CpuPool for ThreadEach {
+    fn submit(&self, job: Job) -> Result<(), Job> {
+        if self.refuses {
+            return Err(job);
+        }
+        std::thread::spawn(|| job.run());
         Ok(())
     }
 }

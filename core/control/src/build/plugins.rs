@@ -127,11 +127,8 @@ impl Builder<'_> {
         let recipe = recipe(planned);
         let is_shadow = Terms::of(&planned.options).mode == Mode::Shadow;
         if let Some(running) = running.filter(|running| running.recipe == recipe)
-            && running
-                .taken
-                .store
-                .as_ref()
-                .is_none_or(|(store, before)| Arc::ptr_eq(store, around.store) && *before == is_shadow)
+            && running.taken.in_shadow.is_none_or(|before| before == is_shadow)
+            && running.taken.store.as_ref().is_none_or(|store| Arc::ptr_eq(store, around.store))
             && self.is_trusted_alike()
             && self.unchanged(running, upstreams)
         {
@@ -139,7 +136,8 @@ impl Builder<'_> {
         }
         let Around { store, trust } = around;
         let surroundings = Surroundings { kind: planned.registration.kind, is_shadow, store, trust };
-        let mut host = Host::new(self.services, &self.dir, self.files, upstreams, surroundings);
+        let mut host = Host::new(self.services, &self.dir, self.files, upstreams, surroundings)
+            .below(planned.ceiling.as_deref());
         let result = make(planned, &mut host);
         let taken = host.into_taken();
         match result {
@@ -388,7 +386,8 @@ fn said(panic: &(dyn Any + Send)) -> &str {
 /// A hash of what an instance is made of, apart from what it takes while it is built.
 fn recipe(planned: &Planned) -> Digest {
     let table = planned.table.to_json().to_string();
-    Digest::of_parts([planned.registration.kind, &planned.name, &table].map(str::as_bytes))
+    let ceiling = planned.ceiling.as_ref().map(|ceiling| format!("{ceiling:?}")).unwrap_or_default();
+    Digest::of_parts([planned.registration.kind, &planned.name, &table, &ceiling].map(str::as_bytes))
 }
 
 fn version(recipe: Digest, files: &[(PathBuf, Found)]) -> Arc<str> {
