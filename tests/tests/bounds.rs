@@ -56,6 +56,7 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("records.file.passed", Bites(RECORDS, "a_file_has_what_was_refused_and_a_share_of_the_rest")),
     ("records.passed", Bites(RECORDS, "no_more_are_remembered_than_the_configuration_says")),
     ("records.refused", Bites(RECORDS, "no_more_are_remembered_than_the_configuration_says")),
+    ("reload.tests_timeout", Bites("tests/tests/policy_tests.rs", "tests_have_a_time_to_end_in")),
     ("limits.body", Bites(PROXYING, "a_body_whose_length_was_not_said_is_limited_too")),
     ("limits.exchanges", Bites(OVERLOAD, "no_more_exchanges_are_under_way_than_allowed")),
     ("limits.whole_bodies", Bites(LIMITS, "whole_bodies_share_a_budget")),

@@ -12,6 +12,7 @@ use crate::forms::host_and_port;
 use crate::listen::{FileMode, ListenAddress, ListenerLimits};
 use crate::node::Node;
 use crate::on_error::OnError;
+use crate::reload::Reload;
 use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
@@ -58,6 +59,8 @@ pub struct Config {
     pub plugins: Vec<ChainEntry>,
     /// The policy directory, whose files apply without being named here. Default: none.
     pub policies: Option<Policies>,
+    /// What a reload has to pass before it applies.
+    pub reload: Reload,
     /// Where requests are sent, by name. Default: none.
     #[schemars(with = "BTreeMap<String, Upstream>")]
     pub upstreams: Vec<Upstream>,
@@ -606,6 +609,7 @@ impl Default for Config {
             listeners: Vec::new(),
             plugins: Vec::new(),
             policies: None,
+            reload: Reload::default(),
             upstreams: Vec::new(),
             routes: Vec::new(),
         }

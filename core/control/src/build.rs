@@ -20,6 +20,7 @@ use portcullis_proxy::record::{Names, RecordFile, RecordPlan};
 use portcullis_proxy::routes::RouteTable;
 use portcullis_proxy::upstream::Upstream;
 
+use crate::gate;
 use crate::host::Services;
 use crate::inputs::{Accepted, Files, Inputs, absolute};
 use crate::policies;
@@ -75,6 +76,12 @@ pub(crate) fn build(
         config = errors.is_empty().then(|| Box::new(loaded.config.clone()));
         Builder::new(&loaded, errors, services, running, &mut files).build()
     });
+    // What was accepted has passed its tests.
+    let built = if files.are_accepted() {
+        built
+    } else {
+        built.and_then(|built| gate::pass(built, services, &mut files))
+    };
     let inputs = files.inputs().clone();
     match built {
         Ok(built) => Ok(Built { inputs, accepted: files.accepted(), ..built }),
@@ -85,16 +92,29 @@ pub(crate) fn build(
     }
 }
 
+/// Builds for a rehearsal, whose files may be another build's. Nothing is tested: this is what tests run on.
+pub(crate) fn build_from(path: &Path, services: &Services, files: &mut Files) -> Result<Built, Diagnostics> {
+    let (loaded, errors) = load(path, services, files)?;
+    Builder::new(&loaded, errors, services, None, files).build()
+}
+
 /// What can be read of the configuration, and its errors.
 fn load(path: &Path, services: &Services, files: &mut Files) -> Result<(Loaded, Diagnostics), Diagnostics> {
     let refused = |message: String| Diagnostics::from(Diagnostic::error(path, message));
+    if let Some((stage, alone)) =
+        services.stage.as_ref().and_then(|stage| Some((stage, stage.play.alone.as_ref()?)))
+    {
+        let (mut loaded, errors) = portcullis_config::parse_partly(path, &alone.around, &*services.env)?;
+        isolate(&mut loaded.config, &stage.sockets);
+        return Ok((loaded, errors));
+    }
     let file = absolute(Path::new(""), path);
     let content = files.read_policy(&file).map_err(refused)?;
     let source = content.at(&file);
     let text = source.text().map_err(refused)?;
     let (mut loaded, errors) = portcullis_config::parse_partly(path, text, &*services.env)?;
     if let Some(stage) = &services.stage {
-        isolate(&mut loaded.config, stage);
+        isolate(&mut loaded.config, &stage.sockets);
     }
     if content.world_writable {
         let warning = Diagnostic::error(path, "everybody can write this file").into_warning();
@@ -196,6 +216,12 @@ impl<'b> Builder<'b> {
     }
 
     fn policies(&mut self) -> Vec<Planned> {
+        let stage = self.services.stage.as_ref();
+        if let Some(alone) = stage.and_then(|stage| stage.play.alone.as_ref()) {
+            return policies::alone(alone, self.services, self.files, &mut self.findings)
+                .into_iter()
+                .collect();
+        }
         match &self.loaded.config.policies {
             Some(policies) => policies::read(
                 self.loaded,

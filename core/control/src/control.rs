@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_config::{Diagnostic, Diagnostics};
-use portcullis_plugin::{LogSink, LogSinks};
+use portcullis_plugin::{Clock, LogSink, LogSinks};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
 use rustix::fs::{Access, access};
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::artifacts::Artifacts;
 use crate::build::build;
+use crate::gate::Tested;
 use crate::host::{Env, Services};
 use crate::last_good::LastGood;
 use crate::offload::Pool;
@@ -159,6 +160,9 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
         metrics,
         cpu: Arc::new(Pool::new()),
         env: env(options.variables),
+        clock: Clock::default(),
+        coverage: None,
+        tested: Tested::default(),
         stage: None,
     }
 }
@@ -178,6 +182,9 @@ pub(crate) fn dry_services(
         metrics,
         cpu: Arc::new(Pool::new()),
         env: env(variables),
+        clock: Clock::default(),
+        coverage: None,
+        tested: Tested::default(),
         stage: None,
     }
 }
@@ -217,7 +224,7 @@ pub fn check(
         routes: built.generation.routes.len(),
         upstreams: built.upstreams.len(),
         plugins: built.plugins.len(),
-        files: built.inputs.paths().filter(|(_, directory)| !directory).count(),
+        files: built.inputs.files(),
         warnings: built.warnings,
     })
 }

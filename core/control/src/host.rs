@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_plugin::{
-    ArtifactStore, BuildHost, BuildWarning, Cache, CpuPool, Instance, InstanceCounters, LogSink, LogSinks,
-    Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Tasks,
+    ArtifactStore, BuildHost, BuildWarning, Cache, Clock, Coverage, CpuPool, Instance, InstanceCounters,
+    LogSink, LogSinks, Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Tasks,
 };
 use portcullis_proxy::WorkerTasks;
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::upstream::{Upstream, UpstreamClient};
 
+use crate::gate::Tested;
 use crate::inputs::{Content, Files, Role, absolute};
 use crate::registry::Registry;
+use crate::rehearsal::Stage;
 use crate::state::StateStore;
 
 /// Looks up environment variables.
@@ -30,8 +32,13 @@ pub(crate) struct Services {
     pub(crate) budget: Arc<Budget>,
     pub(crate) cpu: Arc<dyn CpuPool>,
     pub(crate) env: Env,
-    /// Where a rehearsal has its sockets, which stand for listeners and upstreams.
-    pub(crate) stage: Option<PathBuf>,
+    pub(crate) clock: Clock,
+    /// Notes which lines of scripts run; only tests pay for it.
+    pub(crate) coverage: Option<Arc<Coverage>>,
+    /// Which suites of tests have passed, and on what.
+    pub(crate) tested: Tested,
+    /// Where a rehearsal takes place.
+    pub(crate) stage: Option<Stage>,
 }
 
 impl Services {
@@ -137,6 +144,14 @@ impl BuildHost for Host<'_> {
 
     fn rates(&mut self, key: StateKey) -> Arc<RateTable> {
         self.services.state.rates(key)
+    }
+
+    fn clock(&self) -> Clock {
+        self.services.clock.clone()
+    }
+
+    fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.services.coverage.clone()
     }
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {

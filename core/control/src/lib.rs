@@ -9,6 +9,7 @@ mod artifacts;
 mod build;
 mod control;
 mod dns;
+mod gate;
 mod health;
 mod host;
 mod inputs;
@@ -22,6 +23,7 @@ mod reload;
 mod resolver;
 mod state;
 mod status;
+mod suite;
 #[cfg(test)]
 mod testing;
 mod watch;
@@ -30,9 +32,11 @@ pub use build::listen_address;
 pub use control::{CheckSummary, Control, Options, check};
 pub use last_good::LastGood;
 pub use registry::Registry;
-pub use rehearsal::{Asked, Rehearsal, Told};
+pub use rehearsal::{Asked, Rehearsal, Told, Untold};
 pub use reload::{ReloadOutcome, Trigger};
 pub use status::{
     AddressStatus, CircuitStatus, DnsStatus, Endpoints, LastError, LimitStatus, ListenerStatus, PluginStatus,
     QuarantineStatus, ReloadCounts, Status, UpstreamStatus, utc,
 };
+pub use suite::{CaseRun, Mismatch, SuiteRun, Tester};
+pub use watch::Watch;

@@ -201,6 +201,14 @@ impl Records {
         found.map(|(_, record)| record)
     }
 
+    /// How many have been kept so far that were refused or failed, and how many that passed.
+    pub fn kept(&self) -> (usize, usize) {
+        self.rings.iter().fold((0, 0), |(refused, passed), rings| {
+            let rings = lock(&rings.0);
+            (refused.wrapping_add(rings.refused.kept), passed.wrapping_add(rings.passed.kept))
+        })
+    }
+
     /// The latest that were refused or failed, or that passed: at most `count`, the last first.
     pub fn latest(&self, refused: bool, count: usize, wanted: impl Fn(&Record) -> bool) -> Vec<Record> {
         let mut latest: Vec<(Instant, Record)> = Vec::new();

@@ -12,6 +12,7 @@ mod body;
 mod build;
 mod clock;
 mod connection;
+mod coverage;
 mod exchange;
 mod hook;
 mod journal;
@@ -37,6 +38,7 @@ pub use build::{
 };
 pub use clock::{Clock, thread_time};
 pub use connection::{Admission, Connection, TlsSession};
+pub use coverage::Coverage;
 pub use exchange::{Attempt, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs, PluginError};
 pub use journal::{Change, ChangeKind, Cursor, Decider, Note, Part, Step, Used, Verdict};

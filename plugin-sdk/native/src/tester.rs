@@ -21,6 +21,7 @@ use crate::build::{
 };
 use crate::clock::Clock;
 use crate::connection::{Admission, Connection, TlsSession};
+use crate::coverage::Coverage;
 use crate::exchange::{End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 use crate::hook::{Decision, Hook, HookFuture, HookName, PluginError};
 use crate::journal::Cursor;
@@ -68,6 +69,7 @@ pub struct PluginTester {
     caches: HashMap<StateKey, Arc<MemoryCache>>,
     rates: HashMap<StateKey, Arc<RateTable>>,
     nanos: Arc<AtomicU64>,
+    coverage: Option<Arc<Coverage>>,
     lines: Arc<Lines>,
     counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
     cpu: Arc<TestPool>,
@@ -106,6 +108,13 @@ impl PluginTester {
         + 'static,
     ) -> Self {
         self.upstreams.insert(name.to_owned(), Arc::new(FakeUpstream(Box::new(answer))));
+        self
+    }
+
+    /// Notes there which lines of scripts run.
+    #[must_use]
+    pub fn covering(mut self, coverage: Arc<Coverage>) -> Self {
+        self.coverage = Some(coverage);
         self
     }
 
@@ -214,6 +223,10 @@ impl BuildHost for PluginTester {
 
     fn clock(&self) -> Clock {
         Clock::set_by(self.nanos.clone())
+    }
+
+    fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.coverage.clone()
     }
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {

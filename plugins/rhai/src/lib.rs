@@ -9,6 +9,7 @@
 
 mod call;
 mod callees;
+mod coverage;
 mod docs;
 mod engine;
 mod error;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::Script;
 
+mod coverage;
 mod language;
 mod sandbox;
 mod shipped;

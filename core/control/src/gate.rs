@@ -1,0 +1,117 @@
+//! Policies that fail their own tests do not apply: a build runs the tests beside what it was built from.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use portcullis_config::{Diagnostic, Diagnostics, TestGate};
+
+use crate::build::Built;
+use crate::host::Services;
+use crate::inputs::{Files, Inputs};
+use crate::suite::Tester;
+
+/// Findings of one suite that are shown: the first is mostly the cause of the others.
+const SHOWN: usize = 10;
+
+/// The suites that passed, each with all that it was run on: the same is not run again.
+#[derive(Default)]
+pub(crate) struct Tested(Mutex<BTreeMap<PathBuf, Inputs>>);
+
+/// Lets a build pass whose tests do, or are not asked.
+pub(crate) fn pass(mut built: Built, services: &Services, files: &mut Files) -> Result<Built, Diagnostics> {
+    let gate = built.loaded.config.reload;
+    if gate.tests == TestGate::Off {
+        return Ok(built);
+    }
+    let suites: Vec<_> = suites(&built, services, files);
+    let due: Vec<_> = suites.into_iter().filter(|suite| !services.tested.knows(suite, files)).collect();
+    if due.is_empty() {
+        return Ok(built);
+    }
+    let found = run(&built, &due, services, files);
+    match gate.tests {
+        TestGate::Enforce if !found.is_empty() => Err(found),
+        _ => {
+            built.warnings.0.extend(found.0.into_iter().map(Diagnostic::into_warning));
+            Ok(built)
+        }
+    }
+}
+
+/// The tests of this generation: beside the files that plugins run, and beside the configuration.
+fn suites(built: &Built, services: &Services, files: &mut Files) -> Vec<PathBuf> {
+    let code = built.plugins.iter().filter_map(|plugin| plugin.file());
+    let code = code.filter(|path| services.registry.is_code(path));
+    let config = crate::inputs::absolute(Path::new(""), &built.loaded.source.path);
+    let mut suites: Vec<_> = code.chain([&config]).map(|path| path.with_extension("test.yaml")).collect();
+    suites.sort();
+    suites.dedup();
+    // One that is not there is noted, so that it is noticed when it comes.
+    suites.retain(|suite| files.read_policy(suite).is_ok() || suite.is_file());
+    suites
+}
+
+/// What is wrong with these suites, or what they find.
+fn run(built: &Built, due: &[PathBuf], services: &Services, files: &mut Files) -> Diagnostics {
+    let config = &built.loaded.source.path;
+    let within = built.loaded.config.reload.tests_timeout;
+    let failed = |message: String| Diagnostics::from(Diagnostic::error(config, message));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(format!("the policies cannot be tested: {error}")),
+    };
+    // What is logged of made-up requests is no concern of the gateway's log.
+    let nobody = tracing::subscriber::NoSubscriber::default();
+    let _unheard = tracing::subscriber::set_default(nobody);
+    let tester = Tester::of(services);
+    let mut found = Diagnostics::default();
+    let all = async {
+        for suite in due {
+            found.0.extend(one(&tester, suite, services, files).await.0);
+        }
+    };
+    let is_over = runtime.block_on(async { tokio::time::timeout(within.0, all).await.is_err() });
+    if is_over {
+        let late = built
+            .loaded
+            .error("reload.tests_timeout", format!("the policies' tests take longer than {within}"));
+        found.push(late.with_help("`portcullis test` tells how long each takes"));
+    }
+    found
+}
+
+async fn one(tester: &Tester, suite: &Path, services: &Services, files: &mut Files) -> Diagnostics {
+    let mut own = files.beside();
+    let run = tester.run_with(suite, &mut own).await;
+    let found = match &run {
+        Ok((run, _)) => {
+            let cases =
+                run.cases.iter().flat_map(|case| case.mismatches.iter().map(move |wrong| (case, wrong)));
+            let findings = cases.map(|(case, wrong)| {
+                let message = format!("the test `{}` fails: {}", case.name, wrong.finding.message);
+                Diagnostic { message, ..(*wrong.finding).clone() }
+            });
+            Diagnostics(findings.take(SHOWN).collect())
+        }
+        Err(findings) => findings.clone(),
+    };
+    if found.is_empty() {
+        services.tested.note(suite, own.inputs().clone());
+    }
+    files.absorb(own);
+    found
+}
+
+impl Tested {
+    /// Whether a suite has passed on just these files.
+    fn knows(&self, suite: &Path, files: &mut Files) -> bool {
+        let tested = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(suite).cloned();
+        tested.is_some_and(|inputs| files.all_again(&inputs))
+    }
+
+    fn note(&self, suite: &Path, inputs: Inputs) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(suite.to_owned(), inputs);
+    }
+}
