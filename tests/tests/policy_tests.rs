@@ -133,7 +133,6 @@ cases:
             "expected  at most 1 operations",
             "of guard in on_request",
             // How it came to it.
-            "plugin                    hook",
             "guard (rhai ",
             "changed request header x-caller, request path",
             "1 passed, 1 failed",
@@ -388,7 +387,7 @@ fn a_reload_whose_policy_fails_its_tests_is_refused_and_the_old_one_serves() {
     assert_eq!(gateway.get("/").status, 403);
     gateway.edit("policies/10-deny.rhai", DENIES.replace("403", "418"));
     let why = gateway.wait_refused();
-    assert_says(&why, &["10-deny.test.yaml:3:15", "the test `it denies` fails", "expected 403, got 418"]);
+    assert_says(&why, &["10-deny.test.yaml:3:23", "the test `it denies` fails", "expected 403, got 418"]);
     assert_eq!((gateway.get("/").status, gateway.generation()), (403, 1));
     assert_says(&gateway.admin("GET", "/readyz").text(), &["the test `it denies` fails"]);
     assert_eq!(gateway.metric("portcullis_reload_refused", &[]), 1.0);
@@ -473,7 +472,7 @@ fn tests_may_warn_or_stay_silent() {
 
 #[test]
 fn tests_have_a_time_to_end_in() {
-    let config = format!("{ONE_POLICY}reload: {{ tests_timeout: 1ms }}\n");
+    let config = format!("{ONE_POLICY}reload: {{ timeout: 1ms }}\n");
     let ended = guarded(&config).try_start().err().unwrap();
     assert_says(
         &ended.err,
@@ -525,7 +524,7 @@ fn every_example_of_the_page_passes() {
         (language == "rhai" || language == "yaml").then(|| (name, text.to_owned()))
     });
     let files: Vec<_> = named.collect();
-    assert_eq!(files.len(), 4);
+    assert_eq!(files.len(), 5);
     let files: Vec<_> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let site = site(&files);
     let said = run_in(site.path(), &["test", "."]);

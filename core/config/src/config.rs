@@ -12,7 +12,7 @@ use crate::forms::host_and_port;
 use crate::listen::{FileMode, ListenAddress, ListenerLimits};
 use crate::node::Node;
 use crate::on_error::OnError;
-use crate::reload::Reload;
+use crate::reload::{Reload, Replay};
 use crate::schema;
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
@@ -61,6 +61,8 @@ pub struct Config {
     pub policies: Option<Policies>,
     /// What a reload has to pass before it applies.
     pub reload: Reload,
+    /// Requests that are recorded as they came, to try other configurations on. Default: none.
+    pub replay: Option<Replay>,
     /// Where requests are sent, by name. Default: none.
     #[schemars(with = "BTreeMap<String, Upstream>")]
     pub upstreams: Vec<Upstream>,
@@ -610,6 +612,7 @@ impl Default for Config {
             plugins: Vec::new(),
             policies: None,
             reload: Reload::default(),
+            replay: None,
             upstreams: Vec::new(),
             routes: Vec::new(),
         }

@@ -44,7 +44,7 @@ pub use on_error::{Meanwhile, OnError, Quarantine};
 pub use rates::{MinRate, Rate};
 pub use read::INSTANCE_OPTIONS;
 pub use reader::Reader;
-pub use reload::{Reload, TestGate};
+pub use reload::{Reload, Replay, TestGate};
 pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
 pub use suite::{

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use portcullis_config::{Diagnostic, Diagnostics, TestGate};
+use portcullis_proxy::metrics::Metrics;
 
 use crate::build::Built;
+use crate::control::dry_services;
 use crate::host::Services;
 use crate::inputs::{Files, Inputs};
+use crate::replay;
 use crate::suite::Tester;
 
 /// Findings of one suite that are shown: the first is mostly the cause of the others.
@@ -18,8 +21,63 @@ const SHOWN: usize = 10;
 #[derive(Default)]
 pub(crate) struct Tested(Mutex<BTreeMap<PathBuf, Inputs>>);
 
+/// Lets a build pass that does not change more than it may, as its tests and recorded requests have it.
+pub(crate) fn pass(
+    built: Built,
+    services: &Services,
+    running: Option<&Built>,
+    files: &mut Files,
+) -> Result<Built, Diagnostics> {
+    let built = tests(built, services, files)?;
+    match running.and_then(|running| flips(&built, running, services, files)) {
+        None => Ok(built),
+        Some(found) => Err(found),
+    }
+}
+
+/// Lets a build pass of whose recorded requests not too many end in another way than they do with what runs.
+fn flips(built: &Built, running: &Built, services: &Services, files: &Files) -> Option<Diagnostics> {
+    let config = &built.loaded.config;
+    let (most, replay) = (config.reload.max_flips?, config.replay.as_ref()?);
+    let path = &built.loaded.source.path;
+    let samples = match replay::samples(&crate::inputs::absolute(&built.loaded.dir, &replay.file)) {
+        Ok(samples) if samples.is_empty() => return None,
+        Ok(samples) => samples,
+        // Nothing was recorded so far.
+        Err(_) => return None,
+    };
+    let at = |message: &str| built.loaded.error("reload.max_flips", message);
+    let kind =
+        || Services { env: services.env.clone(), artifacts: services.artifacts.clone(), ..dry(services) };
+    let before = (path.as_path(), kind(), Files::new(Some(running.accepted.clone())));
+    let after = (path.as_path(), kind(), files.beside());
+    let compared = unheard(path, async {
+        tokio::time::timeout(config.reload.timeout.0, replay::compare(before, after, &samples)).await
+    });
+    match compared {
+        Err(found) => Some(found),
+        Ok(Err(_)) => Some(at("the recorded requests take longer than `reload.timeout`").into()),
+        Ok(Ok(Err(found))) => Some(found),
+        Ok(Ok(Ok(replayed))) => replayed.finding(most, at("")).map(Diagnostics::from),
+    }
+}
+
+fn dry(services: &Services) -> Services {
+    dry_services(&services.registry, BTreeMap::new(), Arc::new(Metrics::new(1)))
+}
+
+/// Runs what nobody is to hear of, on a runtime of its own.
+fn unheard<T>(config: &Path, work: impl Future<Output = T>) -> Result<T, Diagnostics> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| {
+        Diagnostics::from(Diagnostic::error(config, format!("the policies cannot be tried: {error}")))
+    })?;
+    let _unheard = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+    Ok(runtime.block_on(work))
+}
+
 /// Lets a build pass whose tests do, or are not asked.
-pub(crate) fn pass(mut built: Built, services: &Services, files: &mut Files) -> Result<Built, Diagnostics> {
+fn tests(mut built: Built, services: &Services, files: &mut Files) -> Result<Built, Diagnostics> {
     let gate = built.loaded.config.reload;
     if gate.tests == TestGate::Off {
         return Ok(built);
@@ -55,16 +113,7 @@ fn suites(built: &Built, services: &Services, files: &mut Files) -> Vec<PathBuf>
 /// What is wrong with these suites, or what they find.
 fn run(built: &Built, due: &[PathBuf], services: &Services, files: &mut Files) -> Diagnostics {
     let config = &built.loaded.source.path;
-    let within = built.loaded.config.reload.tests_timeout;
-    let failed = |message: String| Diagnostics::from(Diagnostic::error(config, message));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(format!("the policies cannot be tested: {error}")),
-    };
-    // What is logged of made-up requests is no concern of the gateway's log.
-    let nobody = tracing::subscriber::NoSubscriber::default();
-    let _unheard = tracing::subscriber::set_default(nobody);
+    let within = built.loaded.config.reload.timeout;
     let tester = Tester::of(services);
     let mut found = Diagnostics::default();
     let all = async {
@@ -72,11 +121,14 @@ fn run(built: &Built, due: &[PathBuf], services: &Services, files: &mut Files) -
             found.0.extend(one(&tester, suite, services, files).await.0);
         }
     };
-    let is_over = runtime.block_on(async { tokio::time::timeout(within.0, all).await.is_err() });
+    let is_over = unheard(config, async { tokio::time::timeout(within.0, all).await.is_err() });
+    let is_over = match is_over {
+        Ok(is_over) => is_over,
+        Err(failed) => return failed,
+    };
     if is_over {
-        let late = built
-            .loaded
-            .error("reload.tests_timeout", format!("the policies' tests take longer than {within}"));
+        let late =
+            built.loaded.error("reload.timeout", format!("the policies' tests take longer than {within}"));
         found.push(late.with_help("`portcullis test` tells how long each takes"));
     }
     found

@@ -20,6 +20,7 @@ mod private;
 mod registry;
 mod rehearsal;
 mod reload;
+mod replay;
 mod resolver;
 mod state;
 mod status;
@@ -34,6 +35,7 @@ pub use last_good::LastGood;
 pub use registry::Registry;
 pub use rehearsal::{Asked, Rehearsal, Told, Untold};
 pub use reload::{ReloadOutcome, Trigger};
+pub use replay::{Ending, Flip, Replayed, replay, samples};
 pub use status::{
     AddressStatus, CircuitStatus, DnsStatus, Endpoints, LastError, LimitStatus, ListenerStatus, PluginStatus,
     QuarantineStatus, ReloadCounts, Status, UpstreamStatus, utc,

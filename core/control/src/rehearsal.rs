@@ -155,6 +155,7 @@ pub(crate) fn isolate(config: &mut Config, stage: &Path) {
         upstream.protocol = HttpVersion::Http1;
     }
     config.records = portcullis_config::Records { refused: 1, passed: 1, file: None };
+    config.replay = None;
     config.workers = None;
 }
 
@@ -210,6 +211,12 @@ impl Rehearsal {
     /// What is odd about the configuration, though it works.
     pub fn warnings(&self) -> &Diagnostics {
         &self.built.warnings
+    }
+
+    /// The listener of this name, if it has one.
+    pub(crate) fn listener(&self, name: &str) -> Option<String> {
+        let mut listeners = self.built.loaded.config.listeners.iter();
+        listeners.find(|listener| listener.name == name).map(|listener| listener.name.clone())
     }
 
     /// The names of its upstreams.

@@ -7,6 +7,7 @@ mod explain;
 mod interface;
 mod new;
 mod plugins;
+mod replay;
 mod shadow;
 mod status;
 mod test;
@@ -88,6 +89,13 @@ Tests are files beside what they are about: `x.test.yaml` beside `x.rhai`, `x.wa
 Without PATHS, those that belong to the configuration are run, as every reload runs them.
 Exit code 1 if a test fails, 2 if a file is wrong.")]
     Test(TestOptions),
+
+    /// Try another configuration on requests that were recorded, and tell which end in another way.
+    #[command(after_help = "\
+The gateway records requests where its configuration has `replay`. They are sent through both
+configurations, on sockets that nobody else sees, before upstreams that answer as then, without
+bodies. The latest 1000 are tried. Exit code 1 if one ends in another way.")]
+    Replay(ReplayOptions),
 
     /// Print the JSON Schema of the configuration, for editors.
     #[command(after_help = "\
@@ -187,7 +195,7 @@ pub(crate) struct TestOptions {
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
 
-    /// The configuration whose tests are meant. Default: $PORTCULLIS_CONFIG, else ./portcullis.yaml, else the quickstart.
+    /// The configuration whose tests are meant. Default: $PORTCULLIS_CONFIG, else ./portcullis.yaml, else all tests here.
     #[arg(short, long, value_name = "FILE", conflicts_with = "paths")]
     config: Option<PathBuf>,
 
@@ -206,6 +214,25 @@ pub(crate) struct TestOptions {
     /// Write a report in the form of JUnit.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayOptions {
+    /// The recorded requests. Default: the file that the configuration records them in.
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// The configuration to be tried.
+    #[arg(long, value_name = "CONFIG")]
+    against: PathBuf,
+
+    /// The configuration that it is compared with. Default: $PORTCULLIS_CONFIG, else ./portcullis.yaml.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -325,6 +352,7 @@ fn answer(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(options) => run::run(&options),
         Command::Check(options) => check::check(&options.config, options.json),
         Command::Test(options) => test::test(&options),
+        Command::Replay(options) => replay::replay(&options),
         Command::Schema { tests } => plugins::schema(tests),
         Command::Plugins { name: None } => plugins::list(),
         Command::Plugins { name: Some(name) } => plugins::show(&name),

@@ -24,6 +24,7 @@ use crate::live::Live;
 use crate::pace::Pace;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
+use crate::sample;
 use crate::split::Choice;
 use crate::tunnel::Upgrade;
 use crate::upstream::{Upstream, UpstreamBody};
@@ -102,6 +103,9 @@ fn begin(
     if fault.is_none() && live.is_one_too_many() {
         live.client().worker.metrics.exchanges_refused.increment();
         return Some((live, Some(Fault::TooManyExchanges)));
+    }
+    if fault.is_none() {
+        sample::take(&mut live);
     }
     Some((live, fault))
 }
@@ -231,6 +235,7 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     live.held.push(held);
     live.request_bytes = body.received();
     let (read, _) = read?;
+    sample::take_body(live, &read);
     live.parts().request_body = Some(read);
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {
         return Err(answer);

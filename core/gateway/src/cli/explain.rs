@@ -240,7 +240,7 @@ fn step(step: &RecordStep) -> [String; 6] {
 }
 
 /// Text in columns as wide as their widest cell; the last is not filled up.
-fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let shown: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))).collect();
     let width = |at: usize| shown.iter().map(|row| row[at].chars().count()).max().unwrap_or_default();
     let widths: [usize; N] = std::array::from_fn(width);

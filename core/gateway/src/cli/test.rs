@@ -126,8 +126,8 @@ fn roots(options: &TestOptions) -> Vec<PathBuf> {
         return options.paths.clone();
     }
     let config = match places::configuration(options.config.clone()) {
-        Configuration::File(path) | Configuration::Quickstart(path) => path,
-        Configuration::Embedded => return vec![PathBuf::from(".")],
+        Configuration::File(path) => path,
+        Configuration::Quickstart(_) | Configuration::Embedded => return vec![PathBuf::from(".")],
     };
     let mut roots = vec![config.with_extension("test.yaml")];
     if let Ok(loaded) = portcullis_config::load(&config) {
@@ -168,7 +168,8 @@ fn collect(dir: &Path, depth: usize, suites: &mut Vec<PathBuf>) {
 
 /// Directories in which tests may come and go.
 fn directories(roots: &[PathBuf]) -> Vec<(PathBuf, bool)> {
-    roots.iter().map(|root| (root.clone(), root.is_dir())).collect()
+    let absolute = |root: &PathBuf| std::path::absolute(root).unwrap_or_else(|_| root.clone());
+    roots.iter().map(|root| (absolute(root), root.is_dir())).collect()
 }
 
 fn write(file: &Path, content: &str) -> Result<(), Failure> {
