@@ -40,5 +40,5 @@ pub use status::{
     AddressStatus, CircuitStatus, DnsStatus, Endpoints, LastError, LimitStatus, ListenerStatus, PluginStatus,
     QuarantineStatus, ReloadCounts, Status, UpstreamStatus, utc,
 };
-pub use suite::{CaseRun, Mismatch, SuiteRun, Tester};
+pub use suite::{CaseRun, Mismatch, RunOn, SuiteRun, Tester};
 pub use watch::Watch;

@@ -6,7 +6,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -23,9 +22,10 @@ use crate::inputs::Files;
 use crate::registry::Registry;
 use crate::rehearsal::{Answer, Asked, Play, Rehearsal, Untold};
 use crate::state::StateStore;
+use crate::suite::nanos_of;
 
 /// Requests that are tried at most, the latest: as many as a reload can wait for.
-pub const MOST: usize = 1000;
+const MOST: usize = 1000;
 
 /// A request that ends in another way.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -97,13 +97,9 @@ pub(crate) async fn compare(
 ) -> Result<Replayed, Diagnostics> {
     let (mut before, mut after) = (Trial::of(before).await?, Trial::of(after).await?);
     let mut replayed = Replayed { requests: samples.len(), ..Replayed::default() };
-    let began = samples.first().and_then(|sample| humantime::parse_rfc3339(&sample.time).ok());
     for sample in samples {
-        let passed = humantime::parse_rfc3339(&sample.time).ok().zip(began);
-        let passed =
-            passed.and_then(|(time, began): (SystemTime, SystemTime)| time.duration_since(began).ok());
         replayed.without_body += usize::from(sample.body.is_none() && sample.body_bytes > 0);
-        let (was, is) = (before.ends(sample, passed).await, after.ends(sample, passed).await);
+        let (was, is) = (before.ends(sample).await, after.ends(sample).await);
         if was != is {
             let path = sample.target.split('?').next().unwrap_or_default();
             replayed.flips.push(Flip {
@@ -124,22 +120,21 @@ struct Trial {
     nanos: Arc<AtomicU64>,
 }
 
-/// Where its clock begins.
-const BEGIN: u64 = 1 << 50;
-
 impl Trial {
     async fn of((config, services, files): (&Path, Services, Files)) -> Result<Self, Diagnostics> {
-        let nanos = Arc::new(AtomicU64::new(BEGIN));
+        // It goes by what is recorded from the first request on.
+        let nanos = Arc::new(AtomicU64::new(1));
         let clock = Clock::set_by(nanos.clone());
         let services = Services { state: StateStore::with(clock.clone()), clock, ..services };
         let rehearsal = Rehearsal::of(config, Play::default(), services, files).await?;
         Ok(Trial { rehearsal, nanos })
     }
 
-    async fn ends(&mut self, sample: &Sample, passed: Option<Duration>) -> Ending {
-        let passed = passed.map_or(0, |passed| u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX >> 1));
-        // Requests are recorded as they end, which is not quite the order in which they began.
-        self.nanos.fetch_max(BEGIN.saturating_add(passed), Relaxed);
+    async fn ends(&mut self, sample: &Sample) -> Ending {
+        if let Ok(time) = humantime::parse_rfc3339(&sample.time) {
+            // Requests are recorded as they end, which is not quite the order in which they began.
+            self.nanos.fetch_max(nanos_of(time), Relaxed);
+        }
         if let Some((upstream, status)) = &sample.upstream {
             let mut answer = Response::new(Bytes::new());
             *answer.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use portcullis_config::{
-    Diagnostic, Diagnostics, Given, LoadedSuite, SUITE_ENDING, Step, Suite, parse_suite,
+    Diagnostic, Diagnostics, Given, LoadedSuite, Moment, SUITE_ENDING, Step, Suite, parse_suite,
 };
 use portcullis_plugin::{ArtifactStore, Clock, Coverage, Principal};
 use portcullis_proxy::metrics::Metrics;
@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::artifacts::Memory;
 use crate::control::dry_services;
 use crate::host::{Env, Services};
-use crate::inputs::{Files, absolute};
+use crate::inputs::{Files, Inputs, absolute};
 use crate::policies::Alone;
 use crate::registry::Registry;
 use crate::rehearsal::{Answer, Asked, PROPS, Play, Props, Rehearsal, Seen, Untold};
@@ -42,9 +42,13 @@ pub struct SuiteRun {
     pub cases: Vec<CaseRun>,
     /// How long all of it took.
     pub took: Duration,
-    /// Every path that was read.
-    pub inputs: Vec<(PathBuf, bool)>,
+    /// What it was run on.
+    pub inputs: RunOn,
 }
+
+/// What tests were run on.
+#[derive(Debug, Clone, Default)]
+pub struct RunOn(Inputs);
 
 /// What came of a case.
 #[derive(Debug)]
@@ -88,11 +92,11 @@ impl Tester {
     }
 
     /// Runs the suite in a file. The errors are those of the file and of what it is about, so that no case could begin;
-    /// with them come the paths that were read nevertheless.
-    pub async fn run(&self, path: &Path) -> Result<SuiteRun, (Diagnostics, Vec<(PathBuf, bool)>)> {
+    /// with them comes what was read nevertheless.
+    pub async fn run(&self, path: &Path) -> Result<SuiteRun, (Diagnostics, RunOn)> {
         let mut files = Files::default();
         let run = self.run_with(path, &mut files).await;
-        let inputs: Vec<_> = files.inputs().paths().map(|(path, is_dir)| (path.to_owned(), is_dir)).collect();
+        let inputs = RunOn(files.inputs().clone());
         match run {
             Ok((run, _)) => Ok(SuiteRun { inputs, ..run }),
             Err(findings) => Err((findings, inputs)),
@@ -128,7 +132,7 @@ impl Tester {
             cases.push(stage.case(&loaded, at).await);
         }
         files.absorb(stage.rehearsal.into_files());
-        let run = SuiteRun { path: path.to_owned(), cases, took: begun.elapsed(), inputs: Vec::new() };
+        let run = SuiteRun { path: path.to_owned(), cases, took: begun.elapsed(), inputs: RunOn::default() };
         Ok((run, loaded))
     }
 
@@ -209,9 +213,6 @@ struct Stage {
     is_fresh: bool,
 }
 
-/// Where a clock begins that stands still: far from its own beginning.
-const NOON: u64 = 1 << 50;
-
 impl Stage {
     async fn case(&mut self, loaded: &LoadedSuite, at: usize) -> CaseRun {
         let begun = Instant::now();
@@ -225,13 +226,16 @@ impl Stage {
         }
         let mut given = case.given.over(&loaded.suite.given);
         let steps = case.steps();
-        let stands_still = given.time.is_some() || steps.iter().any(|(_, step)| step.after.is_some());
-        self.nanos.store(if stands_still { NOON } else { 0 }, Relaxed);
+        // A clock that a test moves stands still otherwise; at zero it goes by the machine's.
+        let is_moved = steps.iter().any(|(_, step)| step.after.is_some());
+        self.nanos.store(if is_moved { nanos_of(SystemTime::now()) } else { 0 }, Relaxed);
+        self.tell_time(&given);
         'steps: for (path, step) in steps {
             let path = format!("cases[{at}]{path}");
             if let Some(after) = step.after {
                 self.nanos.fetch_add(u64::try_from(after.0.as_nanos()).unwrap_or(u64::MAX >> 2), Relaxed);
             }
+            self.tell_time(&step.given);
             given = step.given.over(&given);
             for _ in 0..step.times.get() {
                 let (mismatches, record) = self.step(loaded, &path, &step, &given).await;
@@ -245,6 +249,12 @@ impl Stage {
         }
         run.took = begun.elapsed();
         run
+    }
+
+    fn tell_time(&self, given: &Given) {
+        if let Some(Moment(time)) = given.time {
+            self.nanos.store(nanos_of(time), Relaxed);
+        }
     }
 
     async fn begin(&mut self) -> Result<(), Diagnostics> {
@@ -301,6 +311,24 @@ impl Stage {
         });
         self.props.give(Seen { principal, facts: given.facts.clone() });
         Ok(())
+    }
+}
+
+/// A moment as clocks count that tests set.
+pub(crate) fn nanos_of(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX >> 1).max(1)
+}
+
+impl RunOn {
+    /// Every path, and whether it is a directory of which every entry matters.
+    pub fn paths(&self) -> impl Iterator<Item = (&Path, bool)> {
+        self.0.paths()
+    }
+
+    /// Whether anything of it is another now.
+    pub fn has_changed(&self) -> bool {
+        !self.0.drift().is_empty()
     }
 }
 

@@ -27,5 +27,8 @@ pub use script::{Script, Table};
 /// A script to start from: what `portcullis new script` writes.
 pub const SCAFFOLD: &str = include_str!("scaffold.rhai");
 
+/// Its tests.
+pub const SCAFFOLD_TESTS: &str = include_str!("scaffold.test.yaml");
+
 #[cfg(test)]
 mod tests;

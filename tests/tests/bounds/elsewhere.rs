@@ -114,13 +114,11 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("core/control/src/gate.rs SHOWN", Not("how a message is written")),
     ("core/control/src/rehearsal.rs NO_REQUEST", Not("of the command line, about a request of its own")),
-    ("core/control/src/replay.rs BEGIN", Not("where a clock begins")),
     ("core/control/src/replay.rs MOST", Bites("core/control/src/replay.rs", "the_latest_are_tried")),
     (
         "core/control/src/state.rs YEAR",
         Bites("core/control/src/state.rs", "an_entry_lives_as_long_as_was_said"),
     ),
-    ("core/control/src/suite.rs NOON", Not("where a clock begins")),
     ("core/gateway/src/cli/test.rs DEPTH", Not("of the command line, about directories of its own")),
     ("core/gateway/src/sinks.rs LOG", Not("permissions")),
     ("core/gateway/src/sinks.rs PRIVATE", Not("permissions")),

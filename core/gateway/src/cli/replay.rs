@@ -33,7 +33,8 @@ pub(super) fn replay(options: &ReplayOptions) -> Result<ExitCode, Failure> {
     let samples = samples(&file).map_err(Failure::Run)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Run(error.to_string()))?;
-    let compared = replayed(&config, &options.against, &kinds::registry(), &samples);
+    let registry = kinds::registry();
+    let compared = replayed(&config, &options.against, &registry, &samples);
     let compared = runtime.block_on(compared).map_err(Failure::Files)?;
     say::result(&if options.json { format!("{:#}", serde_json::json!(compared)) } else { shown(&compared) });
     Ok(if compared.flips.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use portcullis_config::SUITE_ENDING;
-use portcullis_control::{Tester, Watch};
+use portcullis_control::{RunOn, Tester, Watch};
 use portcullis_plugin::Coverage;
 
 use super::{Failure, TestOptions};
@@ -36,50 +36,43 @@ pub(super) fn test(options: &TestOptions) -> Result<ExitCode, Failure> {
 async fn watch(options: &TestOptions) -> Result<ExitCode, Failure> {
     let mut watch = Watch::new();
     loop {
-        let inputs = match once(options).await {
-            Ok((_, inputs)) => inputs,
+        let seen = suites(options).unwrap_or_default();
+        let run_on = match once(options).await {
+            Ok((_, run_on)) => run_on,
             Err(failure) => {
                 say::remark(&format!("error: {}", failure.text()));
-                roots(options)
-                    .into_iter()
-                    .map(|root| {
-                        let is_dir = root.is_dir();
-                        (root, is_dir)
-                    })
-                    .collect()
+                Vec::new()
             }
         };
         say::remark("\nwaiting for changes; end with Ctrl-C");
-        watch.watch(inputs.iter().map(|(path, is_dir)| (path.as_path(), *is_dir)));
-        // A new watch has looked once more by itself.
-        watch.settle().await;
-        watch.changed().await;
-        watch.settle().await;
+        let directories: Vec<_> = roots(options).iter().map(|root| absolute(root)).collect();
+        let directories = directories.iter().map(|root| (root.as_path(), root.is_dir()));
+        watch.watch(run_on.iter().flat_map(RunOn::paths).chain(directories));
+        // Reports that are written beside the tests are changes too.
+        while !run_on.iter().any(RunOn::has_changed) && suites(options).unwrap_or_default() == seen {
+            watch.changed().await;
+            watch.settle().await;
+        }
     }
 }
 
 /// Runs everything once; answers with what it was run on.
-async fn once(options: &TestOptions) -> Result<(ExitCode, Vec<(PathBuf, bool)>), Failure> {
+async fn once(options: &TestOptions) -> Result<(ExitCode, Vec<RunOn>), Failure> {
     let suites = suites(options)?;
     let coverage = (options.coverage || options.lcov.is_some()).then(|| Arc::new(Coverage::default()));
     let tester = Tester::new(kinds::registry(), coverage.clone());
-    let (mut outcomes, mut inputs) = (Vec::new(), Vec::new());
+    let (mut outcomes, mut run_on) = (Vec::new(), Vec::new());
     for suite in &suites {
-        let run = match tester.run(suite).await {
-            Ok(run) => {
-                inputs.extend(run.inputs.clone());
-                Ok(run)
-            }
-            Err((findings, read)) => {
-                inputs.extend(read);
-                Err(findings)
-            }
+        let run = tester.run(suite).await;
+        let (read, run) = match run {
+            Ok(run) => (run.inputs.clone(), Ok(run)),
+            Err((findings, read)) => (read, Err(findings)),
         };
+        run_on.push(read);
         let outcome = Outcome { path: suite.clone(), run };
         say::result(&report::shown(&outcome));
         outcomes.push(outcome);
     }
-    inputs.extend(directories(&roots(options)));
     say::result(&report::summary(&outcomes));
     if let Some(file) = &options.junit {
         write(file, &report::junit(&outcomes))?;
@@ -93,7 +86,7 @@ async fn once(options: &TestOptions) -> Result<(ExitCode, Vec<(PathBuf, bool)>),
             write(file, &report::lcov(&files))?;
         }
     }
-    Ok((report::code(&outcomes), inputs))
+    Ok((report::code(&outcomes), run_on))
 }
 
 /// The files of tests that are meant.
@@ -166,10 +159,8 @@ fn collect(dir: &Path, depth: usize, suites: &mut Vec<PathBuf>) {
     }
 }
 
-/// Directories in which tests may come and go.
-fn directories(roots: &[PathBuf]) -> Vec<(PathBuf, bool)> {
-    let absolute = |root: &PathBuf| std::path::absolute(root).unwrap_or_else(|_| root.clone());
-    roots.iter().map(|root| (absolute(root), root.is_dir())).collect()
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn write(file: &Path, content: &str) -> Result<(), Failure> {
