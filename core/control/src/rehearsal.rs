@@ -167,15 +167,16 @@ impl Rehearsal {
         variables: BTreeMap<String, String>,
     ) -> Result<Self, Diagnostics> {
         let services = dry_services(registry, variables, Arc::new(Metrics::new(1)));
-        Rehearsal::of(config, Play::default(), services, Files::default()).await
+        Rehearsal::of(config, Play::default(), services, &mut Files::default()).await
     }
 
-    /// The same with services and files of somebody else's making, perhaps of a policy alone.
+    /// The same with services and files of somebody else's making, perhaps of a policy alone. After an error the files
+    /// tell what was read.
     pub(crate) async fn of(
         config: &Path,
         play: Play,
         mut services: Services,
-        mut files: Files,
+        files: &mut Files,
     ) -> Result<Self, Diagnostics> {
         let failed = |what: &str, error: &dyn fmt::Display| {
             Diagnostics::from(Diagnostic::error(config, format!("{what}: {error}")))
@@ -183,7 +184,7 @@ impl Rehearsal {
         let stage = tempfile::tempdir().map_err(|error| failed("no directory for sockets", &error))?;
         play.put_into(&services.state);
         services.stage = Some(Stage { sockets: stage.path().to_owned(), play });
-        let built = build_from(config, &services, &mut files)?;
+        let built = build_from(config, &services, files)?;
         let plane =
             DataPlane::unheard(services.metrics.clone()).map_err(|error| failed("no worker", &error))?;
         let (scene, mut upstreams) = (Arc::new(Scene::default()), JoinSet::new());
@@ -193,7 +194,7 @@ impl Rehearsal {
             upstreams.spawn(act(scene.clone(), upstream.name.clone(), listener));
         }
         apply(&plane, &services, &built).await?;
-        let config = config.to_owned();
+        let (config, files) = (config.to_owned(), std::mem::take(files));
         Ok(Rehearsal { config, services, files, built, plane, scene, _upstreams: upstreams, stage })
     }
 

@@ -121,12 +121,12 @@ struct Trial {
 }
 
 impl Trial {
-    async fn of((config, services, files): (&Path, Services, Files)) -> Result<Self, Diagnostics> {
+    async fn of((config, services, mut files): (&Path, Services, Files)) -> Result<Self, Diagnostics> {
         // It goes by what is recorded from the first request on.
         let nanos = Arc::new(AtomicU64::new(1));
         let clock = Clock::set_by(nanos.clone());
         let services = Services { state: StateStore::with(clock.clone()), clock, ..services };
-        let rehearsal = Rehearsal::of(config, Play::default(), services, files).await?;
+        let rehearsal = Rehearsal::of(config, Play::default(), services, &mut files).await?;
         Ok(Trial { rehearsal, nanos })
     }
 

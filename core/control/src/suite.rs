@@ -125,7 +125,14 @@ impl Tester {
         };
         let services = self.services(&loaded.suite, &nanos);
         let play = Play { alone, props: Some(props.clone()) };
-        let rehearsal = Rehearsal::of(&config, play, services, files.beside()).await?;
+        let mut own = files.beside();
+        let rehearsal = match Rehearsal::of(&config, play, services, &mut own).await {
+            Ok(rehearsal) => rehearsal,
+            Err(findings) => {
+                files.absorb(own);
+                return Err(findings);
+            }
+        };
         let mut stage = Stage { rehearsal, props, nanos, is_fresh: true };
         let mut cases = Vec::new();
         for at in 0..loaded.suite.cases.len() {
