@@ -31,7 +31,7 @@ pub(crate) use self::head::{decimal, expect, has_option, is_like_framing, same_a
 pub(crate) use self::refusal::EXPECTATION;
 pub(crate) use self::refusal::{
     FRAMING_NAME, HEADER_VALUE, HOST_INVALID, HOST_MISMATCH, HOST_MISSING, HOST_REPEATED, LENGTH_INVALID,
-    LENGTH_REPEATED, Refusal, TARGET, TRAILER_FORBIDDEN,
+    LENGTH_REPEATED, MALFORMED, Refusal, TARGET, TRAILER_FORBIDDEN,
 };
 pub(crate) use self::wire::{Body, MIN_READ, poll_fill, poll_read_some, read_some};
 
