@@ -39,6 +39,7 @@ const TRANSPORTS: &str = "tests/tests/transports.rs";
 const QUARANTINE: &str = "tests/tests/quarantine.rs";
 const RATES: &str = "tests/tests/rate_limit.rs";
 const RECORDS: &str = "tests/tests/records.rs";
+const REPLAY: &str = "tests/tests/replay.rs";
 const RECORD: &str = "core/proxy/src/record/tests.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const OVERLOAD: &str = "tests/tests/overload.rs";
@@ -59,6 +60,14 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("records.file.passed", Bites(RECORDS, "a_file_has_what_was_refused_and_a_share_of_the_rest")),
     ("records.passed", Bites(RECORDS, "no_more_are_remembered_than_the_configuration_says")),
     ("records.refused", Bites(RECORDS, "no_more_are_remembered_than_the_configuration_says")),
+    ("reload.max_flips", Bites(REPLAY, "a_reload_that_changes_too_much_is_refused")),
+    ("reload.timeout", Bites("tests/tests/policy_tests.rs", "tests_have_a_time_to_end_in")),
+    ("replay.max_body", Bites(REPLAY, "what_is_recorded_is_bounded_and_redacted")),
+    (
+        "replay.max_bytes",
+        Bites("core/gateway/src/sinks.rs", "a_bounded_file_and_the_one_before_it_have_no_more_than_that"),
+    ),
+    ("replay.percent", Bites(REPLAY, "what_is_recorded_is_bounded_and_redacted")),
     ("limits.body", Bites(PROXYING, "a_body_whose_length_was_not_said_is_limited_too")),
     ("limits.exchanges", Bites(OVERLOAD, "no_more_exchanges_are_under_way_than_allowed")),
     ("limits.waiting_scripts", Bites(CAPABILITIES, "so_many_scripts_wait_and_no_more")),

@@ -13,6 +13,7 @@ use crate::forms::host_and_port;
 use crate::listen::{FileMode, ListenAddress, ListenerLimits};
 use crate::node::Node;
 use crate::on_error::OnError;
+use crate::reload::{Reload, Replay};
 use crate::schema;
 use crate::store::{Store, Trust};
 use crate::traffic::{Mirror, Target};
@@ -65,6 +66,10 @@ pub struct Config {
     pub plugins: Vec<ChainEntry>,
     /// The policy directory, whose files apply without being named here. Default: none.
     pub policies: Option<Policies>,
+    /// What a reload has to pass before it applies.
+    pub reload: Reload,
+    /// Requests that are recorded as they came, to try other configurations on. Default: none.
+    pub replay: Option<Replay>,
     /// Where requests are sent, by name. Default: none.
     #[schemars(with = "BTreeMap<String, Upstream>")]
     pub upstreams: Vec<Upstream>,
@@ -621,6 +626,8 @@ impl Default for Config {
             listeners: Vec::new(),
             plugins: Vec::new(),
             policies: None,
+            reload: Reload::default(),
+            replay: None,
             upstreams: Vec::new(),
             routes: Vec::new(),
         }

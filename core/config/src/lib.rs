@@ -20,9 +20,11 @@ mod on_error;
 mod rates;
 mod read;
 mod reader;
+mod reload;
 mod resilience;
 mod schema;
 mod store;
+mod suite;
 mod traffic;
 mod upstreams;
 mod values;
@@ -45,9 +47,14 @@ pub use on_error::{Meanwhile, OnError, Quarantine};
 pub use rates::{MinRate, Rate};
 pub use read::INSTANCE_OPTIONS;
 pub use reader::Reader;
+pub use reload::{Reload, Replay, TestGate};
 pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
 pub use store::{Redis, RedisUrl, SecretName, Store, StoreFile, StoreRedis, Trust};
+pub use suite::{
+    Answer, Asked, Budget, Case, Expect, Given, GivenPrincipal, LoadedSuite, SUITE_ENDING, Sent, Step, Suite,
+    Verdict, parse_suite, suite_schema,
+};
 pub use traffic::{Arm, Mirror, Split, SplitBy, Target, When};
 pub use upstreams::{
     Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, HttpVersion, ProxyProtocol,

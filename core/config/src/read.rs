@@ -40,6 +40,8 @@ pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
         listeners: table.items("listeners", listener),
         plugins: table.items("plugins", |place| Some(gateway_chain_entry(place))),
         policies: table.optional("policies"),
+        reload: table.optional("reload").unwrap_or_default(),
+        replay: table.optional("replay"),
         upstreams: table.with("upstreams", upstreams).unwrap_or_default(),
         routes: table.items("routes", route),
     };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_config::{Diagnostic, Diagnostics};
-use portcullis_plugin::{LogSink, LogSinks};
+use portcullis_plugin::{Clock, LogSink, LogSinks};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
 use rustix::fs::{Access, access};
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::artifacts::Artifacts;
 use crate::build::build;
+use crate::gate::Tested;
 use crate::host::{Env, Services};
 use crate::last_good::LastGood;
 use crate::offload::Pool;
@@ -163,6 +164,9 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
         // Sized like the budget.
         scripts: Arc::new(Pool::for_scripts()),
         env: env(options.variables),
+        clock: Clock::default(),
+        coverage: None,
+        tested: Tested::default(),
         stage: None,
     }
 }
@@ -184,6 +188,9 @@ pub(crate) fn dry_services(
         cpu: Arc::new(Pool::new()),
         scripts: Arc::new(Pool::for_scripts()),
         env: env(variables),
+        clock: Clock::default(),
+        coverage: None,
+        tested: Tested::default(),
         stage: None,
     }
 }
@@ -223,7 +230,7 @@ pub fn check(
         routes: built.generation.routes.len(),
         upstreams: built.upstreams.len(),
         plugins: built.plugins.len(),
-        files: built.inputs.paths().filter(|(_, directory)| !directory).count(),
+        files: built.inputs.files(),
         warnings: built.warnings,
     })
 }

@@ -5,17 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_plugin::{
-    ArtifactStore, BuildHost, BuildWarning, Cache, Ceiling, CpuPool, Instance, InstanceCounters, LogSink,
-    LogSinks, Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Store, Tasks,
+    ArtifactStore, BuildHost, BuildWarning, Cache, Ceiling, Clock, Coverage, CpuPool, Instance,
+    InstanceCounters, LogSink, LogSinks, Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Store,
+    Tasks,
 };
 use portcullis_proxy::WorkerTasks;
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::upstream::{Upstream, UpstreamClient};
 
+use crate::gate::Tested;
 use crate::inputs::{Content, Files, Role, absolute};
 use crate::offload::Pool;
 use crate::registry::Registry;
+use crate::rehearsal::Stage;
 use crate::state::StateStore;
 use crate::store::{OpenStore, Stores};
 use crate::trust::{Trust, replaceable};
@@ -36,8 +39,13 @@ pub(crate) struct Services {
     /// For scripts that may wait.
     pub(crate) scripts: Arc<Pool>,
     pub(crate) env: Env,
-    /// Where a rehearsal has its sockets, which stand for listeners and upstreams.
-    pub(crate) stage: Option<PathBuf>,
+    pub(crate) clock: Clock,
+    /// Notes which lines of scripts run; only tests pay for it.
+    pub(crate) coverage: Option<Arc<Coverage>>,
+    /// Which suites of tests have passed, and on what.
+    pub(crate) tested: Tested,
+    /// Where a rehearsal takes place.
+    pub(crate) stage: Option<Stage>,
 }
 
 impl Services {
@@ -194,6 +202,14 @@ impl BuildHost for Host<'_> {
 
     fn is_shadow(&self) -> bool {
         self.surroundings.is_shadow
+    }
+
+    fn clock(&self) -> Clock {
+        self.services.clock.clone()
+    }
+
+    fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.services.coverage.clone()
     }
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {

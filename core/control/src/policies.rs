@@ -44,9 +44,9 @@ pub(crate) fn read(
         findings.push(loaded.error("policies.dir", message).with_help(help));
         return Vec::new();
     }
-    let ceiling = Arc::new(ceiling(loaded, &policies.grants, findings));
+    let ceiling = Some(Arc::new(ceiling(loaded, &policies.grants, findings)));
     let names = listing.names.into_iter().filter(|name| !is_companion(name)).collect();
-    let mut directory = Directory { dir, names, ceiling, services, files, findings };
+    let mut directory = Directory { dir, names, ceiling, services, files, findings, given: None };
     directory.remark_on_the_rest();
     directory.planned()
 }
@@ -81,13 +81,51 @@ fn ceiling(loaded: &Loaded, configured: &portcullis_config::Ceiling, findings: &
     }
 }
 
+/// A policy that is run alone, whatever it is a part of.
+pub(crate) struct Alone {
+    /// Its file, absolute.
+    pub(crate) policy: PathBuf,
+    /// What stands in place of the file of options beside it.
+    pub(crate) options: Option<(Source, Node)>,
+    /// The configuration around it.
+    pub(crate) around: String,
+}
+
+/// Reads a policy that is run alone. What it decides holds, also where it is in shadow so far.
+pub(crate) fn alone(
+    alone: &Alone,
+    services: &Services,
+    files: &mut Files,
+    findings: &mut Diagnostics,
+) -> Option<Planned> {
+    let (dir, file) = (alone.policy.parent()?, alone.policy.file_name()?.to_str()?);
+    let (stem, ending) = split(file);
+    if services.registry.runner(ending).is_none() {
+        let help = format!("policies end in {}", services.registry.endings());
+        findings.push(Diagnostic::error(&alone.policy, "this is no policy").with_help(help));
+        return None;
+    }
+    let side = format!("{stem}.yaml");
+    let has_side = files.read_policy(&dir.join(&side)).is_ok();
+    let names = has_side.then_some(side).into_iter().collect();
+    let given = alone.options.clone();
+    let mut directory =
+        Directory { dir: dir.to_owned(), names, ceiling: None, services, files, findings, given };
+    let planned = directory.policy(file)?;
+    let InstanceOptions { on_error, timeout, .. } = planned.options;
+    Some(Planned { options: InstanceOptions { on_error, timeout, ..InstanceOptions::default() }, ..planned })
+}
+
 struct Directory<'d> {
     dir: PathBuf,
     names: Vec<String>,
-    ceiling: Arc<Ceiling>,
+    /// The most that it may grant; none for a policy alone, which is judged by it where it is in force.
+    ceiling: Option<Arc<Ceiling>>,
     services: &'d Services,
     files: &'d mut Files,
     findings: &'d mut Diagnostics,
+    /// Options in place of those in files.
+    given: Option<(Source, Node)>,
 }
 
 impl Directory<'_> {
@@ -116,7 +154,7 @@ impl Directory<'_> {
             scope: Scope::Gateway,
             options,
             table,
-            ceiling: Some(self.ceiling.clone()),
+            ceiling: self.ceiling.clone(),
             place: Whereabouts { source, path: String::new(), policy: Some(path) },
         })
     }
@@ -124,10 +162,10 @@ impl Directory<'_> {
     /// The policy's options, and its table with the `file` put in.
     fn options(&mut self, stem: &str, policy: &Path) -> Option<(Option<Source>, InstanceOptions, Node)> {
         let side = format!("{stem}.yaml");
-        let result = if self.names.contains(&side) {
-            self.side_file(&self.dir.join(side))
-        } else {
-            Ok((None, empty_table(policy)?))
+        let result = match self.given.take() {
+            Some((source, node)) => judged(source, node),
+            None if self.names.contains(&side) => self.side_file(&self.dir.join(side)),
+            None => Ok((None, empty_table(policy)?)),
         };
         let with_file = result.and_then(|(source, node)| {
             let (options, table) = self.separate(node, source.as_ref());
@@ -148,15 +186,7 @@ impl Directory<'_> {
         let file = content.at(path);
         let text = file.text().map_err(refused)?;
         let (source, node) = parse_table(path, text, &*self.services.env)?;
-        if let Some((key, _)) = node.entry("file") {
-            let error = source.error(key.span, "the file is the one of the same name");
-            return Err(error.with_help("remove this line").into());
-        }
-        if let Some((key, _)) = node.entry("name") {
-            let error = source.error(key.span, "the name is the file's, without number and ending");
-            return Err(error.with_help("rename the file").into());
-        }
-        Ok((Some(source), node))
+        judged(source, node)
     }
 
     /// An options file into what belongs to the instance and what to its kind.
@@ -195,6 +225,19 @@ impl Directory<'_> {
             self.findings.push(Diagnostic::error(&path, message).with_help(help).into_warning());
         }
     }
+}
+
+/// Options that say nothing of what the policy's file says by its name.
+fn judged(source: Source, node: Node) -> Result<(Option<Source>, Node), Diagnostics> {
+    if let Some((key, _)) = node.entry("file") {
+        let error = source.error(key.span, "the file is the one of the same name");
+        return Err(error.with_help("remove this line").into());
+    }
+    if let Some((key, _)) = node.entry("name") {
+        let error = source.error(key.span, "the name is the file's, without number and ending");
+        return Err(error.with_help("rename the file").into());
+    }
+    Ok((Some(source), node))
 }
 
 fn runs(registry: &crate::registry::Registry, file: &str, stem: &str) -> bool {

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::StatusCode;
 use portcullis_plugin::{
-    BuildContext, BuildError, Decision, Exchange, Hook, HookName, LogSink, LogSinks, Needs, Offload, Plugin,
-    PluginError, PluginType, Registration, Reply, SourcePosition, StateKey,
+    BuildContext, BuildError, Clock, Decision, Exchange, Hook, HookName, LogSink, LogSinks, Needs, Offload,
+    Plugin, PluginError, PluginType, Registration, Reply, SourcePosition, StateKey,
 };
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
@@ -17,6 +17,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::build::{Built, Failed, build};
+use crate::gate::Tested;
 use crate::host::{Services, Surroundings};
 use crate::offload::Pool;
 use crate::registry::Registry;
@@ -194,6 +195,9 @@ pub(crate) fn services() -> Services {
         cpu: Arc::new(Pool::with("offload", 1, 1)),
         scripts: Arc::new(Pool::for_scripts()),
         env: Arc::new(|name| (name == "GIVEN").then(|| "given".to_owned())),
+        clock: Clock::default(),
+        coverage: None,
+        tested: Tested::default(),
         stage: None,
     }
 }

@@ -26,6 +26,7 @@ use crate::live::Live;
 use crate::pace::Pace;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
+use crate::sample;
 use crate::split::Choice;
 use crate::tunnel::Upgrade;
 use crate::upstream::{Upstream, UpstreamBody};
@@ -107,6 +108,9 @@ fn begin(
     if fault.is_none() && live.is_one_too_many() {
         live.client().worker.metrics.exchanges_refused.increment();
         return Some((live, Some(Fault::TooManyExchanges)));
+    }
+    if fault.is_none() {
+        sample::take(&mut live);
     }
     Some((live, fault))
 }
@@ -239,6 +243,7 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     if let Some(trailers) = &trailers {
         judge_trailers(trailers)?;
     }
+    sample::take_body(live, &read);
     live.parts().request_body = Some(read);
     live.parts().request_trailers = trailers;
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {

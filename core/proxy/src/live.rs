@@ -56,6 +56,9 @@ impl Scope {
 
     /// Remembers an exchange that ended here.
     pub(crate) fn remember(&self, worker: &Worker, exchange: &mut Exchange, outcome: Outcome) {
+        if let Some(samples) = &self.generation.records.samples {
+            samples.write(exchange, &outcome);
+        }
         let (names, listener) = (&self.generation.names, self.listener);
         let ended = record::Ended { exchange, outcome, chain: self.chain(), names, listener };
         worker.records.keep(worker.index, &self.generation.records, ended, || worker.lot());

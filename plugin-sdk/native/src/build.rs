@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use crate::ceiling::{self, Ceiling};
 use crate::clock::Clock;
+use crate::coverage::Coverage;
 use crate::log::LogSink;
 use crate::metrics::{Counter, Counters, InstanceCounters};
 use crate::offload::{CpuPool, Offload};
@@ -64,6 +65,11 @@ pub trait BuildHost {
     /// The clock.
     fn clock(&self) -> Clock {
         Clock::default()
+    }
+
+    /// Where to note which lines of scripts run; none unless their tests ask for it.
+    fn coverage(&self) -> Option<Arc<Coverage>> {
+        None
     }
 
     /// The way to a named upstream; none if the configuration has no such upstream.
@@ -229,6 +235,11 @@ impl<'a> BuildContext<'a> {
     /// The clock that time is to be told by where it decides anything, so that tests can set it.
     pub fn clock(&self) -> Clock {
         self.host.clock()
+    }
+
+    /// Where to note which lines of scripts run; none unless their tests ask for it.
+    pub fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.host.coverage()
     }
 
     /// Whether nothing that the instance decides is to hold.

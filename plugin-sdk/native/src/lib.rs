@@ -14,6 +14,7 @@ mod capabilities;
 mod ceiling;
 mod clock;
 mod connection;
+mod coverage;
 mod exchange;
 mod grants;
 mod hook;
@@ -45,6 +46,7 @@ pub use capabilities::{
 pub use ceiling::Ceiling;
 pub use clock::{Clock, thread_time};
 pub use connection::{Admission, Connection, TlsSession};
+pub use coverage::Coverage;
 pub use exchange::{Attempt, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 pub use grants::{CacheGrant, Grants, HttpGrant, LimitGrant};
 pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs, PluginError};

@@ -21,6 +21,7 @@ use crate::build::{
 };
 use crate::clock::Clock;
 use crate::connection::{Admission, Connection, TlsSession};
+use crate::coverage::Coverage;
 use crate::exchange::{End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 use crate::hook::{Decision, Hook, HookFuture, HookName, PluginError};
 use crate::journal::Cursor;
@@ -73,6 +74,7 @@ pub struct PluginTester {
     rates: HashMap<StateKey, Arc<RateTable>>,
     store: Option<Arc<dyn Store>>,
     nanos: Arc<AtomicU64>,
+    coverage: Option<Arc<Coverage>>,
     lines: Arc<Lines>,
     counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
     cpu: Arc<TestPool>,
@@ -119,6 +121,13 @@ impl PluginTester {
     #[must_use]
     pub fn store(mut self, store: Arc<dyn Store>) -> Self {
         self.store = Some(store);
+        self
+    }
+
+    /// Notes there which lines of scripts run.
+    #[must_use]
+    pub fn covering(mut self, coverage: Arc<Coverage>) -> Self {
+        self.coverage = Some(coverage);
         self
     }
 
@@ -239,6 +248,10 @@ impl BuildHost for PluginTester {
 
     fn clock(&self) -> Clock {
         Clock::set_by(self.nanos.clone())
+    }
+
+    fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.coverage.clone()
     }
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {

@@ -171,6 +171,11 @@ pub(crate) fn charge_operations(operations: usize) -> Outcome<()> {
     })
 }
 
+/// Takes back what was counted of work that is not the script's.
+pub(crate) fn forgive(operations: u64) {
+    METER.with(|meter| meter.used.set(meter.used.get().saturating_sub(operations)));
+}
+
 /// Operations that the last call of this thread used.
 pub(crate) fn used() -> u64 {
     METER.with(|meter| meter.used.get())

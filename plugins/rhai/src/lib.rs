@@ -9,6 +9,7 @@
 
 mod call;
 mod callees;
+mod coverage;
 mod docs;
 mod engine;
 mod error;
@@ -26,6 +27,9 @@ pub use script::{Script, Table};
 
 /// A script to start from: what `portcullis new script` writes.
 pub const SCAFFOLD: &str = include_str!("scaffold.rhai");
+
+/// Its tests.
+pub const SCAFFOLD_TESTS: &str = include_str!("scaffold.test.yaml");
 
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,7 @@ use thread_local::ThreadLocal;
 
 use crate::call;
 use crate::callees;
+use crate::coverage::Lines;
 use crate::engine;
 use crate::error::{self, Fault};
 use crate::limits::Limits;
@@ -96,6 +97,7 @@ pub(crate) fn load(
     let modules = Modules::default();
     let mut engine = engine::new(limits, context.name().clone(), granted);
     engine.set_module_resolver(modules.clone());
+    let lines = context.coverage().map(|coverage| Lines::new(coverage, &mut engine));
     let mut loader = Loader {
         engine,
         limits,
@@ -104,6 +106,7 @@ pub(crate) fn load(
         constants: BTreeMap::from([("config".into(), (config, PathBuf::new()))]),
         loading: Vec::new(),
         drafts: Vec::new(),
+        lines,
         context,
     };
     let source = loader.read(Path::new(file))?;
@@ -134,6 +137,8 @@ struct Loader<'l, 'c> {
     loading: Vec<String>,
     /// All files as they are written, with nothing optimised away.
     drafts: Vec<(Source, AST)>,
+    /// Where it is noted which lines run.
+    lines: Option<Lines>,
     context: &'l mut BuildContext<'c>,
 }
 
@@ -155,7 +160,9 @@ impl Loader<'_, '_> {
         }
         let constants = self.evaluate(&draft, source)?;
         self.engine.set_optimization_level(OptimizationLevel::Simple).set_strict_variables(true);
-        let mut ast = self.engine.compile_with_scope(&constants, &source.text).map_err(syntax)?;
+        let marked = self.lines.as_ref().map(|lines| lines.marked(&draft, source));
+        let text = marked.as_deref().unwrap_or(&source.text);
+        let mut ast = self.engine.compile_with_scope(&constants, text).map_err(syntax)?;
         if self.loading.is_empty() {
             // Per call, a source would be one more reference count that all workers write to.
             ast.clear_source();

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::Script;
 
 mod capabilities;
+mod coverage;
 mod language;
 mod sandbox;
 mod shipped;

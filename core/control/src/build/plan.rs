@@ -8,6 +8,7 @@ use portcullis_config::{ChainEntry, Diagnostic, InstanceOptions, Node, NodeError
 use portcullis_plugin::{Ceiling, Registration};
 
 use super::Builder;
+use crate::rehearsal::{PROPS, REGISTRATION};
 
 /// What a chain can index.
 const LONGEST_CHAIN: usize = u16::MAX as usize;
@@ -92,7 +93,7 @@ impl Builder<'_> {
     pub(super) fn plan(&mut self, policies: Vec<Planned>) -> Vec<Planned> {
         let config = &self.loaded.config;
         let mut policies = Some(policies);
-        let mut planned = Vec::new();
+        let mut planned: Vec<Planned> = self.prompter().into_iter().collect();
         for entry in &config.plugins {
             match entry {
                 ChainEntry::Policies(_) => planned.extend(policies.take().unwrap_or_default()),
@@ -112,6 +113,22 @@ impl Builder<'_> {
         self.refuse_equal_names(&planned);
         self.refuse_long_chains(&planned);
         planned
+    }
+
+    /// The plugin in front of all others that a rehearsal may have.
+    fn prompter(&self) -> Option<Planned> {
+        self.services.stage.as_ref()?.play.props.as_ref()?;
+        let place =
+            Whereabouts { source: Some(self.loaded.source.clone()), path: String::new(), policy: None };
+        Some(Planned {
+            registration: &REGISTRATION,
+            name: PROPS.into(),
+            scope: Scope::Gateway,
+            options: InstanceOptions::default(),
+            table: self.loaded.root.empty_table(),
+            ceiling: None,
+            place,
+        })
     }
 
     fn list(&mut self, scope: &Scope, entries: &[ChainEntry]) -> Vec<Planned> {
