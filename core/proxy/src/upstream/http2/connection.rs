@@ -264,7 +264,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         .data_frame_budget(SMALL_PIECES)
         .max_header_list_size(MAX_HEAD as u32);
     let (sender, mut running) = builder
-        .handshake(Counted { io, link: link.clone(), reading: Walk::default() })
+        .handshake(Counted { io, link: link.clone(), reading: Walk::default(), has_failed: false })
         .await
         .map_err(Broken::Http2)?;
     let mut doubt = Doubt::of(running.ping_pong());
@@ -508,6 +508,8 @@ struct Counted<S> {
     io: S,
     link: Arc<Link>,
     reading: Walk,
+    /// It takes nothing any more. What came before is read first.
+    has_failed: bool,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
@@ -517,7 +519,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let Counted { io, link, reading } = &mut *self;
+        let Counted { io, link, reading, .. } = &mut *self;
         let read = Pin::new(io).poll_read(cx, buf);
         let new = &buf.filled()[before..];
         link.heard.fetch_add(new.len() as u64, Relaxed);
@@ -531,9 +533,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Counted<S> {
-    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(written)) = written {
-            self.link.written.fetch_add(written as u64, Relaxed);
+    fn count(&mut self, written: Poll<io::Result<usize>>, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(Ok(length)) => _ = self.link.written.fetch_add(length as u64, Relaxed),
+            Poll::Ready(Err(_)) if !std::mem::replace(&mut self.has_failed, true) => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            _ => {}
         }
         written
     }
@@ -542,7 +549,7 @@ impl<S: AsyncWrite + Unpin> Counted<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.count(written)
+        self.count(written, cx)
     }
 
     fn poll_write_vectored(
@@ -551,7 +558,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.count(written)
+        self.count(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
