@@ -29,7 +29,7 @@ const NO_ERROR: u32 = 0;
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A refusal that is decided on: the frames that say it.
-type Refusal = Pin<Box<dyn Future<Output = Vec<u8>>>>;
+type Decided = Pin<Box<dyn Future<Output = Vec<u8>>>>;
 
 /// The heads of one turn of a connection, and what is said of them beside the library.
 #[derive(Default)]
@@ -37,7 +37,7 @@ pub(super) struct Heads {
     /// Those of which is not known yet what became.
     open: RefCell<Vec<Head>>,
     /// Refusals that are decided on; as many at most as the library bears resets.
-    refusals: RefCell<Vec<Refusal>>,
+    refusals: RefCell<Vec<Decided>>,
     /// Whole frames that are to be written between those of the library.
     pub(super) frames: RefCell<BytesMut>,
 }
