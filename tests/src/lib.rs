@@ -28,13 +28,13 @@ pub use client::{Answer, Http, Request, request};
 pub use dns::{Dns, Record};
 pub use gateway::{Ended, Gateway, Output, Setup, program, run, run_in};
 pub use http2::{Frame, Http2};
-pub use load::{Load, Stop};
+pub use load::{Load, Stop, Timetable};
 pub use origin::Origin;
 pub use origins::{Foreign, Logged};
 pub use peer::{Peer, Raw};
 pub use recorder::Recorder;
 pub use server::{nobody, server};
-pub use wait::{PATIENCE, until, wait_for};
+pub use wait::{PATIENCE, until, wait_for, wait_until};
 
 /// The root of the checkout.
 pub fn repository() -> PathBuf {

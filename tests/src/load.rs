@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
-use crate::{Http, request, until};
+use crate::{Http, request, until, wait_until};
 
 /// Such clients: each over one connection as long as it is kept, or over a new one each time.
 #[derive(Debug, Default)]
@@ -61,5 +62,57 @@ impl Load {
     pub fn go_on(&self) {
         let from = self.asked.load(SeqCst);
         until("more requests", || self.asked.load(SeqCst) >= from + 100);
+    }
+}
+
+/// Clients that ask at times which are settled beforehand, however long answers take: a gateway that is held up does not
+/// get fewer requests for it.
+#[derive(Debug)]
+pub struct Timetable {
+    /// Between two requests of a client.
+    every: Duration,
+}
+
+impl Timetable {
+    const CLIENTS: u32 = 4;
+
+    /// A timetable with this share of the requests that its clients could make without a pause.
+    pub fn with_share(address: SocketAddr, share: f64, trial: Duration) -> Self {
+        let made = Timetable { every: Duration::ZERO }.run(address, trial).len();
+        let every = trial.mul_f64(f64::from(Self::CLIENTS) / (made as f64 * share));
+        Timetable { every }
+    }
+
+    /// Requests a second, of all clients.
+    pub fn rate(&self) -> f64 {
+        f64::from(Self::CLIENTS) / self.every.as_secs_f64()
+    }
+
+    /// Keeps to it for so long; how long each request took from the time at which it was due, the quickest first. All
+    /// are to be answered with 200.
+    pub fn run(&self, address: SocketAddr, time: Duration) -> Vec<Duration> {
+        let begin = Instant::now();
+        let mut took: Vec<_> = std::thread::scope(|scope| {
+            let clients: Vec<_> =
+                (0..Self::CLIENTS).map(|_| scope.spawn(|| self.client(address, begin, time))).collect();
+            clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+        });
+        took.sort_unstable();
+        took
+    }
+
+    fn client(&self, address: SocketAddr, begin: Instant, time: Duration) -> Vec<Duration> {
+        let (mut http, asked) = (Http::connect(address).unwrap(), request("GET", "/"));
+        let (mut took, mut due) = (Vec::new(), begin);
+        while due < begin + time && Instant::now() < begin + 2 * time {
+            wait_until(due);
+            // Who waited for the last answer is late for its sake; who slept too long is not.
+            let is_late = took.last().is_some_and(|last| *last > self.every);
+            let from = if is_late { due } else { Instant::now() };
+            assert_eq!(http.ask(&asked).unwrap().status, 200);
+            took.push(from.elapsed());
+            due = if self.every.is_zero() { Instant::now() } else { due + self.every };
+        }
+        took
     }
 }

@@ -28,3 +28,9 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         std::thread::sleep(PAUSE);
     }
 }
+
+/// Waits for a moment, as who keeps to a timetable does.
+#[allow(clippy::disallowed_methods, reason = "nothing else than the time is waited for")]
+pub fn wait_until(moment: Instant) {
+    std::thread::sleep(moment.saturating_duration_since(Instant::now()));
+}

@@ -28,6 +28,7 @@ mod elsewhere;
 const ABUSE: &str = "tests/tests/abuse.rs";
 const DEPLOY: &str = "tests/tests/deploy.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
+const SMUGGLING: &str = "tests/tests/smuggling.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
 const HTTP2: &str = "tests/tests/http2_upstream.rs";
 const DISCOVERY: &str = "tests/tests/discovery.rs";
@@ -297,6 +298,11 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http2/frames.rs PER_USE", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
     ("http2/frames.rs RST_STREAM", Not("a type of frame")),
     ("http2/frames.rs TURN", Not("how often others get their turn")),
+    (
+        "http2/malformed.rs MAX_BLOCK",
+        Bites(SMUGGLING, "fields_for_which_a_head_alone_has_no_room_are_left_out"),
+    ),
+    ("http2/malformed.rs NO_ERROR", Not("a code")),
     (
         "http2/mod.rs LOCAL_RESETS",
         Bites(ABUSE, "streams_that_the_client_has_reset_by_the_gateway_end_the_connection"),

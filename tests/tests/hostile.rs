@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use portcullis_tests::tools::guest;
-use portcullis_tests::{Answer, Gateway, Http, Origin, Setup, request, until};
+use portcullis_tests::{Answer, Gateway, Http, Origin, Setup, Stop, request, until};
 use serde_json::{Value, json};
 
 /// What an attempt may take: its budget is milliseconds, in an unoptimised build on a busy machine.
@@ -186,50 +186,6 @@ fn a_hostile_judge_of_connections_costs_its_own_connections_only() {
     }
 }
 
-/// Ends the others with whatever ends this one, a failure included.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
-}
-
-#[test]
-fn no_instance_of_a_module_is_left_behind_by_reloads_under_load() {
-    let Some(module) = guest("conformance") else { return };
-    let plugin =
-        "{ name: counts, wasm: { file: m.wasm, isolation: { reuse: 3 }, config: { greeting: hello } } }";
-    let origin = Origin::start();
-    let gateway = gateway("", &route("counts", plugin), &[("m.wasm".into(), module.clone())], &origin);
-    let label = "plugin=\"counts/counts\"";
-    let instances = |event: &str| {
-        gateway.metric("portcullis_plugin_wasm_instances_total", &[label, &format!("event=\"{event}\"")])
-    };
-    let over = AtomicBool::new(false);
-    std::thread::scope(|threads| {
-        let _over = Over(&over);
-        threads.spawn(|| {
-            let mut http = gateway.connect();
-            while !over.load(SeqCst) {
-                assert_eq!(http.ask(&request("GET", "/counts")).unwrap().status, 200);
-            }
-        });
-        // A custom section of another length: the same code in another file.
-        for turn in 1..=10_u8 {
-            let mut other = module.clone();
-            other.extend([0, 2 + turn, 1, b'x']);
-            other.extend(vec![turn; usize::from(turn)]);
-            gateway.edit("m.wasm", &other);
-            gateway.wait_generation(u64::from(turn) + 1);
-        }
-    });
-    assert!(instances("made") > 10.0);
-    gateway.replace("gateway.yaml", plugin, "");
-    gateway.wait_generation(12);
-    until("every instance to end", || instances("made") == instances("ended"));
-}
-
 /// How often a policy is attacked.
 const ATTACK_EVERY: Duration = Duration::from_millis(100);
 
@@ -247,7 +203,7 @@ fn under_a_stream_of_attacks_others_are_served_and_the_policies_are_put_into_qua
     let (over, served) = (AtomicBool::new(false), AtomicUsize::new(0));
     let attacked = |path: &str| -> Answer { gateway.ask(&request("GET", path).header("x-do", "spin")) };
     std::thread::scope(|threads| {
-        let _over = Over(&over);
+        let _stop = Stop(&over);
         threads.spawn(|| {
             let mut http = gateway.connect();
             while !over.load(SeqCst) {

@@ -170,6 +170,9 @@ fn what_would_have_been_is_recorded_and_summed_up() {
     }
     let told = run(&["explain", "--admin", &admin, "denied-0"]);
     assert!(told.out.contains("respond (shadow)"), "{}", told.out);
+    // They passed, and are listed for what would have become of them.
+    let told = run(&["explain", "--admin", &admin]);
+    assert!(told.out.contains("meddler.denied of meddler (shadow)"), "{}", told.out);
 }
 
 #[test]

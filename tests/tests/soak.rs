@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use portcullis_tests::tools::guest;
-use portcullis_tests::{Answer, Gateway, Http2, Setup, Stop, nobody, request, server, until, wait_for};
+use portcullis_tests::{Gateway, Http2, Setup, Stop, nobody, request, server, until, wait_for};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How many seconds, if not these.
@@ -91,10 +92,8 @@ async fn serve(mut stream: tokio::net::TcpStream, mood: Arc<AtomicU8>) -> std::i
 /// Why a request fails that an endpoint may have got. All others can be sent again, whatever they are.
 const MAY_BE_SENT: [&str; 2] = ["upstream.failed", "upstream.response_timeout"];
 
-/// Why the gateway gave this answer, as its record says.
-fn reason(gateway: &Gateway, answer: &Answer) -> String {
-    let said = answer.json();
-    let id = said["request_id"].as_str().unwrap();
+/// Why the gateway gave the answer with this id, as its record says.
+fn reason(gateway: &Gateway, id: &str) -> String {
     wait_for("the record", || {
         let record = gateway.admin("GET", &format!("/records/{id}"));
         (record.status == 200)
@@ -129,7 +128,7 @@ impl Tally {
             match client.ask(&sent) {
                 Ok(answer) if answer.status == 200 => {}
                 Ok(answer) => {
-                    let reason = reason(gateway, &answer);
+                    let reason = reason(gateway, answer.json()["request_id"].as_str().unwrap());
                     println!("{}: {} {reason}", if is_post { "POST" } else { "GET" }, answer.status);
                     failed.fetch_add(1, SeqCst);
                     if is_post && !MAY_BE_SENT.contains(&reason.as_str()) {
@@ -161,7 +160,12 @@ impl Tally {
                 let is_ok = client.read_until(Http2::HEADERS).2.first() == Some(&0x88);
                 while is_ok && client.read_until(Http2::DATA).2.is_empty() {}
                 if !is_ok {
-                    println!("GET over HTTP/2 failed");
+                    let problem = client.read_until(Http2::DATA).2;
+                    let said: Value = serde_json::from_slice(&problem).unwrap_or_default();
+                    println!(
+                        "GET over HTTP/2: {}",
+                        reason(gateway, said["request_id"].as_str().unwrap_or_default())
+                    );
                     self.failed_gets.fetch_add(1, SeqCst);
                 }
             }
@@ -185,7 +189,7 @@ fn no_request_that_may_be_repeated_fails_while_endpoints_do() {
     let urls: Vec<_> = endpoints.iter().map(|address| format!("\"http://{address}\"")).collect();
     let Some(module) = guest("stamp_response") else { return };
     let gateway = Setup::new(&format!(
-        "plugins: [{{ rhai: {{ file: edited.rhai }} }}, {{ wasm: {{ file: unchanged.wasm, config: {{ header: x-module }} }} }}]
+        "plugins: [{{ rhai: {{ file: edited.rhai }} }}, {{ wasm: {{ file: unchanged.wasm, cpu: 100ms, config: {{ header: x-module }} }} }}]
 upstreams:
   origin:
     endpoints: [{}]

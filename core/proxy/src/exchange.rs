@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
-use http::{Method, Response, StatusCode};
+use http::{Method, Response, StatusCode, Version};
 use http_body::Body;
 use portcullis_plugin::{Content, End, HookName, Reply};
 
 use crate::attempt::attempt;
-use crate::body::{ClientBody, Incoming, RequestBody, ResponseBody, Source, pass_whole, whole};
+use crate::body::{
+    ClientBody, Incoming, RequestBody, ResponseBody, Source, judge_trailers, pass_whole, whole,
+};
 use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{client_address, remove_claims};
@@ -19,7 +21,7 @@ use crate::generation::{Action, Rewrite, Route};
 use crate::grpc::{self, Code};
 use crate::head::{Head, understand, unreadable, with_path};
 use crate::hops::strip_hop_by_hop;
-use crate::http1::{HOST_MISSING, Refusal, TRAILER_FORBIDDEN, has_forbidden};
+use crate::http1::{HOST_MISSING, Refusal};
 use crate::live::Live;
 use crate::pace::Pace;
 use crate::reply::{Fault, render};
@@ -90,7 +92,10 @@ fn begin(
             upgrade = head.upgrade.take();
             understand(head, &generation.listeners[listener].limits)
         }
-        Err(refusal) => (unreadable(), Some(refusal.into())),
+        Err(refusal) => {
+            let version = if client.streams.is_some() { Version::HTTP_2 } else { Version::HTTP_11 };
+            (unreadable(version), Some(refusal.into()))
+        }
     };
     let mut live = Live::new(serving, generation, listener, request);
     if let Some(Upgrade { protocol, .. }) = upgrade.as_deref() {
@@ -218,7 +223,7 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
         let filters = scope.chain().request_filters(exchange);
         if body.is_end_stream() && filters.iter().all(|filter| filter.instance.in_shadow) {
             // Who only watches has nothing to say.
-            let _ = pass_whole(Bytes::new(), filters);
+            let _ = pass_whole(Bytes::new(), &mut HeaderMap::new(), filters);
             return Ok(RequestBody::Empty);
         }
         let (body, state) = RequestBody::stream(body, filters, limit);
@@ -231,8 +236,8 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     live.held.push(held);
     live.request_bytes = body.received();
     let (read, trailers) = read?;
-    if trailers.as_ref().is_some_and(|trailers| has_forbidden(trailers)) {
-        return Err(Fault::Screened(TRAILER_FORBIDDEN).into());
+    if let Some(trailers) = &trailers {
+        judge_trailers(trailers)?;
     }
     live.parts().request_body = Some(read);
     live.parts().request_trailers = trailers;
@@ -241,13 +246,16 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     }
     let read = live.exchange().request_body().cloned().unwrap_or_default();
     let trailers = live.parts().request_trailers.take();
+    let mut trailers = trailers.map_or_else(HeaderMap::new, |trailers| *trailers);
     let (exchange, scope) = live.split();
     let filters = scope.chain().request_filters(exchange);
-    let passed = pass_whole(read, filters).map_err(|refusal| {
-        live.refused_by(&refusal);
-        Answer::Reply(refusal.reply)
-    })?;
-    Ok(RequestBody::whole(passed, trailers))
+    match pass_whole(read, &mut trailers, filters) {
+        Ok(passed) => Ok(RequestBody::whole(passed, trailers)),
+        Err(refusal) => {
+            live.refused_by(&refusal);
+            Err(Answer::Reply(refusal.reply))
+        }
+    }
 }
 
 /// Does what the route says.

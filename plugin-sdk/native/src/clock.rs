@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -32,6 +32,14 @@ impl Clock {
                 Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
             }
             Some(nanos) => Duration::from_nanos(nanos),
+        }
+    }
+
+    /// The time of day. A clock that a test sets counts from 1970.
+    pub fn wall(&self) -> SystemTime {
+        match self.0.as_ref().map(|nanos| nanos.load(Relaxed)) {
+            None | Some(0) => SystemTime::now(),
+            Some(nanos) => SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos),
         }
     }
 }

@@ -10,9 +10,11 @@
 
 mod body;
 mod build;
+mod capabilities;
 mod clock;
 mod connection;
 mod exchange;
+mod grants;
 mod hook;
 mod journal;
 mod log;
@@ -35,9 +37,13 @@ pub use build::{
     ArtifactStore, BuildContext, BuildError, BuildHost, BuildWarning, Cache, Instance, Slot, SourceFile,
     SourcePosition, StateKey,
 };
+pub use capabilities::{
+    Capabilities, Counts, Denied, Http, Limits, MAX_KEY, MAX_RANDOM, MAX_SENT, MAX_VALUE, PolicyCache, Taken,
+};
 pub use clock::{Clock, thread_time};
 pub use connection::{Admission, Connection, TlsSession};
 pub use exchange::{Attempt, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
+pub use grants::{CacheGrant, Grants, HttpGrant, LimitGrant};
 pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs, PluginError};
 pub use journal::{Change, ChangeKind, Cursor, Decider, Note, Part, Step, Used, Verdict};
 pub use log::{LogSink, LogSinks};

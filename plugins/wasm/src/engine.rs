@@ -21,8 +21,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(1);
 /// costs a CPU up to 3 % of its time (25 us each time, on a virtual machine).
 pub(crate) const WATCH: u32 = 4;
 
-/// Looks at every tick after a guest took long or had a budget of less than [`WATCH`].
-const HASTE: u32 = 20;
+/// Looks at every tick after a guest took long or had a budget of less than [`WATCH`]: for a second, so that the next
+/// of an attack is interrupted early.
+const HASTE: u32 = 1000;
 
 /// Largest memory that a module may be granted; the pool reserves as much address space per slot anyway.
 pub(crate) const MAX_MEMORY: Size = Size::mib(256);

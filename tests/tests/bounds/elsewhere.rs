@@ -213,6 +213,44 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "plugin-sdk/native/src/metrics.rs MAX_VALUE",
         Bites("plugin-sdk/native/src/metrics.rs", "a_long_value_is_cut"),
     ),
+    (
+        "plugin-sdk/native/src/capabilities.rs MAX_CALLS",
+        Bites("plugin-sdk/native/src/capabilities.rs", "bounds_of_grants_are_checked"),
+    ),
+    (
+        "plugin-sdk/native/src/capabilities.rs MAX_COUNTERS",
+        Bites("plugin-sdk/native/src/capabilities.rs", "bounds_of_grants_are_checked"),
+    ),
+    (
+        "plugin-sdk/native/src/capabilities.rs MAX_ENTRIES",
+        Bites("plugin-sdk/native/src/capabilities.rs", "bounds_of_grants_are_checked"),
+    ),
+    (
+        "plugin-sdk/native/src/capabilities.rs MAX_KEY",
+        Bites("plugin-sdk/native/src/capabilities.rs", "a_cache_keeps_what_is_small_enough"),
+    ),
+    (
+        "plugin-sdk/native/src/capabilities.rs MAX_RANDOM",
+        Bites("plugin-sdk/native/src/capabilities.rs", "time_is_the_clocks_and_random_bytes_are_bounded"),
+    ),
+    (
+        "plugin-sdk/native/src/capabilities.rs MAX_SENT",
+        Bites(
+            "plugin-sdk/native/src/capabilities.rs",
+            "calls_go_to_upstreams_that_are_named_and_no_more_often_than_granted",
+        ),
+    ),
+    (
+        "plugin-sdk/native/src/capabilities.rs MAX_VALUE",
+        Bites("plugin-sdk/native/src/capabilities.rs", "a_cache_keeps_what_is_small_enough"),
+    ),
+    (
+        "plugin-sdk/native/src/capabilities.rs MAX_KEYS",
+        Bites(
+            "plugin-sdk/native/src/rate/tests.rs",
+            "a_flood_of_keys_neither_forgets_an_attacker_nor_passes_uncounted",
+        ),
+    ),
     ("plugin-sdk/native/src/plugin.rs STATE_SCHEMA", Not("a version")),
     (
         "plugin-sdk/native/src/rate.rs MAX_TAKES",

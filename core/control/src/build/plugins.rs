@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use portcullis_config::{
-    Diagnostic, Diagnostics, InstanceOptions, Meanwhile, Mode, Moment, OnError as ConfigOnError,
-    Quarantine as ConfigQuarantine, Reader, Source,
+    Diagnostic, Diagnostics, INSTANCE_OPTIONS, InstanceOptions, Meanwhile, Mode, Moment, NodeError,
+    OnError as ConfigOnError, Quarantine as ConfigQuarantine, Reader, Source,
 };
 use portcullis_plugin::{BuildContext, BuildError, BuildFailure, HookName, Plugin};
 use portcullis_proxy::chain::{Chain, Instance, OnError};
@@ -284,9 +284,9 @@ fn make(planned: &Planned, host: &mut Host<'_>) -> Result<Arc<dyn Plugin>, Diagn
             Ok(Ok(made)) => return Ok(made),
             Ok(Err(BuildFailure::Config(error))) if reader.note(&error) => {}
             Ok(Err(BuildFailure::Config(_))) => {
-                return Err(Diagnostics(
-                    reader.into_errors().into_iter().map(|error| place.node_error(error)).collect(),
-                ));
+                let errors = reader.into_errors().into_iter();
+                let advised = errors.map(|error| place.node_error(advised(error, registration.kind)));
+                return Err(Diagnostics(advised.collect()));
             }
             Ok(Err(BuildFailure::Build(error))) => return Err(build_error(planned, error).into()),
             Err(panic) => {
@@ -295,6 +295,17 @@ fn make(planned: &Planned, host: &mut Host<'_>) -> Result<Arc<dyn Plugin>, Diagn
                 return Err(place.error(table, "", message).into());
             }
         }
+    }
+}
+
+/// The error with advice, if an option of every plugin was written among those of this kind.
+fn advised(error: NodeError, kind: &str) -> NodeError {
+    let is_named = |option: &&&str| error.message == format!("unknown key `{option}` in `{kind}`");
+    match INSTANCE_OPTIONS.iter().find(is_named) {
+        None => error,
+        Some(option) => error.with_help(format!(
+            "every plugin has it, so it stands beside: `{{ {option}: .., {kind}: {{ .. }} }}`"
+        )),
     }
 }
 

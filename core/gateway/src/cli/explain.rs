@@ -145,13 +145,19 @@ fn list(records: &[Record]) -> String {
             record.id.clone(),
             record.status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
             decision.map_or_else(|| "upstream".to_owned(), |decision| decision.by.clone()),
-            reason.unwrap_or_else(|| record.end.replace('_', " ")),
+            reason.or_else(|| in_shadow(record)).unwrap_or_else(|| record.end.replace('_', " ")),
             record.client.to_string(),
             format!("{} {}{}", record.method, record.host, record.path),
         ]
     });
     let head = ["time", "id", "status", "decided by", "why", "client", "request"].map(str::to_owned);
     columns(&[head].into_iter().chain(rows).collect::<Vec<_>>())
+}
+
+/// What a plugin in shadow would have done to it.
+fn in_shadow(record: &Record) -> Option<String> {
+    let step = record.steps.iter().find(|step| step.shadow && step.verdict != "continue")?;
+    Some(format!("{} of {} (shadow)", step.reason.as_deref().unwrap_or(&step.verdict), step.plugin))
 }
 
 /// Everything about one.
