@@ -5,6 +5,7 @@
 //! plugin: a plugin's table stays a [`Node`], which whoever builds the plugin reads with [`Node::reader`].
 
 mod blank;
+mod ceiling;
 mod check;
 mod config;
 mod de;
@@ -21,11 +22,13 @@ mod read;
 mod reader;
 mod resilience;
 mod schema;
+mod store;
 mod traffic;
 mod upstreams;
 mod values;
 mod yaml;
 
+pub use ceiling::{CacheCeiling, Ceiling, HttpCeiling};
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
     InstanceOptions, Limits, Listener, Log, LogFormat, LogLevel, Match, Mode, PluginEntry, Policies,
@@ -44,6 +47,7 @@ pub use read::INSTANCE_OPTIONS;
 pub use reader::Reader;
 pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
+pub use store::{Redis, RedisUrl, SecretName, Store, StoreFile, StoreRedis, Trust};
 pub use traffic::{Arm, Mirror, Split, SplitBy, Target, When};
 pub use upstreams::{
     Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, HttpVersion, ProxyProtocol,

@@ -22,8 +22,10 @@ mod reload;
 mod resolver;
 mod state;
 mod status;
+mod store;
 #[cfg(test)]
 mod testing;
+mod trust;
 mod watch;
 
 pub use build::listen_address;

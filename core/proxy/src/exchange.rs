@@ -246,9 +246,9 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     }
     let read = live.exchange().request_body().cloned().unwrap_or_default();
     let trailers = live.parts().request_trailers.take();
-    let mut trailers = trailers.map_or_else(HeaderMap::new, |trailers| *trailers);
     let (exchange, scope) = live.split();
     let filters = scope.chain().request_filters(exchange);
+    let mut trailers = trailers.map_or_else(HeaderMap::new, |trailers| *trailers);
     match pass_whole(read, &mut trailers, filters) {
         Ok(passed) => Ok(RequestBody::whole(passed, trailers)),
         Err(refusal) => {

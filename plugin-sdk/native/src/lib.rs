@@ -11,6 +11,7 @@
 mod body;
 mod build;
 mod capabilities;
+mod ceiling;
 mod clock;
 mod connection;
 mod exchange;
@@ -28,6 +29,7 @@ mod principal;
 mod rate;
 mod reply;
 mod secret;
+mod store;
 mod tasks;
 mod tester;
 mod units;
@@ -40,6 +42,7 @@ pub use build::{
 pub use capabilities::{
     Capabilities, Counts, Denied, Http, Limits, MAX_KEY, MAX_RANDOM, MAX_SENT, MAX_VALUE, PolicyCache, Taken,
 };
+pub use ceiling::Ceiling;
 pub use clock::{Clock, thread_time};
 pub use connection::{Admission, Connection, TlsSession};
 pub use exchange::{Attempt, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
@@ -56,6 +59,10 @@ pub use principal::Principal;
 pub use rate::{Limit, MAX_TAKES, RateTable, Rates, Standing, Take, TokenBucket};
 pub use reply::{Content, Reason, Reply};
 pub use secret::{Secret, SecretRef};
+pub use store::{
+    Keyspace, MAX_STORE_KEY, MAX_STORE_LIFETIME, MAX_STORE_VALUE, MemoryStore, Store, StoreError,
+    StoreFuture, counted,
+};
 pub use tasks::{Task, Tasks};
 pub use tester::{ExchangeBuilder, PluginTester, TestedPlugin, block_on};
 pub use units::{Rate, Size, Span};

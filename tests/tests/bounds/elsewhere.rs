@@ -107,6 +107,10 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "core/control/src/offload.rs QUEUE_PER_THREAD",
         Bites("core/control/src/offload.rs", "the_queue_is_bounded_and_what_waits_is_done_in_turn"),
     ),
+    (
+        "core/control/src/offload.rs SCRIPTS_PER_THREAD",
+        Bites("tests/tests/capabilities.rs", "so_many_scripts_wait_and_no_more"),
+    ),
     ("core/control/src/private.rs OTHERS_WRITE", Not("bits of permissions")),
     ("core/control/src/private.rs ROOT", Not("a user")),
     (
@@ -318,6 +322,9 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ("plugins/rhai/src/call.rs FIRST_LOOK", Not("how often a clock is looked at")),
     ("plugins/rhai/src/call.rs SLOW", Not("how often a clock is looked at")),
     ("plugins/rhai/src/engine.rs TEXT_PER_OPERATION", Not("a price")),
+    ("plugins/rhai/src/host/capabilities.rs CALL", Not("a price")),
+    ("plugins/rhai/src/host/capabilities.rs CRYPTO", Not("a price")),
+    ("plugins/rhai/src/host/capabilities.rs LOOK_UP", Not("a price")),
     ("plugins/rhai/src/host/text.rs BYTES_PER_OPERATION", Bites(SANDBOX, "memory_has_a_bound")),
     ("plugins/rhai/src/host/text.rs HASH", Not("a price")),
     ("plugins/rhai/src/host/text.rs PATTERNS", Bites(TEXT, "expressions_made_from_requests_do_not_pile_up")),
