@@ -89,7 +89,16 @@ const CASES: &[Case] = &[
 ];
 
 /// Where the two differ, and why. Each of them is in docs/proxy-wasm.md.
-const DIFFERENT: &[(&str, &str)] = &[("GET /a own-property", "A property that a module has set")];
+const DIFFERENT: &[(&str, &str)] = &[
+    ("GET /a headers", "A header that comes several times"),
+    ("POST /up?x=1 headers", "A header that comes several times"),
+    ("GET /a call /body/hello", "Answers of calls"),
+    ("POST /up?x=1 call /header/x-kind/plain", "Answers of calls"),
+    ("GET /a call /status/204", "Answers of calls"),
+    ("GET /a call-slowly /hold", "A call that fails"),
+    ("GET /a property listener_direction", "`listener_direction`"),
+    ("GET /a own-property", "A property that a module has set"),
+];
 
 /// Headers that a hop writes for itself: framing, and what each of the two tells of itself or of the client.
 fn is_of_the_hop(name: &str) -> bool {

@@ -47,7 +47,6 @@ impl Body for Incoming {
             Incoming::Empty => SizeHint::with_exact(0),
             Incoming::Http1(body) => body.size_hint(),
             Incoming::Http2(body) => body.size_hint(),
-            // Only behind chunks can trailers be sent.
         }
     }
 }
