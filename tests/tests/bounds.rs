@@ -60,6 +60,10 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("limits.exchanges", Bites(OVERLOAD, "no_more_exchanges_are_under_way_than_allowed")),
     ("limits.whole_bodies", Bites(LIMITS, "whole_bodies_share_a_budget")),
     (
+        "store.timeout",
+        Bites("tests/tests/store.rs", "a_redis_that_stands_still_holds_nobody_up_for_longer_than_its_time"),
+    ),
+    (
         "listeners.http2.max_streams",
         Bites("tests/tests/protocols.rs", "streams_beyond_the_limit_are_refused"),
     ),

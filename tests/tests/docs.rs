@@ -131,11 +131,15 @@ fn every_block_is_a_configuration() {
         authority.issue(name);
     }
     fs::write(setup.dir().join("tags.rhai"), "fn on_request(ctx) { }").unwrap();
-    for name in ["configuration", "listeners", "upstreams", "routes", "budgets"] {
+    for name in ["configuration", "listeners", "upstreams", "routes", "budgets", "store", "trust"] {
         for block in blocks(&page(&format!("{name}.md"))) {
             fs::write(setup.dir().join("gateway.yaml"), completed(&block)).unwrap();
             let mut check = Command::new(program());
-            check.args(["check", "gateway.yaml"]).current_dir(setup.dir()).env("STICKY_KEY", "k".repeat(32));
+            check
+                .args(["check", "gateway.yaml"])
+                .current_dir(setup.dir())
+                .env("STICKY_KEY", "k".repeat(32))
+                .env("REDIS_PASSWORD", "p");
             let checked = check.output().unwrap();
             let said = String::from_utf8_lossy(&checked.stderr);
             assert!(checked.status.success(), "{name}.md: {said}\n{block}");
