@@ -3,6 +3,7 @@
 A case is one of those below, the path of a method, or the name of an outcome that the server is to tell, `late` behind
 a head of its own."""
 
+import collections
 import json
 import sys
 import time
@@ -76,6 +77,20 @@ def silent(limit):
         return {"first": first.decode(), "code": error.code().name, "took": time.monotonic() - began}
 
 
+def many(count=50):
+    """Calls one after the other: how they ended, and how long the longest took."""
+    codes, longest = collections.Counter(), 0
+    for _ in range(count):
+        began = time.monotonic()
+        try:
+            unary()
+            codes["OK"] += 1
+        except grpc.RpcError as error:
+            codes[error.code().name] += 1
+        longest = max(longest, time.monotonic() - began)
+    return {"codes": codes, "longest": longest}
+
+
 CASES = {
     "unary": lambda: unary(metadata=[("x-asked", "7")]),
     "split": lambda: {"heard": [part.decode() for part in method("unary_stream", "Split")(b"abc", timeout=10)]},
@@ -88,6 +103,7 @@ CASES = {
     "silent": lambda: silent(0.5),
     "silent for long": lambda: silent(20),
     "large": large,
+    "many": many,
     "serving": lambda: unary("Serve", b"shop.Orders=1"),
     "not serving": lambda: unary("Serve", b"shop.Orders=0"),
 }

@@ -1,4 +1,5 @@
-"""A gRPC server that does what a test asks for: `server.py [CERT KEY]` prints its port, and ends with its standard input."""
+"""A gRPC server that does what a test asks for: `server.py [CERT KEY]` prints its port, `server.py ADDRESS` has that one; it
+ends with its standard input."""
 
 import sys
 import threading
@@ -100,11 +101,11 @@ unbounded = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 server = grpc.server(futures.ThreadPoolExecutor(20), options=unbounded)
 server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Test", METHODS)])
 health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-if len(sys.argv) > 1:
+if len(sys.argv) > 2:
     cert, key = (open(file, "rb").read() for file in sys.argv[1:3])
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, cert)]))
 else:
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:0")
 server.start()
 print(port, flush=True)
 sys.stdin.read()

@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use crate::PATIENCE;
+use crate::{Answer, PATIENCE};
 
 /// An HTTP/2 connection, frame by frame.
 #[derive(Debug)]
@@ -220,11 +220,17 @@ impl Http2 {
 
     /// Reads a frame: its type, stream and payload.
     pub fn read(&mut self) -> io::Result<(u8, u32, Vec<u8>)> {
+        let Frame(kind, _, stream, payload) = self.read_frame()?;
+        Ok((kind, stream, payload))
+    }
+
+    /// Reads a frame with its flags.
+    pub fn read_frame(&mut self) -> io::Result<Frame> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head)?;
         let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
         self.0.read_exact(&mut payload)?;
-        Ok((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+        Ok(Frame(head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
     }
 }
 
@@ -248,7 +254,22 @@ impl Frame {
         Frame(Http2::RST_STREAM, 0, stream, Http2::CANCEL.to_be_bytes().to_vec())
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// What a response says whose head is all of it, if that is written in literals: status and fields.
+    pub fn plain_answer(&self) -> Option<Answer> {
+        let Frame(Http2::HEADERS, flags, _, block) = self else { return None };
+        // By the name of `:status` in the static table, and END_STREAM.
+        let mut rest = block.strip_prefix(&[0x08]).filter(|_| flags & 1 != 0)?;
+        let status = unread(&mut rest)?.parse().ok()?;
+        let mut headers = Vec::new();
+        while let Some(field) = rest.strip_prefix(&[0]) {
+            rest = field;
+            headers.push((unread(&mut rest)?, unread(&mut rest)?));
+        }
+        rest.is_empty().then_some(Answer { status, headers, body: Vec::new(), trailers: Vec::new() })
+    }
+
+    /// As it is written.
+    pub fn bytes(&self) -> Vec<u8> {
         let Frame(kind, flags, stream, payload) = self;
         let length = &(payload.len() as u32).to_be_bytes()[1..];
         [length, &[*kind, *flags], &stream.to_be_bytes(), payload].concat()
@@ -271,6 +292,14 @@ fn block(begin: Vec<u8>, headers: &[(&str, &str)]) -> Vec<u8> {
         [vec![0], literal(name.as_bytes()), literal(value.as_bytes())].concat()
     };
     begin.into_iter().chain(headers.iter().flat_map(line)).collect()
+}
+
+/// A literal of less than 127 bytes, which is taken from the rest.
+fn unread(rest: &mut &[u8]) -> Option<String> {
+    let (length, text) = rest.split_first()?;
+    let (text, behind) = text.split_at_checked(usize::from(*length)).filter(|_| *length < 127)?;
+    *rest = behind;
+    String::from_utf8(text.to_vec()).ok()
 }
 
 /// A string literal without Huffman coding (RFC 7541, 5.1 and 5.2).

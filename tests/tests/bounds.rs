@@ -27,7 +27,10 @@ mod elsewhere;
 
 const ABUSE: &str = "tests/tests/abuse.rs";
 const DEPLOY: &str = "tests/tests/deploy.rs";
+const CAPABILITIES: &str = "tests/tests/capabilities.rs";
+const CEILING: &str = "plugin-sdk/native/src/ceiling.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
+const SMUGGLING: &str = "tests/tests/smuggling.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
 const HTTP2: &str = "tests/tests/http2_upstream.rs";
 const DISCOVERY: &str = "tests/tests/discovery.rs";
@@ -58,7 +61,12 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("records.refused", Bites(RECORDS, "no_more_are_remembered_than_the_configuration_says")),
     ("limits.body", Bites(PROXYING, "a_body_whose_length_was_not_said_is_limited_too")),
     ("limits.exchanges", Bites(OVERLOAD, "no_more_exchanges_are_under_way_than_allowed")),
+    ("limits.waiting_scripts", Bites(CAPABILITIES, "so_many_scripts_wait_and_no_more")),
     ("limits.whole_bodies", Bites(LIMITS, "whole_bodies_share_a_budget")),
+    ("policies.grants.cache.entries", Bites(CEILING, "each_grant_has_its_ceiling")),
+    ("policies.grants.http.calls", Bites(CEILING, "each_grant_has_its_ceiling")),
+    ("policies.grants.http.max_body", Bites(CEILING, "each_grant_has_its_ceiling")),
+    ("policies.grants.http.timeout", Bites(CEILING, "each_grant_has_its_ceiling")),
     (
         "store.timeout",
         Bites("tests/tests/store.rs", "a_redis_that_stands_still_holds_nobody_up_for_longer_than_its_time"),
@@ -301,6 +309,11 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http2/frames.rs PER_USE", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
     ("http2/frames.rs RST_STREAM", Not("a type of frame")),
     ("http2/frames.rs TURN", Not("how often others get their turn")),
+    (
+        "http2/malformed.rs MAX_BLOCK",
+        Bites(SMUGGLING, "fields_for_which_a_head_alone_has_no_room_are_left_out"),
+    ),
+    ("http2/malformed.rs NO_ERROR", Not("a code")),
     (
         "http2/mod.rs LOCAL_RESETS",
         Bites(ABUSE, "streams_that_the_client_has_reset_by_the_gateway_end_the_connection"),

@@ -8,9 +8,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use portcullis_tests::corpus::{Case, Expected, Field, Seen, Sent, cases, latin1};
-use portcullis_tests::tools::has;
+use portcullis_tests::tools::{has, tool};
 use portcullis_tests::{
-    Answer, Foreign, Gateway, Http, Http2, Origin, Peer, Recorder, Setup, request, until, wait_for,
+    Answer, Foreign, Frame, Gateway, Http, Http2, Origin, Peer, Recorder, Setup, request, until, wait_for,
 };
 
 /// Limits that cases can reach, and an id by which what an origin saw is found in the access log.
@@ -90,7 +90,9 @@ struct Record {
 impl Record {
     fn refused(&mut self, case: &Case, status: u16, reason: &str, answer: &Answer) {
         assert_eq!(answer.status, status, "{}: {}", case.title, answer.text());
-        let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+        let id = answer
+            .header("x-request-id")
+            .map_or_else(|| answer.json()["request_id"].as_str().unwrap().to_owned(), str::to_owned);
         self.refused.push((id, status, reason.to_owned(), case.title.clone()));
     }
 
@@ -171,7 +173,7 @@ fn send_frames(
     head: &[Field],
     data: Option<&[u8]>,
     trailers: &[Field],
-) -> Result<Vec<u8>, Expected> {
+) -> Result<Answer, Expected> {
     let mut client = Http2::open(gateway.address());
     client.fields(1, data.is_none() && trailers.is_empty(), head);
     // The connection may be at its end already.
@@ -184,13 +186,30 @@ fn send_frames(
     outcome(&mut client)
 }
 
-/// How the answer to the first stream of a connection ended: in a body, a reset, or the connection's end.
-fn outcome(client: &mut Http2) -> Result<Vec<u8>, Expected> {
+/// How the answer to the first stream of a connection ended: in a body, a reset, or the connection's end. Of an answer
+/// with a body the status stands in that, where it matters.
+fn outcome(client: &mut Http2) -> Result<Answer, Expected> {
     loop {
-        let (kind, _, payload) = client.read().unwrap();
+        let frame = client.read_frame().unwrap();
+        if let Some(answer) = frame.plain_answer() {
+            assert_eq!(
+                client.read().unwrap(),
+                (Http2::RST_STREAM, 1, vec![0; 4]),
+                "of the rest nothing is wanted"
+            );
+            return Ok(answer);
+        }
+        let Frame(kind, _, _, payload) = frame;
         let code = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
         match kind {
-            Http2::DATA if !payload.is_empty() => return Ok(payload),
+            Http2::DATA if !payload.is_empty() => {
+                let mut answer =
+                    Answer { status: 200, headers: Vec::new(), body: payload, trailers: Vec::new() };
+                if answer.body.starts_with(b"{\"type\"") {
+                    answer.status = answer.json()["status"].as_u64().unwrap().try_into().unwrap();
+                }
+                return Ok(answer);
+            }
             Http2::RST_STREAM => return Err(Expected::Reset(code(0))),
             Http2::GOAWAY => return Err(Expected::Goaway(code(4))),
             _ => {}
@@ -208,15 +227,12 @@ fn http2_is_refused_or_forwarded_as_the_corpus_says() {
         origin.take();
         let Sent::Frames { head, data, trailers } = &case.sent else { return };
         match (send_frames(&gateway, head, data.as_deref(), trailers), &case.expected[..]) {
-            (Ok(body), [Expected::Refused(status, reason)]) => {
-                let answer = Answer { status: *status, headers: Vec::new(), body, trailers: Vec::new() };
-                let said = answer.json()["status"].as_u64().and_then(|status| u16::try_from(status).ok());
-                assert_eq!(said, Some(*status), "{}", case.title);
+            (Ok(answer), [Expected::Refused(status, reason)]) => {
                 record.refused(case, *status, reason, &answer);
             }
-            (Ok(body), [Expected::Forwarded(_)]) => assert_eq!(body, b"ok", "{}", case.title),
+            (Ok(answer), [Expected::Forwarded(_)]) => assert_eq!(answer.body, b"ok", "{}", case.title),
             (outcome, expected) => {
-                let outcome = outcome.map(|body| String::from_utf8_lossy(&body).into_owned());
+                let outcome = outcome.map(|answer| answer.text());
                 let is_expected = match (&outcome, expected) {
                     (Err(Expected::Reset(code)), [Expected::Reset(expected)]) => code == expected,
                     (Err(Expected::Goaway(code)), [Expected::Goaway(expected)]) => code == expected,
@@ -229,9 +245,160 @@ fn http2_is_refused_or_forwarded_as_the_corpus_says() {
         record.seen(case, &origin);
     });
     record.compare(&gateway);
-    // What is no request is in no log, but it is counted.
+    // What could not be answered is counted, and the log says that there was such a thing.
     let counted = || gateway.metric("portcullis_clients_given_up_total", &["reason=\"http2_error\""]);
     until("what was malformed to be counted", || counted() >= f64::from(malformed));
+    assert!(gateway.log().contains("HTTP/2 connections ended for what came on them"));
+}
+
+/// A `GET` of HTTP/2, which this field makes malformed, and a request that is well.
+const MALFORMED: [&[u8]; 2] = [b"te", b"gzip"];
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    Frame(kind, flags, stream, payload.to_vec()).bytes()
+}
+
+/// A head in literals; with these flags, of which END_STREAM is 1 and END_HEADERS 4.
+fn head(stream: u32, flags: u8, method: &str, field: [&[u8]; 2]) -> Vec<u8> {
+    let usual = [[":method", method], [":scheme", "http"], [":authority", "a"], [":path", "/"]];
+    let fields = usual.map(|field| field.map(str::as_bytes)).into_iter().chain([field]);
+    let literal = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
+    let block = fields.flat_map(|[name, value]| [vec![0], literal(name), literal(value)].concat());
+    frame(Http2::HEADERS, flags, stream, &block.collect::<Vec<u8>>())
+}
+
+/// What becomes of so many streams: a head alone, a reset, or nothing of both but a body or its end.
+fn outcomes(client: &mut Http2, streams: usize) -> BTreeMap<u32, Result<Option<Answer>, u32>> {
+    let mut outcomes = BTreeMap::new();
+    while outcomes.len() < streams {
+        let frame = client.read_frame().unwrap();
+        let answer = frame.plain_answer();
+        match frame {
+            Frame(Http2::HEADERS, _, stream, _) if answer.is_some() => {
+                _ = outcomes.insert(stream, Ok(answer))
+            }
+            Frame(Http2::RST_STREAM, _, stream, code) => {
+                let code = u32::from_be_bytes(code.try_into().unwrap());
+                // Behind an answer it says that no more is wanted.
+                let before = outcomes.entry(stream).or_insert(Err(code));
+                assert!(code == 0 || *before == Err(code), "{before:?}");
+            }
+            Frame(Http2::DATA, flags, stream, _) if flags & 1 != 0 => _ = outcomes.insert(stream, Ok(None)),
+            _ => {}
+        }
+    }
+    outcomes
+}
+
+#[test]
+fn malformed_requests_of_http2_are_refused_beside_others_that_are_served() {
+    let origin = Recorder::start();
+    let config = "
+plugins:
+  - request_id: {}
+  - access_log: { target: access.log }
+  - headers: { response: { set: { x-set: by-a-plugin } } }
+upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
+";
+    let gateway = Setup::new(config).variable("ORIGIN", origin.address()).start();
+    let mut client = Http2::open(gateway.address());
+    let well = [&b"x-a"[..], b"b"];
+    // All at once: within one turn of the connection it has to be known who is who.
+    let together = [
+        head(1, 5, "GET", MALFORMED),
+        head(3, 5, "GET", well),
+        head(5, 4, "POST", [b"content-length", b"3"]),
+        frame(Http2::DATA, 1, 5, b"longer"),
+        head(7, 5, "GET", MALFORMED),
+        head(9, 5, "GET", well),
+    ];
+    client.write_raw(&together.concat()).unwrap();
+    let outcomes = outcomes(&mut client, 5);
+    for stream in [1, 7] {
+        let Ok(Some(answer)) = &outcomes[&stream] else { panic!("{outcomes:?}") };
+        assert_eq!((answer.status, answer.header("x-set")), (400, Some("by-a-plugin")));
+        let id = answer.header("x-request-id").unwrap();
+        let record = wait_for("the record", || {
+            let record = gateway.admin("GET", &format!("/records/{id}"));
+            (record.status == 200).then(|| record.json())
+        });
+        assert_eq!(record["decided_by"]["reason"], "http.malformed", "{record}");
+        assert_eq!(record["decided_by"]["by"], "core.http", "{record}");
+    }
+    assert_eq!((&outcomes[&3], &outcomes[&9], &outcomes[&5]), (&Ok(None), &Ok(None), &Err(1)));
+    // Of one that goes on to send its body no more is wanted, and nothing else suffers.
+    client.write_raw(&head(11, 4, "POST", MALFORMED)).unwrap();
+    let answered = answer_on(&mut client, 11);
+    assert_eq!(answered.status, 400);
+    for _ in 0..10 {
+        client.write(Http2::DATA, 0, 11, &[b'x'; 4096]).unwrap();
+    }
+    client.write_raw(&head(13, 5, "GET", well)).unwrap();
+    assert_eq!(outcomes(&mut client, 2)[&13], Ok(None));
+    // A head in pieces is one, wherever they end.
+    let whole = head(15, 5, "GET", MALFORMED);
+    for piece in whole.chunks(7) {
+        client.write_raw(piece).unwrap();
+        client.write_raw(&[]).unwrap();
+    }
+    assert_eq!(answer_on(&mut client, 15).status, 400);
+    let logged = || {
+        let lines = gateway.access_log();
+        lines.iter().filter(|line| line["reason"] == "http.malformed").cloned().collect::<Vec<_>>()
+    };
+    until("all to be logged", || logged().len() == 4);
+    let line = &logged()[0];
+    assert_eq!((&line["status"], &line["end"]), (&400.into(), &"complete".into()), "{line}");
+    assert_eq!(gateway.metric("portcullis_refusals_total", &["reason=\"http.malformed\""]), 4.0);
+    // The one whose body was wrong.
+    assert_eq!(gateway.metric("portcullis_clients_given_up_total", &["reason=\"http2_error\""]), 1.0);
+}
+
+/// The head that is all of a stream's answer.
+fn answer_on(client: &mut Http2, stream: u32) -> Answer {
+    loop {
+        let frame = client.read_frame().unwrap();
+        if let Some(answer) = frame.plain_answer().filter(|_| frame.2 == stream) {
+            return answer;
+        }
+    }
+}
+
+#[test]
+fn fields_for_which_a_head_alone_has_no_room_are_left_out() {
+    let long = "v".repeat(9000);
+    let config = format!(
+        "plugins: [{{ headers: {{ response: {{ set: {{ x-one: {long}, x-other: {long}, x-set: by-a-plugin }} }} }} }}]\n\
+         routes: [{{ respond: {{ status: 204 }} }}]\n"
+    );
+    let gateway = Setup::new(&config).start();
+    let mut client = Http2::open(gateway.address());
+    client.write_raw(&head(1, 5, "GET", MALFORMED)).unwrap();
+    let Frame(_, flags, _, block) = loop {
+        let frame = client.read_frame().unwrap();
+        if frame.0 == Http2::HEADERS {
+            break frame;
+        }
+    };
+    let count = |name: &[u8]| block.windows(name.len()).filter(|part| *part == name).count();
+    assert_eq!((flags, count(b"x-set"), count(b"x-request-id")), (5, 1, 1));
+    assert_eq!(count(b"x-one") + count(b"x-other"), 1, "{} bytes", block.len());
+}
+
+#[test]
+fn clients_that_others_wrote_show_what_becomes_of_a_malformed_request() {
+    if !has(&["curl", "nghttp"]) {
+        return;
+    }
+    let gateway = Setup::new("routes: [{ respond: { status: 204 } }]\n").start();
+    let url = format!("http://{}/", gateway.address());
+    let curl = ["-sS", "--http2-prior-knowledge", "-i", "-H", "content-length: 5", &url];
+    let said = tool("curl", &curl);
+    assert!(said.starts_with("HTTP/2 400") && said.contains("x-request-id: "), "{said}");
+    let said = tool("nghttp", &["-v", "-H", "te: gzip", &url]);
+    assert!(said.contains(":status: 400") && said.contains("x-request-id: "), "{said}");
+    let said = tool("nghttp", &["-v", "-H", "te: gzip", "-d", "/proc/self/exe", &url]);
+    assert!(said.contains(":status: 400"), "{said}");
 }
 
 /// Sends every case by way of a gateway to this origin, each followed by a request that has to be answered as itself
@@ -247,7 +414,7 @@ fn compare_with(name: &str, origin: &Foreign, told: impl Fn(&Seen) -> Seen) {
             Sent::Bytes(bytes) => send(&gateway, bytes, &case.expected).iter().map(Answer::text).collect(),
             Sent::Frames { head, data, trailers } => {
                 let ended = send_frames(&gateway, head, data.as_deref(), trailers);
-                vec![ended.map_or_else(|ended| format!("{ended:?}"), |body| latin1(&body))]
+                vec![ended.map_or_else(|ended| format!("{ended:?}"), |answer| latin1(&answer.body))]
             }
         };
         for (expected, answer) in case.expected.iter().zip(&answers) {

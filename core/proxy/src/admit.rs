@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use crate::generation::{ClientLimits, Listener, Rate};
-use crate::metrics::{Padded, Refused};
+use crate::metrics::{GivenUp, Padded, Refused};
 
-/// Between two log lines about refused connections of a listener.
+/// Between two log lines about refused connections of a listener, or about those that were ended.
 const QUIET: Duration = Duration::from_secs(10);
 /// Locks among which the clients are shared out, so that workers rarely meet.
 const SHARDS: usize = 16;
@@ -26,9 +26,30 @@ pub struct Gate {
     /// Made when it is needed first.
     handshakes: OnceLock<Handshakes>,
     since: Instant,
-    /// In milliseconds since then; 0 before the first line.
-    told_at: AtomicU64,
+    refused: Told,
+    ended: Told,
+}
+
+/// What befalls connections, of which the log tells now and then.
+#[derive(Default)]
+struct Told {
+    /// In milliseconds since the door was made; 0 before the first line.
+    at: AtomicU64,
     untold: AtomicU64,
+}
+
+impl Told {
+    /// One more; if no line was written just now, how many the next one is about.
+    fn count(&self, since: Instant) -> Option<u64> {
+        self.untold.fetch_add(1, Relaxed);
+        let now = (since.elapsed().as_millis() as u64).max(1);
+        let told_at = self.at.load(Relaxed);
+        let is_quiet = told_at != 0 && now - told_at.min(now) < QUIET.as_millis() as u64;
+        if is_quiet || self.at.compare_exchange(told_at, now, Relaxed, Relaxed).is_err() {
+            return None;
+        }
+        Some(self.untold.swap(0, Relaxed))
+    }
 }
 
 /// What budgets count as one client: an IPv4 address, or the IPv6 network that a subscriber has for himself.
@@ -55,8 +76,8 @@ impl Default for Gate {
             clients: Clients::default(),
             handshakes: OnceLock::new(),
             since: Instant::now(),
-            told_at: AtomicU64::new(0),
-            untold: AtomicU64::new(0),
+            refused: Told::default(),
+            ended: Told::default(),
         }
     }
 }
@@ -78,16 +99,16 @@ impl Gate {
 
     /// Says that a connection was refused, or leaves it for the next line if one was written just now.
     pub(crate) fn tell(&self, listener: &str, peer: IpAddr, why: Refused) {
-        self.untold.fetch_add(1, Relaxed);
-        let now = (self.since.elapsed().as_millis() as u64).max(1);
-        let told_at = self.told_at.load(Relaxed);
-        let is_quiet = told_at != 0 && now - told_at.min(now) < QUIET.as_millis() as u64;
-        if is_quiet || self.told_at.compare_exchange(told_at, now, Relaxed, Relaxed).is_err() {
-            return;
-        }
-        let refused = self.untold.swap(0, Relaxed);
+        let Some(refused) = self.refused.count(self.since) else { return };
         let (_, limit) = Refused::ALL[why as usize];
         tracing::warn!(listener, %peer, limit, refused, "connections refused");
+    }
+
+    /// The same of a connection that was ended for what came on it.
+    pub(crate) fn tell_end(&self, listener: &str, peer: IpAddr, why: GivenUp) {
+        let Some(ended) = self.ended.count(self.since) else { return };
+        let (_, reason) = GivenUp::ALL[why as usize];
+        tracing::warn!(listener, %peer, reason, ended, "HTTP/2 connections ended for what came on them");
     }
 }
 

@@ -1,5 +1,8 @@
 //! Bodies on their way through: counted, bounded, filtered.
 
+mod filters;
+mod incoming;
+
 use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt;
@@ -12,16 +15,18 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use portcullis_plugin::{Cursor, End, Reply};
+use portcullis_plugin::{End, RequestId};
 
+use self::filters::Filters;
+pub(crate) use self::filters::{FilterRefusal, pass_whole};
+pub(crate) use self::incoming::{ClientBody, Incoming};
 pub use crate::budget::Budget;
 pub(crate) use crate::budget::Held;
-use crate::chain::{Filter, Instance};
+use crate::chain::Filter;
 use crate::grpc::{self, Code};
-use crate::http1::{self, TRAILER_FORBIDDEN, allowed_trailers, is_forbidden_trailer};
+use crate::http1::{TRAILER_FORBIDDEN, allowed_trailers, has_forbidden};
 use crate::live::Live;
 use crate::mirror::Tee;
-use crate::pace::Pace;
 use crate::reply::Fault;
 use crate::tunnel::Tunnel;
 use crate::upstream::UpstreamBody;
@@ -74,171 +79,6 @@ where
 /// counts as sent, and gives its share of the budget back. An HTTP/2 connection is handed no more of any
 /// body, because it keeps what a stream is not given room for.
 const SLICE: usize = 32 * 1024;
-
-/// A request's body as its connection reads it.
-pub(crate) enum Incoming {
-    Empty,
-    Http1(http1::Body),
-    Http2(hyper::body::Incoming),
-}
-
-impl Body for Incoming {
-    type Data = Bytes;
-    type Error = Fault;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
-        match &mut *self {
-            Incoming::Empty => Poll::Ready(None),
-            Incoming::Http1(body) => Pin::new(body).poll_frame(cx),
-            Incoming::Http2(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(|_| Fault::ClientBody))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Incoming::Empty => true,
-            Incoming::Http1(body) => body.is_end_stream(),
-            Incoming::Http2(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Incoming::Empty => SizeHint::with_exact(0),
-            Incoming::Http1(body) => body.size_hint(),
-            Incoming::Http2(body) => body.size_hint(),
-        }
-    }
-}
-
-/// A client's body as it arrives: a client that stops within it, or sends it too slowly, is not waited for.
-pub(crate) struct ClientBody {
-    incoming: Incoming,
-    pace: Pace,
-    received: u64,
-}
-
-impl ClientBody {
-    pub(crate) fn new(incoming: Incoming, pace: Pace) -> Self {
-        ClientBody { incoming, pace, received: 0 }
-    }
-
-    /// Bytes received.
-    pub(crate) fn received(&self) -> u64 {
-        self.received
-    }
-}
-
-impl Body for ClientBody {
-    type Data = Bytes;
-    type Error = Fault;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
-        let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                this.pace.went_on(bytes);
-                this.received += bytes as u64;
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(ended) => Poll::Ready(ended),
-            Poll::Pending => this.pace.poll_wait(cx).map(|()| Some(Err(Fault::BodyTimeout))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
-
-/// The filters of a body, in the order in which chunks pass them.
-#[derive(Default)]
-struct Filters {
-    filters: Vec<Filter>,
-    ended: bool,
-}
-
-/// A filter refused.
-pub(crate) struct FilterRefusal {
-    pub(crate) instance: Arc<Instance>,
-    pub(crate) cursor: Cursor,
-    pub(crate) reply: Box<Reply>,
-}
-
-impl Filters {
-    fn new(filters: Vec<Filter>) -> Self {
-        Filters { filters, ended: false }
-    }
-
-    /// Whether what passes may come out as something else, or later. Those in shadow only watch.
-    fn may_alter(&self) -> bool {
-        !self.filters.iter().all(|filter| filter.instance.in_shadow)
-    }
-
-    /// Passes a chunk. Who only watches must not be a reason to ask for an end that is known: with the `last` chunk
-    /// it is told of it.
-    fn chunk(&mut self, chunk: Bytes, last: bool) -> Result<Bytes, FilterRefusal> {
-        let passed = self.filters.iter_mut().try_fold(chunk, |chunk, filter| {
-            if chunk.is_empty() { Ok(chunk) } else { pass(filter, Some(chunk)) }
-        })?;
-        if last && !self.may_alter() {
-            self.end()?;
-        }
-        Ok(passed)
-    }
-
-    /// What follows the body, as the filters leave it.
-    fn trailers(&mut self, trailers: &mut HeaderMap) -> Result<(), FilterRefusal> {
-        self.filters
-            .iter_mut()
-            .try_for_each(|filter| filter.trailers(trailers).map_err(|reply| refusal(filter, reply)))
-    }
-
-    /// What the filters still hold; what one gives at its end passes those after it.
-    fn end(&mut self) -> Result<Bytes, FilterRefusal> {
-        if std::mem::replace(&mut self.ended, true) {
-            return Ok(Bytes::new());
-        }
-        self.filters.iter_mut().try_fold(Bytes::new(), |carried, filter| {
-            let passed = if carried.is_empty() { carried } else { pass(filter, Some(carried))? };
-            let rest = pass(filter, None)?;
-            Ok(match (passed.is_empty(), rest.is_empty()) {
-                (_, true) => passed,
-                (true, _) => rest,
-                _ => [passed, rest].concat().into(),
-            })
-        })
-    }
-}
-
-/// Passes a whole body through filters that would also take it in chunks.
-pub(crate) fn pass_whole(body: Bytes, filters: Vec<Filter>) -> Result<Bytes, FilterRefusal> {
-    let mut filters = Filters::new(filters);
-    let passed = filters.chunk(body, false)?;
-    let rest = filters.end()?;
-    Ok(if rest.is_empty() { passed } else { [passed, rest].concat().into() })
-}
-
-fn pass(filter: &mut Filter, chunk: Option<Bytes>) -> Result<Bytes, FilterRefusal> {
-    filter.pass(chunk).map_err(|reply| refusal(filter, reply))
-}
-
-fn refusal(filter: &Filter, reply: Box<Reply>) -> FilterRefusal {
-    FilterRefusal { instance: filter.instance.clone(), cursor: filter.cursor, reply }
-}
 
 /// What an upload came to, for the exchange to see: the body itself is with the upstream's connection.
 #[derive(Default)]
@@ -296,7 +136,14 @@ impl Error for BodyError {}
 pub(crate) enum RequestBody {
     Empty,
     Whole(Bytes),
+    /// The same, and what follows it.
+    Trailed(Box<(Bytes, Option<HeaderMap>)>),
     Stream(Box<Upload>),
+}
+
+/// Refuses fields that belong in the head, where the request would have been judged by them.
+pub(crate) fn judge_trailers(trailers: &HeaderMap) -> Result<(), Fault> {
+    if has_forbidden(trailers) { Err(Fault::Screened(TRAILER_FORBIDDEN)) } else { Ok(()) }
 }
 
 /// A request's body that streams through.
@@ -315,11 +162,20 @@ pub(crate) struct Upload {
 }
 
 impl RequestBody {
+    /// A whole body, and what follows it.
+    pub(crate) fn whole(bytes: Bytes, trailers: HeaderMap) -> Self {
+        let trailers = allowed_trailers(trailers);
+        match trailers.is_empty() {
+            true => RequestBody::Whole(bytes),
+            false => RequestBody::Trailed(Box::new((bytes, Some(trailers)))),
+        }
+    }
+
     /// What becomes of an upload.
     pub(crate) fn upload(&self) -> Option<Arc<UploadState>> {
         match self {
             RequestBody::Stream(upload) => Some(upload.state.clone()),
-            RequestBody::Empty | RequestBody::Whole(_) => None,
+            RequestBody::Empty | RequestBody::Whole(_) | RequestBody::Trailed(_) => None,
         }
     }
 
@@ -336,18 +192,28 @@ impl RequestBody {
         match self {
             RequestBody::Empty => Some(RequestBody::Empty),
             RequestBody::Whole(bytes) => Some(RequestBody::Whole(bytes.clone())),
+            RequestBody::Trailed(trailed) => Some(RequestBody::Trailed(trailed.clone())),
             RequestBody::Stream(_) => None,
         }
     }
 
     /// The same before `chunk` and `trailers` were taken from it.
     pub(crate) fn put_back(mut self, chunk: Bytes, trailers: Option<HeaderMap>) -> Self {
-        if let RequestBody::Stream(upload) = &mut self {
-            upload.trailers = trailers.or(upload.trailers.take());
+        let rest = match &mut self {
+            RequestBody::Stream(upload) => Some(&mut upload.trailers),
+            RequestBody::Trailed(trailed) => Some(&mut trailed.1),
+            RequestBody::Empty | RequestBody::Whole(_) => None,
+        };
+        if let Some(rest) = rest {
+            *rest = trailers.or(rest.take());
         }
         match self {
             body if chunk.is_empty() => body,
             RequestBody::Empty | RequestBody::Whole(_) => RequestBody::Whole(chunk),
+            RequestBody::Trailed(mut trailed) => {
+                trailed.0 = chunk;
+                RequestBody::Trailed(trailed)
+            }
             RequestBody::Stream(mut upload) => {
                 upload.ahead = chunk;
                 RequestBody::Stream(upload)
@@ -418,10 +284,9 @@ impl Upload {
                     Ok(chunk) => chunk,
                     Err(frame) => {
                         let mut trailers = frame.into_trailers().unwrap_or_default();
-                        if trailers.keys().any(|name| is_forbidden_trailer(name.as_str().as_bytes())) {
+                        if let Err(fault) = judge_trailers(&trailers) {
                             self.ended = true;
-                            let fault = UploadFailure::Fault(Fault::Screened(TRAILER_FORBIDDEN));
-                            return Poll::Ready(Some(Err(self.state.fail(fault))));
+                            return Poll::Ready(Some(Err(self.state.fail(UploadFailure::Fault(fault)))));
                         }
                         if let Err(refusal) = self.filters.trailers(&mut trailers) {
                             self.ended = true;
@@ -484,6 +349,13 @@ impl Body for RequestBody {
             RequestBody::Empty => Poll::Ready(None),
             RequestBody::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             RequestBody::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            RequestBody::Trailed(trailed) => {
+                let (bytes, trailers) = &mut **trailed;
+                Poll::Ready(match bytes.is_empty() {
+                    true => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
+                    false => Some(Ok(Frame::data(std::mem::take(bytes)))),
+                })
+            }
             RequestBody::Stream(upload) => upload.poll(cx),
         }
     }
@@ -492,6 +364,7 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => true,
             RequestBody::Whole(bytes) => bytes.is_empty(),
+            RequestBody::Trailed(trailed) => trailed.0.is_empty() && trailed.1.is_none(),
             RequestBody::Stream(upload) => upload.is_end(),
         }
     }
@@ -500,6 +373,8 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
             RequestBody::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            // Only behind chunks can trailers be sent.
+            RequestBody::Trailed(_) => SizeHint::default(),
             RequestBody::Stream(upload) => upload.size_hint(),
         }
     }
@@ -544,8 +419,10 @@ impl ResponseBody {
     pub(crate) fn new(source: Source, filters: Vec<Filter>, mut live: Box<Live>) -> Self {
         let filters = Filters::new(filters);
         let piece = if live.client().streams.is_some() { SLICE } else { usize::MAX };
-        let trailers = live.trailers.take().filter(|_| matches!(source, Source::Whole(_)));
-        let tail = trailers.map(|trailers| Frame::trailers(*trailers)).into_iter().collect();
+        let trailers = live.parts().response_trailers.take().filter(|_| matches!(source, Source::Whole(_)));
+        let trailers = trailers.map(|trailers| allowed_trailers(*trailers));
+        let tail =
+            trailers.filter(|trailers| !trailers.is_empty()).map(Frame::trailers).into_iter().collect();
         let rest = Bytes::new();
         let mut body = ResponseBody { source, filters, tail, rest, piece, source_ended: false, live };
         // One that is empty from the start is dropped without being asked.
@@ -567,6 +444,12 @@ impl ResponseBody {
             },
             source => Err(ResponseBody { source, ..self }),
         }
+    }
+
+    /// Ends the exchange with the response's head alone; returns its id.
+    pub(crate) fn omit(mut self) -> RequestId {
+        self.live.end(End::Complete);
+        self.live.exchange().id().clone()
     }
 
     fn fail(&mut self, end: End, what: &'static str) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

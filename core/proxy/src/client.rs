@@ -58,6 +58,16 @@ impl Client {
         found
     }
 
+    /// The connection ends for what came on it.
+    pub(crate) fn give_up(&self, why: GivenUp) {
+        self.worker.metrics.give_up(why);
+        let generation = self.worker.generation();
+        if let Some(at) = self.listener(&generation) {
+            let listener = &generation.listeners[at];
+            listener.gate.tell_end(&listener.name, self.connection.peer.ip(), why);
+        }
+    }
+
     /// A request of this connection; it is being served until the return value is dropped.
     pub(crate) fn begin(self: &Rc<Self>) -> Serving {
         Serving { stream: self.streams.as_ref().map_or(0, Streams::begin), client: self.clone() }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
-use http::{Method, Response, StatusCode};
+use http::{Method, Response, StatusCode, Version};
 use http_body::Body;
 use portcullis_plugin::{Content, End, HookName, Reply};
 
 use crate::attempt::attempt;
-use crate::body::{ClientBody, Incoming, RequestBody, ResponseBody, Source, pass_whole, whole};
+use crate::body::{
+    ClientBody, Incoming, RequestBody, ResponseBody, Source, judge_trailers, pass_whole, whole,
+};
 use crate::chain::Flow;
 use crate::client::Client;
 use crate::forwarded::{client_address, remove_claims};
@@ -90,7 +92,10 @@ fn begin(
             upgrade = head.upgrade.take();
             understand(head, &generation.listeners[listener].limits)
         }
-        Err(refusal) => (unreadable(), Some(refusal.into())),
+        Err(refusal) => {
+            let version = if client.streams.is_some() { Version::HTTP_2 } else { Version::HTTP_11 };
+            (unreadable(version), Some(refusal.into()))
+        }
     };
     let mut live = Live::new(serving, generation, listener, request);
     if let Some(Upgrade { protocol, .. }) = upgrade.as_deref() {
@@ -218,7 +223,7 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
         let filters = scope.chain().request_filters(exchange);
         if body.is_end_stream() && filters.iter().all(|filter| filter.instance.in_shadow) {
             // Who only watches has nothing to say.
-            let _ = pass_whole(Bytes::new(), filters);
+            let _ = pass_whole(Bytes::new(), &mut HeaderMap::new(), filters);
             return Ok(RequestBody::Empty);
         }
         let (body, state) = RequestBody::stream(body, filters, limit);
@@ -230,18 +235,27 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     let read = whole(&mut body, limit, &mut held, Fault::BodyTooLarge).await;
     live.held.push(held);
     live.request_bytes = body.received();
-    let (read, _) = read?;
+    let (read, trailers) = read?;
+    if let Some(trailers) = &trailers {
+        judge_trailers(trailers)?;
+    }
     live.parts().request_body = Some(read);
+    live.parts().request_trailers = trailers;
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {
         return Err(answer);
     }
     let read = live.exchange().request_body().cloned().unwrap_or_default();
+    let trailers = live.parts().request_trailers.take();
     let (exchange, scope) = live.split();
     let filters = scope.chain().request_filters(exchange);
-    pass_whole(read, filters).map(RequestBody::Whole).map_err(|refusal| {
-        live.refused_by(&refusal);
-        Answer::Reply(refusal.reply)
-    })
+    let mut trailers = trailers.map_or_else(HeaderMap::new, |trailers| *trailers);
+    match pass_whole(read, &mut trailers, filters) {
+        Ok(passed) => Ok(RequestBody::whole(passed, trailers)),
+        Err(refusal) => {
+            live.refused_by(&refusal);
+            Err(Answer::Reply(refusal.reply))
+        }
+    }
 }
 
 /// Does what the route says.
@@ -429,7 +443,8 @@ fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
 
 /// Puts a reply in place of the upstream's response.
 fn put(live: &mut Live, reply: Reply) -> Source {
-    (live.is_reply, live.trailers) = (true, None);
+    live.is_reply = true;
+    live.parts().response_trailers = None;
     let (status, headers, body) = render(reply, live.exchange().id());
     live.respond(portcullis_plugin::Response::new(status, headers));
     live.parts().has_response_body = !body.is_empty();
@@ -458,7 +473,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
             };
             live.held.push(held);
             let (read, trailers) = read?;
-            live.trailers = trailers;
+            live.parts().response_trailers = trailers;
             read
         }
     };

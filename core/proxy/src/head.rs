@@ -81,10 +81,10 @@ pub(crate) fn understand(head: Head, limits: &ListenerLimits) -> (Request, Optio
 }
 
 /// A head that could not be read: nothing of what it said is known.
-pub(crate) fn unreadable() -> Request {
+pub(crate) fn unreadable(version: Version) -> Request {
     // A token that no method has.
     let method = Method::from_bytes(b"-").unwrap_or_default();
-    Request::new(method, PathAndQuery::from_static("/"), Version::HTTP_11, HeaderMap::new())
+    Request::new(method, PathAndQuery::from_static("/"), version, HeaderMap::new())
 }
 
 fn oversized(headers: &HeaderMap, version: Version, limits: &ListenerLimits) -> Option<Fault> {
@@ -330,6 +330,6 @@ mod tests {
         assert_eq!(long(Version::HTTP_11, 300), None);
         assert_eq!(head(http::Request::trace("http://a/")).1, Some(Fault::MethodUnsupported));
         assert_eq!(head(http::Request::connect("a.example:443")).1, Some(Fault::MethodUnsupported));
-        assert_eq!(unreadable().method().as_str(), "-");
+        assert_eq!(unreadable(Version::HTTP_11).method().as_str(), "-");
     }
 }

@@ -97,16 +97,12 @@ impl Mirror {
             metrics.busy.increment();
             return None;
         };
-        let mut held = live.scope().generation.budget.hold();
+        let held = live.scope().generation.budget.hold();
         let body = match body {
             RequestBody::Empty => Copied::Whole(Bytes::new(), held),
-            RequestBody::Whole(bytes) => {
-                if held.grow(bytes.len() as u64).is_err() {
-                    metrics.busy.increment();
-                    return None;
-                }
-                Copied::Whole(bytes.clone(), held)
-            }
+            RequestBody::Whole(bytes) => copied_whole(bytes, held, metrics)?,
+            // A copy goes without trailers.
+            RequestBody::Trailed(trailed) => copied_whole(&trailed.0, held, metrics)?,
             RequestBody::Stream(upload) => {
                 let (sender, receiver) = oneshot::channel();
                 upload.tee(Tee {
@@ -124,6 +120,15 @@ impl Mirror {
         let client = addresses(live);
         Some(Box::new(Mirrored { mirror: self.clone(), upstream, wish, host, client, body, under_way }))
     }
+}
+
+/// A copy of a whole body, if there is room for it.
+fn copied_whole(bytes: &Bytes, mut held: Held, metrics: &MirrorMetrics) -> Option<Copied> {
+    if held.grow(bytes.len() as u64).is_err() {
+        metrics.busy.increment();
+        return None;
+    }
+    Some(Copied::Whole(bytes.clone(), held))
 }
 
 impl Mirrored {

@@ -263,7 +263,7 @@ impl<'a> BuildContext<'a> {
     /// Reads a secret; `at` is the path of the setting that names it.
     pub fn secret(&mut self, at: &str, secret: &SecretRef) -> Result<Secret, BuildError> {
         if self.ceiling().is_some_and(|ceiling| !ceiling.allows_secret(secret)) {
-            return Err(ceiling::unnamed(at, "this secret", "secrets"));
+            return Err(ceiling::unnamed(at, "this secret", "grants.secrets"));
         }
         self.host.secret(secret).map_err(|message| BuildError::at(at, message))
     }
@@ -271,7 +271,7 @@ impl<'a> BuildContext<'a> {
     /// The way to a named upstream; `at` is the path of the setting that names it.
     pub fn upstream(&mut self, at: &str, name: &str) -> Result<Arc<dyn Outbound>, BuildError> {
         if self.ceiling().is_some_and(|ceiling| !ceiling.allows_upstream(name)) {
-            return Err(ceiling::unnamed(at, &format!("upstream `{name}`"), "http.upstreams"));
+            return Err(ceiling::unnamed(at, &format!("upstream `{name}`"), "grants.http.upstreams"));
         }
         self.host.upstream(name).ok_or_else(|| {
             let known = self.host.upstream_names().join("`, `");

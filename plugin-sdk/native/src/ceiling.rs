@@ -31,18 +31,18 @@ impl Ceiling {
     pub(crate) fn check(&self, grants: &Grants) -> Result<(), BuildError> {
         let within = |path: &str, is_within: bool| if is_within { Ok(()) } else { Err(above(path)) };
         if let (Some(grant), Some(most)) = (&grants.http, &self.http) {
-            within("http.timeout", grant.timeout <= most.timeout)?;
-            within("http.calls", grant.calls <= most.calls)?;
-            within("http.max_body", grant.max_body <= most.max_body)?;
+            within("grants.http.timeout", grant.timeout <= most.timeout)?;
+            within("grants.http.calls", grant.calls <= most.calls)?;
+            within("grants.http.max_body", grant.max_body <= most.max_body)?;
         }
-        within("http", grants.http.is_none() || self.http.is_some())?;
+        within("grants.http", grants.http.is_none() || self.http.is_some())?;
         let entries = grants.cache.as_ref().map_or(0, |grant| grant.entries.get());
-        within("cache.entries", entries <= self.cache)?;
-        within("store", !grants.store || self.store)?;
-        within("rate_limit", grants.rate_limit.is_empty() || self.rate_limit)?;
-        within("metrics", grants.metrics.is_empty() || self.metrics)?;
-        within("clock", !grants.clock || self.clock)?;
-        within("random", !grants.random || self.random)
+        within("grants.cache.entries", entries <= self.cache)?;
+        within("grants.store", !grants.store || self.store)?;
+        within("grants.rate_limit", grants.rate_limit.is_empty() || self.rate_limit)?;
+        within("grants.metrics", grants.metrics.is_empty() || self.metrics)?;
+        within("grants.clock", !grants.clock || self.clock)?;
+        within("grants.random", !grants.random || self.random)
     }
 
     /// Whether an upstream may be called.
@@ -58,14 +58,13 @@ impl Ceiling {
 
 fn above(grant: &str) -> BuildError {
     let message = "policies of the policy directory may not be granted this by the file beside them";
-    BuildError::at(format!("grants.{grant}"), message)
-        .help(format!("the configuration has to allow it, in `policies.grants.{grant}`"))
+    BuildError::at(grant, message).help(format!("the configuration has to allow it, in `policies.{grant}`"))
 }
 
 /// The refusal of an upstream or a secret; `at` is where it is named.
 pub(crate) fn unnamed(at: &str, what: &str, list: &str) -> BuildError {
     let message = format!("policies of the policy directory may not use {what}");
-    BuildError::at(at, message).help(format!("the configuration has to name it, in `policies.grants.{list}`"))
+    BuildError::at(at, message).help(format!("the configuration has to name it, in `policies.{list}`"))
 }
 
 #[cfg(test)]

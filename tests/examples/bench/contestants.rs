@@ -37,6 +37,9 @@ pub(crate) enum Program {
     Nginx,
     HaProxy,
     Relay,
+    Envoy,
+    Traefik,
+    Caddy,
 }
 
 const fn contestant(
@@ -77,6 +80,9 @@ pub(crate) const ALL: &[Contestant] = &[
     contestant("nginx-edited", Program::Nginx, &["edited"], "its configuration being edited"),
     contestant("haproxy", Program::HaProxy, &[], "its own rules"),
     contestant("haproxy-tcp", Program::Relay, &[], "as a TCP relay, the floor"),
+    contestant("envoy", Program::Envoy, &[], "with --with envoy"),
+    contestant("traefik", Program::Traefik, &[], "with --with traefik"),
+    contestant("caddy", Program::Caddy, &[], "with --with caddy"),
 ];
 
 impl Contestant {
@@ -85,12 +91,19 @@ impl Contestant {
         self.tags.contains(&"edited")
     }
 
+    /// Whether it takes part only where it is asked for: its program is one of [`peers`].
+    pub(crate) fn is_optional(&self) -> bool {
+        matches!(self.program, Program::Envoy | Program::Traefik | Program::Caddy)
+    }
+
     /// What is missing for it to take part.
     pub(crate) fn missing(&self, stand: &Stand) -> Option<String> {
+        let peer = peers().join(self.name);
         let program = match self.program {
             Program::Portcullis => stand.binary.to_str().unwrap_or_default(),
             Program::Nginx => "nginx",
             Program::HaProxy | Program::Relay => "haproxy",
+            Program::Envoy | Program::Traefik | Program::Caddy => peer.to_str().unwrap_or_default(),
         };
         let module = guests().join("bench_policy.wasm");
         let lua = Path::new("/usr/share/nginx/modules/ngx_http_lua_module.so");
@@ -113,15 +126,39 @@ impl Program {
             Program::Nginx => &["nginx.conf", "blocked.geo"],
             Program::HaProxy => &["haproxy.cfg", "routes.map", "blocked.txt"],
             Program::Relay => &["haproxy-tcp.cfg"],
+            Program::Envoy => &["envoy.yaml"],
+            Program::Traefik => &["traefik.yaml", "traefik-routes.yaml"],
+            Program::Caddy => &["Caddyfile"],
         }
     }
 
-    fn command_line(self, binary: &Path, config: &Path) -> Vec<String> {
-        let config = config.display().to_string();
+    /// What is negotiated: those that are written in Go or with BoringSSL let nobody choose.
+    fn cipher(self) -> &'static str {
+        match self {
+            Program::Envoy | Program::Traefik | Program::Caddy => "TLS13_AES_128_GCM_SHA256",
+            _ => "TLS13_AES_256_GCM_SHA384",
+        }
+    }
+
+    fn command_line(self, binary: &Path, config: &Path, workers: usize) -> Vec<String> {
+        let (config, workers) = (config.display().to_string(), workers.to_string());
+        let peer = |name| peers().join(name).display().to_string();
         let line: &[&str] = match self {
             Program::Portcullis => &[&binary.display().to_string(), "run", &config],
             Program::Nginx => &["nginx", "-e", "stderr", "-c", &config],
             Program::HaProxy | Program::Relay => &["haproxy", "-db", "-f", &config],
+            Program::Envoy => &[
+                &peer("envoy"),
+                "-c",
+                &config,
+                "--concurrency",
+                &workers,
+                "--disable-hot-restart",
+                "-l",
+                "error",
+            ],
+            Program::Traefik => &[&peer("traefik"), &format!("--configFile={config}")],
+            Program::Caddy => &[&peer("caddy"), "run", "--adapter", "caddyfile", "--config", &config],
         };
         line.iter().map(|word| (*word).to_owned()).collect()
     }
@@ -129,6 +166,11 @@ impl Program {
 
 fn guests() -> PathBuf {
     repository().join("target/guests")
+}
+
+/// Where `tests/bench/run --with` installs programs.
+fn peers() -> PathBuf {
+    repository().join("target/peers/bin")
 }
 
 fn template(name: &str) -> Result<String> {
@@ -216,11 +258,13 @@ impl<'a> Running<'a> {
         let address = free_address()?;
         write_files(stand, contestant, workload, &dir, address, "passed")?;
         let [config, ..] = contestant.program.files() else { return Err("no configuration".into()) };
-        let line = contestant.program.command_line(&stand.binary, &dir.join(config));
+        let line = contestant.program.command_line(&stand.binary, &dir.join(config), stand.workers);
         let line: Vec<&str> = wrapper.iter().copied().chain(line.iter().map(String::as_str)).collect();
         let [program, arguments @ ..] = line.as_slice() else { return Err("no program".into()) };
         let mut command = command(&stand.cores.contestant, program);
         command.args(arguments).env_remove("PORTCULLIS_LOG").current_dir(&dir);
+        // The threads that run Go at a time.
+        command.env("GOMAXPROCS", stand.workers.to_string());
         let output = File::create(dir.join("output"))?;
         let process = Process::start(&mut command, output)?;
         let running = Running { process, address, dir, contestant, workload, stand };
@@ -283,7 +327,8 @@ impl<'a> Running<'a> {
         let reply = self.ask(&self.path())?;
         expect("status", &reply.status, &right)?;
         if let Some(session) = &reply.tls {
-            expect("TLS", &session.as_str(), &"TLSv1_3 TLS13_AES_256_GCM_SHA384 X25519")?;
+            let cipher = self.contestant.program.cipher();
+            expect("TLS", &session.as_str(), &format!("TLSv1_3 {cipher} X25519").as_str())?;
         }
         if self.contestant.program == Program::Relay || right != 200 || is_spread {
             return Ok(());
@@ -330,6 +375,7 @@ fn write_files(
         ("guests", guests().display().to_string()),
         ("port", address.port().to_string()),
         ("origin", stand.origin.to_string()),
+        ("origin_port", stand.origin.port().to_string()),
         ("workers", stand.workers.to_string()),
         ("edition", edition.to_owned()),
     ];

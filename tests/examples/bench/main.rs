@@ -123,7 +123,11 @@ fn compare(
     let known = |name: &&str| contestants::ALL.iter().find(|contestant| contestant.name == *name);
     let takes_part = |contestant: &&Contestant| {
         let is_edited = contestant.is_edited() && matches!(method, Method::Instructions(..));
-        Options::takes(&options.contestants, contestant.name) && !is_edited
+        let is_wanted = match contestant.is_optional() {
+            true => options.with.iter().any(|wanted| wanted == contestant.name),
+            false => Options::takes(&options.contestants, contestant.name),
+        };
+        is_wanted && !is_edited
     };
     let mut present = Vec::new();
     for contestant in workload.contestants.iter().filter_map(known).filter(takes_part) {

@@ -17,6 +17,7 @@ pub(crate) struct Options {
     pub(crate) length: Duration,
     pub(crate) only: Vec<String>,
     pub(crate) contestants: Vec<String>,
+    pub(crate) with: Vec<String>,
     pub(crate) workers: usize,
     pub(crate) instructions: bool,
     pub(crate) counter: Option<String>,
@@ -42,6 +43,7 @@ impl Options {
             length: Duration::from_secs(5),
             only: Vec::new(),
             contestants: Vec::new(),
+            with: Vec::new(),
             workers: 1,
             instructions: false,
             counter: None,
@@ -64,6 +66,10 @@ impl Options {
                 "--only" => options.only = names(&value()?, workloads::ALL.iter().map(|known| known.name))?,
                 "--contestants" => {
                     options.contestants = names(&value()?, contestants::ALL.iter().map(|known| known.name))?;
+                }
+                "--with" => {
+                    let optional = contestants::ALL.iter().filter(|known| known.is_optional());
+                    options.with = names(&value()?, optional.map(|known| known.name))?;
                 }
                 "--workers" => options.workers = positive(&value()?)? as usize,
                 "--instructions" => options.instructions = true,

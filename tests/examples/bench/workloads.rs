@@ -65,6 +65,8 @@ const LARGE: Requests = Requests { connections: 8, ..PLAIN };
 const KEY: &[(&str, &str)] = &[("x-api-key", "open-sesame")];
 
 const PROXIES: &[&str] = &["portcullis", "nginx", "haproxy"];
+const PROXIES_AND_OPTIONAL: &[&str] = &["portcullis", "nginx", "haproxy", "envoy", "traefik", "caddy"];
+const EVERYBODY: &[&str] = &["portcullis", "nginx", "haproxy", "haproxy-tcp", "envoy", "traefik", "caddy"];
 const PROXIES_AND_RELAY: &[&str] = &["portcullis", "nginx", "haproxy", "haproxy-tcp"];
 
 /// All of them.
@@ -73,7 +75,7 @@ pub(crate) const ALL: &[Workload] = &[
         name: "plain",
         about: "HTTP/1.1, keep-alive, 64 connections, 74 bytes of JSON",
         tags: &[],
-        contestants: PROXIES_AND_RELAY,
+        contestants: EVERYBODY,
         work: Work::Requests(PLAIN),
     },
     Workload {
@@ -115,7 +117,7 @@ pub(crate) const ALL: &[Workload] = &[
         name: "tls",
         about: "HTTP/1.1 over TLS 1.3, keep-alive, 64 connections, 74 bytes of JSON",
         tags: &["tls"],
-        contestants: PROXIES,
+        contestants: PROXIES_AND_OPTIONAL,
         work: Work::Requests(PLAIN),
     },
     Workload {
@@ -136,7 +138,7 @@ pub(crate) const ALL: &[Workload] = &[
         name: "http2",
         about: "HTTP/2 over TLS 1.3, 8 connections with 32 requests at a time each, 74 bytes of JSON",
         tags: &["tls"],
-        contestants: PROXIES,
+        contestants: PROXIES_AND_OPTIONAL,
         work: Work::Requests(Requests { client: Client::Multiplexed(32), connections: 8, ..PLAIN }),
     },
     Workload {
@@ -150,7 +152,7 @@ pub(crate) const ALL: &[Workload] = &[
         name: "headers",
         about: "as `plain`; a request header is set, one removed; two response headers are set, one removed",
         tags: &["headers"],
-        contestants: PROXIES,
+        contestants: PROXIES_AND_OPTIONAL,
         work: Work::Requests(Requests { headers: &[("x-debug", "1")], ..PLAIN }),
     },
     Workload {

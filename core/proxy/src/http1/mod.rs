@@ -23,7 +23,7 @@ mod response;
 mod tests;
 mod wire;
 
-pub(crate) use self::chunked::{allowed_trailers, is_forbidden_trailer};
+pub(crate) use self::chunked::{allowed_trailers, has_forbidden, is_forbidden_trailer};
 pub(crate) use self::connection::serve_connection;
 pub(crate) use self::framing::{Framing, write_field, write_number};
 pub(crate) use self::head::{decimal, expect, has_option, is_like_framing, same_authority, split_authority};
@@ -31,7 +31,7 @@ pub(crate) use self::head::{decimal, expect, has_option, is_like_framing, same_a
 pub(crate) use self::refusal::EXPECTATION;
 pub(crate) use self::refusal::{
     FRAMING_NAME, HEADER_VALUE, HOST_INVALID, HOST_MISMATCH, HOST_MISSING, HOST_REPEATED, LENGTH_INVALID,
-    LENGTH_REPEATED, Refusal, TARGET, TRAILER_FORBIDDEN,
+    LENGTH_REPEATED, MALFORMED, Refusal, TARGET, TRAILER_FORBIDDEN,
 };
 pub(crate) use self::wire::{Body, MIN_READ, poll_fill, poll_read_some, read_some};
 

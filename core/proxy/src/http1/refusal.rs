@@ -47,6 +47,8 @@ pub(super) const TOO_MANY_HEADERS: Refusal =
     Refusal::with(431, "http.too_many_headers", "the request head has too many header fields");
 pub(super) const HEADER_TIMEOUT: Refusal =
     Refusal::with(408, "http.header_timeout", "the request head did not arrive in time");
+pub(crate) const MALFORMED: Refusal =
+    Refusal::bad("http.malformed", "the request is what HTTP/2 calls malformed");
 
 // Header fields.
 pub(super) const OBS_FOLD: Refusal = Refusal::bad("http.obs_fold", "a header line begins with whitespace");

@@ -10,9 +10,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::PREFACE;
+use super::malformed::Heads;
 use crate::client::Client;
 use crate::metrics::GivenUp;
 use crate::timer::LazyTimer;
@@ -39,14 +41,14 @@ struct Head {
 }
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(super) const END_STREAM: u8 = 1;
+pub(super) const END_HEADERS: u8 = 4;
 /// Codes of what a client did wrong (RFC 9113, 7).
-const PROTOCOL_ERROR: u32 = 1;
+pub(super) const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -69,8 +71,14 @@ impl Head {
     }
 }
 
+/// A frame whose payload is no longer than a client has to take.
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let [_, l0, l1, l2] = (payload.len() as u32).to_be_bytes();
+    [&[l0, l1, l2, kind, flags], &stream.to_be_bytes()[..], payload].concat()
+}
+
 /// Finds the heads of frames in bytes that come in any pieces.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Walk {
     head: [u8; Head::LENGTH + Head::CODE],
     /// Bytes known of the next head.
@@ -81,6 +89,13 @@ struct Walk {
 
 impl Walk {
     fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head)) {
+        while let Some(head) = self.next(&mut bytes) {
+            each(head);
+        }
+    }
+
+    /// The next head, behind which the bytes begin then; none if they end before.
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<Head> {
         while !bytes.is_empty() {
             let (skipped, rest) = bytes.split_at(self.left.min(bytes.len()));
             self.left -= skipped.len();
@@ -89,14 +104,15 @@ impl Walk {
             let (more, rest) = rest.split_at(missing.len().min(rest.len()));
             missing[..more.len()].copy_from_slice(more);
             self.known += more.len();
+            *bytes = rest;
             if self.known == Head::wanted(&self.head[..self.known]) {
                 let head = Head::read(self.head);
                 self.left = Head::LENGTH + head.length as usize - self.known;
                 self.known = 0;
-                each(head);
+                return Some(head);
             }
-            bytes = rest;
         }
+        None
     }
 
     fn is_between_frames(&self) -> bool {
@@ -196,10 +212,15 @@ impl Block {
 pub(super) struct Counted<S> {
     io: S,
     client: Rc<Client>,
+    heads: Rc<Heads>,
     reading: Walk,
     writing: Walk,
+    /// What is written is a head, in several frames.
+    is_in_head: bool,
     allowance: Allowance,
     block: Block,
+    /// The first frame of the head that is being read.
+    beginning: Option<Head>,
     /// Frames read since others had their turn.
     turn: u32,
     /// The client is heard no more.
@@ -208,28 +229,76 @@ pub(super) struct Counted<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Counted<S> {
     /// Of a stream that begins with the preface, which is no frame. A head may take so long.
-    pub(super) fn new(io: S, client: Rc<Client>, header_timeout: Duration) -> Self {
-        let reading = Walk { left: PREFACE.len(), ..Walk::default() };
-        let (writing, allowance) = (Walk::default(), Allowance::new());
-        let block = Block::new(header_timeout);
-        Counted { io, client, reading, writing, allowance, block, turn: 0, is_parting: false }
+    pub(super) fn new(io: S, client: Rc<Client>, heads: Rc<Heads>, header_timeout: Duration) -> Self {
+        Counted {
+            io,
+            client,
+            heads,
+            reading: Walk { left: PREFACE.len(), ..Walk::default() },
+            writing: Walk::default(),
+            is_in_head: false,
+            allowance: Allowance::new(),
+            block: Block::new(header_timeout),
+            beginning: None,
+            turn: 0,
+            is_parting: false,
+        }
     }
 
     /// Tells the client why, if it takes that at once and nothing else is half said.
     fn part(&mut self, cx: &mut Context<'_>, why: GivenUp) {
         self.is_parting = true;
-        self.client.worker.metrics.give_up(why);
+        self.client.give_up(why);
         tracing::debug!(peer = %self.client.connection.peer, ?why, "HTTP/2 client is heard no more");
-        if self.writing.is_between_frames() {
+        if self.may_interject() && self.heads.frames.borrow().is_empty() {
             let payload = [self.allowance.last.to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes()];
-            let frame = [&[0, 0, 8, GOAWAY, 0, 0, 0, 0, 0][..], payload.as_flattened()].concat();
+            let frame = frame(GOAWAY, 0, 0, payload.as_flattened());
             let _ = Pin::new(&mut self.io).poll_write(cx, &frame);
         }
     }
 
+    /// Whether the library has nothing half said.
+    fn may_interject(&self) -> bool {
+        self.writing.is_between_frames() && !self.is_in_head
+    }
+
+    /// Writes what is said beside the library.
+    fn poll_interject(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut frames = self.heads.frames.borrow_mut();
+        while !frames.is_empty() && self.writing.is_between_frames() && !self.is_in_head {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, &frames))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => frames.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Where in what the library is about to write the reset of a request begins that may be malformed.
+    fn find_refusal(&self, bytes: &[u8]) -> Option<(usize, u32)> {
+        if !self.heads.has_open() {
+            return None;
+        }
+        let (mut ahead, mut rest) = (self.writing.clone(), bytes);
+        while let Some(frame) = ahead.next(&mut rest) {
+            let is_open = self.heads.is_open(frame.stream);
+            if is_open && (frame.kind, frame.code) == (RST_STREAM, PROTOCOL_ERROR) {
+                let end = bytes.len() - rest.len();
+                return Some((end.checked_sub(Head::LENGTH + Head::CODE)?, frame.stream));
+            }
+            if frame.kind == HEADERS {
+                self.heads.answered(frame.stream);
+            }
+        }
+        None
+    }
+
     fn sent(&mut self, bytes: &[u8]) {
-        let Counted { writing, allowance, client, .. } = self;
+        let Counted { writing, is_in_head, allowance, client, .. } = self;
         writing.pass(bytes, |frame| {
+            if [HEADERS, CONTINUATION].contains(&frame.kind) {
+                *is_in_head = frame.flags & END_HEADERS == 0;
+            }
             if allowance.send(frame) {
                 client.worker.metrics.give_up(GivenUp::Http2);
                 tracing::debug!(peer = %client.connection.peer, ?frame, "HTTP/2 stream is malformed");
@@ -262,13 +331,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counted<S> {
         };
         read?;
         let mut verdict = Ok(());
-        let Counted { reading, allowance, block, turn, .. } = this;
+        let Counted { heads, reading, allowance, block, beginning, turn, .. } = this;
         reading.pass(&buf.filled()[before..], |frame| {
             *turn += 1;
+            // A frame behind a head that goes on in none ends it.
+            if frame.kind != CONTINUATION
+                && let Some(head) = beginning.take()
+            {
+                heads.came(head.stream, head.flags & END_STREAM == 0);
+            }
+            if frame.kind == HEADERS && frame.stream > allowance.last {
+                *beginning = Some(frame);
+            }
             block.receive(frame);
             verdict = verdict.and_then(|()| allowance.receive(frame));
         });
         block.wait(reading.left);
+        if let Some(head) = beginning.take_if(|_| !block.is_open) {
+            heads.came(head.stream, head.flags & END_STREAM == 0);
+        }
         let Err(why) = verdict else { return Poll::Ready(Ok(())) };
         buf.set_filled(before);
         this.part(cx, why);
@@ -281,6 +362,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         if self.is_parting {
             return Poll::Ready(Ok(buf.len()));
         }
+        ready!(self.poll_interject(cx))?;
+        let buf = match self.find_refusal(buf) {
+            Some((0, stream)) => {
+                self.heads.keep_back(stream);
+                return Poll::Ready(Ok(Head::LENGTH + Head::CODE));
+            }
+            Some((at, _)) => &buf[..at],
+            None => buf,
+        };
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
         self.sent(buf.get(..written).unwrap_or(buf));
         Poll::Ready(Ok(written))
@@ -294,6 +384,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         if self.is_parting {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
+        // Where something may have to be taken out, one after the other.
+        if self.heads.has_open() {
+            let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
+            return self.poll_write(cx, first);
+        }
+        ready!(self.poll_interject(cx))?;
         let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
         let mut left = written;
         for buf in bufs {
@@ -312,6 +408,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         if self.is_parting {
             return Poll::Ready(Ok(()));
         }
+        ready!(self.poll_interject(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::PREFACE;
 use super::frames::check;
+use super::malformed::push_literal;
 use crate::body::RequestBody;
 use crate::head::{Head, understand};
 use crate::http1::fuzz::strict::{self, described};
@@ -34,7 +35,10 @@ fn head_of(lines: &[u8]) -> Option<Head> {
         // A pseudo-header begins with a colon.
         let colon = line.iter().skip(1).position(|byte| *byte == b':')? + 1;
         let (name, value) = line.split_at_checked(colon)?;
-        Some([&[0][..], &literal(name), &literal(value.get(1..)?)].concat())
+        let mut field = vec![0];
+        push_literal(&mut field, name);
+        push_literal(&mut field, value.get(1..)?);
+        Some(field)
     });
     let block: Vec<u8> = fields.flatten().collect();
     // Settings that change nothing, then HEADERS with END_HEADERS and END_STREAM.
@@ -48,18 +52,6 @@ fn head_of(lines: &[u8]) -> Option<Head> {
     let Poll::Ready(Ok(mut connection)) = handshake.as_mut().poll(&mut cx) else { return None };
     let Poll::Ready(Some(Ok((request, _)))) = connection.poll_accept(&mut cx) else { return None };
     Some(request.into_parts().0.into())
-}
-
-/// A string literal without Huffman coding (RFC 7541, 5.2), cut where two bytes of length end.
-fn literal(text: &[u8]) -> Vec<u8> {
-    let text = text.get(..127 + 16_383).unwrap_or(text);
-    let mut literal = match text.len().checked_sub(127) {
-        None => vec![text.len() as u8],
-        Some(rest) if rest < 128 => vec![127, rest as u8],
-        Some(rest) => vec![127, (rest & 127) as u8 | 128, (rest >> 7) as u8],
-    };
-    literal.extend_from_slice(text);
-    literal
 }
 
 #[cfg(test)]

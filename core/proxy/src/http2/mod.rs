@@ -1,9 +1,11 @@
 //! HTTP/2 towards clients: hyper speaks it; here is what it leaves to its user. A client's frames are counted before
-//! they are understood ([`frames`]), and every stream is known ([`streams`]), so that one that is not read is ended.
+//! they are understood ([`frames`]), every stream is known ([`streams`]), so that one that is not read is ended, and what
+//! the library would silently reset is refused ([`malformed`]).
 
 mod frames;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod malformed;
 mod streams;
 
 use std::error::Error;
@@ -24,6 +26,7 @@ use portcullis_plugin::End;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::frames::Counted;
+use self::malformed::Heads;
 pub(crate) use self::streams::Streams;
 use crate::body::{Incoming, ResponseBody};
 use crate::client::{Client, Control, Opened};
@@ -75,9 +78,13 @@ pub(crate) async fn serve_connection(
         .enable_connect_protocol()
         // Streams whose uploads stall must not keep others from theirs.
         .initial_connection_window_size(connection_window(limits.http2_streams));
+    let heads = Rc::new(Heads::default());
     let service = {
-        let client = client.clone();
+        let (client, heads) = (client.clone(), heads.clone());
         service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            if heads.became_request() {
+                client.worker.metrics.give_up(GivenUp::Http2);
+            }
             let is_connect = request.method() == Method::CONNECT;
             let upgraded = is_connect.then(|| hyper::upgrade::on(&mut request));
             let (head, body) = request.into_parts();
@@ -94,7 +101,7 @@ pub(crate) async fn serve_connection(
     };
     let io = Linger::new(opened.stream, Pace::new(limits.write_timeout, limits.min_rate));
     let io = Prefixed { prefix: opened.read.freeze(), io };
-    let io = Counted::new(io, client.clone(), limits.header_timeout);
+    let io = Counted::new(io, client.clone(), heads.clone(), limits.header_timeout);
     let mut running = pin!(builder.serve_connection(TokioIo::new(io), service));
     let look = limits.idle_timeout.min(limits.write_timeout).clamp(MIN_LOOK, MAX_LOOK);
     let mut clock = LazyTimer::new();
@@ -119,12 +126,20 @@ pub(crate) async fn serve_connection(
             draining = Some(Instant::now());
             running.as_mut().graceful_shutdown();
         }
-        running.as_mut().poll(cx)
+        loop {
+            let polled = running.as_mut().poll(cx);
+            let has_answers = heads.settle(&client, cx);
+            if polled.is_ready() || !has_answers {
+                return polled;
+            }
+        }
     });
     if let Err(error) = ended.await {
         tracing::debug!(peer = %client.connection.peer, %error, cause = error.source(), "HTTP/2 connection failed");
-        if let Some(why) = blamed(&error) {
-            give_up(why);
+        match blamed(&error) {
+            Some(GivenUp::Http2) => client.give_up(GivenUp::Http2),
+            Some(why) => give_up(why),
+            None => {}
         }
     }
 }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -256,7 +256,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         .data_frame_budget(SMALL_PIECES)
         .max_header_list_size(MAX_HEAD as u32);
     let (sender, mut running) =
-        builder.handshake(Counted { io, link: link.clone() }).await.map_err(Broken::Http2)?;
+        builder.handshake(Counted { io, link: link.clone(), end: None }).await.map_err(Broken::Http2)?;
     let mut doubt = Doubt::of(running.ping_pong());
     let mut rest = Rest { served: None, clock: LazyTimer::new() };
     let mut age = LazyTimer::new();
@@ -462,10 +462,12 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A socket that counts what it takes and what comes from it.
+/// A socket that counts what it takes and what comes from it. Its end is told a turn later: a response that came whole
+/// is read by then, which the library would not call whole any more if it came during the upload.
 struct Counted<S> {
     io: S,
     link: Arc<Link>,
+    end: Option<io::Result<()>>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
@@ -474,10 +476,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(end) = self.end.take() {
+            return Poll::Ready(end);
+        }
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        self.link.heard.fetch_add((buf.filled().len() - before) as u64, Relaxed);
-        read
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        let length = buf.filled().len() - before;
+        self.link.heard.fetch_add(length as u64, Relaxed);
+        if length > 0 || buf.remaining() == 0 {
+            return Poll::Ready(read);
+        }
+        self.end = Some(read);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
