@@ -77,6 +77,10 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("policies.grants.http.max_body", Bites(CEILING, "each_grant_has_its_ceiling")),
     ("policies.grants.http.timeout", Bites(CEILING, "each_grant_has_its_ceiling")),
     (
+        "store.timeout",
+        Bites("tests/tests/store.rs", "a_redis_that_stands_still_holds_nobody_up_for_longer_than_its_time"),
+    ),
+    (
         "listeners.http2.max_streams",
         Bites("tests/tests/protocols.rs", "streams_beyond_the_limit_are_refused"),
     ),

@@ -134,7 +134,9 @@ fn every_block_is_a_configuration() {
     fs::create_dir(setup.dir().join("scripts")).unwrap();
     fs::copy(repository().join("scripts/introspect.rhai"), setup.dir().join("scripts/introspect.rhai"))
         .unwrap();
-    for name in ["configuration", "listeners", "upstreams", "routes", "budgets", "capabilities"] {
+    for name in
+        ["configuration", "listeners", "upstreams", "routes", "budgets", "capabilities", "store", "trust"]
+    {
         for block in blocks(&page(&format!("{name}.md"))) {
             fs::write(setup.dir().join("gateway.yaml"), completed(&block)).unwrap();
             let mut check = Command::new(program());
@@ -142,6 +144,7 @@ fn every_block_is_a_configuration() {
                 .args(["check", "gateway.yaml"])
                 .current_dir(setup.dir())
                 .env("STICKY_KEY", "k".repeat(32))
+                .env("REDIS_PASSWORD", "p")
                 .env("SIGNING_KEY", "k");
             let checked = check.output().unwrap();
             let said = String::from_utf8_lossy(&checked.stderr);

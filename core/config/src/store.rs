@@ -47,9 +47,9 @@ pub struct StoreRedis {
 #[expect(dead_code, reason = "`read.rs` reads it key by key")]
 pub(crate) struct StoreTable {
     /// A file, relative to this one, in a directory that exists; made when it is needed. What it holds survives crashes
-    /// and restarts. Either this or `redis`. Example: `/var/lib/portcullis/store.redb`.
+    /// and restarts. Default: none, it is `redis` then. Example: `/var/lib/portcullis/store.redb`.
     file: Option<PathBuf>,
-    /// Redis or Valkey: the URL of one server, or a table. Example: `redis://127.0.0.1:6379`.
+    /// Redis or Valkey: the URL of one server, or a table. Default: none, it is `file` then. Example: `redis://127.0.0.1:6379`.
     #[schemars(schema_with = "schema::redis", default)]
     redis: Option<Redis>,
     /// How long one operation may take; then the plugin that asked has an error. Default `250ms`.

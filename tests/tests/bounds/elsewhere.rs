@@ -5,6 +5,8 @@ use crate::{BUDGETS, DISCOVERY};
 
 const LOADING: &str = "core/config/src/load/tests.rs";
 const LAST_GOOD: &str = "core/control/src/last_good.rs";
+const STORE: &str = "tests/tests/store.rs";
+const STORES: &str = "core/control/src/store/tests.rs";
 const RESOLVER: &str = "core/control/src/resolver.rs";
 const UPGRADE: &str = "core/gateway/src/upgrade.rs";
 const JSON_SCHEMA: &str = "plugins/builtin/src/json_schema.rs";
@@ -62,6 +64,8 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("core/config/src/values.rs LARGEST", Bites("core/config/src/values/tests.rs", "other_words")),
     ("core/config/src/values.rs LONGEST", Bites("core/config/src/values/tests.rs", "durations_need_a_unit")),
+    ("core/config/src/read.rs STORE_TIMEOUT", Not("a default; the setting has its test")),
+    ("core/config/src/store.rs REDIS_PORT", Not("a port")),
     (
         "core/config/src/listen.rs LONGEST_SOCKET",
         Bites("core/config/src/listen.rs", "listeners_are_at_addresses_or_paths"),
@@ -128,6 +132,37 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ("core/gateway/src/sinks.rs LOG", Not("permissions")),
     ("core/gateway/src/sinks.rs PRIVATE", Not("permissions")),
     ("plugins/rhai/src/coverage.rs COST", Not("what is not charged")),
+    ("core/control/src/store/file.rs BATCH", Not("how much is done at once; the queue has its own bound")),
+    ("core/control/src/store/file.rs CACHE", Not("memory for what may be read again")),
+    (
+        "core/control/src/store/file.rs LIMIT",
+        Bites(STORES, "a_full_file_refuses_what_is_new_and_forgets_nothing"),
+    ),
+    ("core/control/src/store/file.rs OVERHEAD", Not("a unit")),
+    (
+        "core/control/src/store/file.rs RETRY",
+        Bites(STORES, "a_file_that_is_no_store_is_told_and_tried_again"),
+    ),
+    ("core/control/src/store/file.rs SWEEP", Not("how often a clock is looked at")),
+    ("core/control/src/store/file.rs SWEPT", Not("how much is done at once")),
+    (
+        "core/control/src/store/mod.rs MAX_UNDER_WAY",
+        Bites(STORES, "who_waits_is_told_in_time_and_too_many_are_told_at_once"),
+    ),
+    ("core/control/src/store/redis.rs CONNECT", Not("how long connecting may take, for which nobody waits")),
+    (
+        "core/control/src/store/redis.rs FIRST_PAUSE",
+        Bites(STORE, "a_redis_that_is_killed_is_refused_at_once_and_used_again_when_it_is_back"),
+    ),
+    (
+        "core/control/src/store/redis.rs LONGEST_PAUSE",
+        Bites(STORE, "a_redis_that_is_killed_is_refused_at_once_and_used_again_when_it_is_back"),
+    ),
+    (
+        "core/control/src/store/redis.rs PING",
+        Bites(STORE, "a_redis_that_is_killed_is_refused_at_once_and_used_again_when_it_is_back"),
+    ),
+    ("core/control/src/trust.rs STICKY", Not("bits of permissions")),
     ("core/control/src/rehearsal.rs PATIENCE", Not("of the command line, about a request of its own")),
     ("core/control/src/rehearsal.rs RECORD", Not("of the command line, about a request of its own")),
     ("core/control/src/reload.rs LOOK", Not("how often a clock is looked at")),
@@ -267,6 +302,36 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         ),
     ),
     ("plugin-sdk/native/src/plugin.rs STATE_SCHEMA", Not("a version")),
+    (
+        "plugin-sdk/native/src/store.rs MAX_STORE_KEY",
+        Bites("plugin-sdk/native/src/store.rs", "what_is_out_of_bounds_reaches_no_store"),
+    ),
+    (
+        "plugin-sdk/native/src/store.rs MAX_STORE_LIFETIME",
+        Bites("plugin-sdk/native/src/store.rs", "what_is_out_of_bounds_reaches_no_store"),
+    ),
+    (
+        "plugin-sdk/native/src/store.rs MAX_STORE_VALUE",
+        Bites("plugin-sdk/native/src/store.rs", "what_is_out_of_bounds_reaches_no_store"),
+    ),
+    (
+        "plugin-sdk/native/src/store.rs MIN_LIFETIME",
+        Bites("plugin-sdk/native/src/store.rs", "what_is_out_of_bounds_reaches_no_store"),
+    ),
+    ("plugin-sdk/native/src/store/memory.rs OVERHEAD", Not("a unit")),
+    ("plugin-sdk/native/src/store/memory.rs SHARDS", Not("a number of locks")),
+    (
+        "plugin-sdk/native/src/store/memory.rs SIZE",
+        Bites(
+            "plugin-sdk/native/src/store/memory.rs",
+            "a_full_store_refuses_what_is_new_and_forgets_nothing",
+        ),
+    ),
+    (
+        "plugin-sdk/native/src/store/memory.rs SWEPT",
+        Bites("plugin-sdk/native/src/store/memory.rs", "what_is_over_goes_little_by_little"),
+    ),
+    ("plugin-sdk/native/src/tester.rs STORE", Not("of tests, as large as they need")),
     (
         "plugin-sdk/native/src/rate.rs MAX_TAKES",
         Bites("plugins/builtin/src/rate_limit/tests.rs", "what_is_wrong_is_named_where_it_stands"),

@@ -27,7 +27,7 @@ const ENDS: TableDefinition<(u64, &str), ()> = TableDefinition::new("ends");
 const SIZE: TableDefinition<(), u64> = TableDefinition::new("size");
 
 /// Bytes of all values at most. Beyond it new values are refused; none is forgotten before its time.
-const LIMIT: u64 = 1 << 30;
+pub(super) const LIMIT: u64 = 1 << 30;
 
 /// What a value costs besides key and content: two entries in trees.
 const OVERHEAD: u64 = 100;
@@ -57,11 +57,11 @@ pub(crate) struct FileStore {
 }
 
 impl FileStore {
-    /// A store in the file at `path`, which a thread opens. `up` says whether it could.
-    pub(crate) fn open(path: &Path, up: Arc<AtomicBool>) -> Result<Self, String> {
+    /// A store of `limit` bytes in the file at `path`, which a thread opens. `up` says whether it could.
+    pub(crate) fn open(path: &Path, limit: u64, up: Arc<AtomicBool>) -> Result<Self, String> {
         let (jobs, queue) = sync_channel(super::MAX_UNDER_WAY);
         let path = path.to_owned();
-        let live = move || live(&path, &queue, &up);
+        let live = move || live(&path, limit, &queue, &up);
         thread::Builder::new()
             .name("store-file".into())
             .spawn(live)
@@ -90,7 +90,7 @@ impl FileStore {
 }
 
 /// The life of the thread: it has the file open, or tries to.
-fn live(path: &Path, queue: &Receiver<Job>, up: &AtomicBool) {
+fn live(path: &Path, limit: u64, queue: &Receiver<Job>, up: &AtomicBool) {
     let mut told = String::new();
     loop {
         // The library may panic at a file that something else has changed.
@@ -99,7 +99,7 @@ fn live(path: &Path, queue: &Receiver<Job>, up: &AtomicBool) {
             tracing::info!(path = %path.display(), "the store is open");
             told.clear();
             up.store(true, Relaxed);
-            serve(&database, queue)
+            serve(&database, limit, queue)
         }));
         up.store(false, Relaxed);
         let error = match ended {
@@ -136,7 +136,7 @@ fn open(path: &Path) -> Result<Database, redb::Error> {
 }
 
 /// Does what is asked until nobody can ask any more.
-fn serve(database: &Database, queue: &Receiver<Job>) -> Result<(), redb::Error> {
+fn serve(database: &Database, limit: u64, queue: &Receiver<Job>) -> Result<(), redb::Error> {
     loop {
         let mut jobs = Vec::new();
         match queue.recv_timeout(SWEEP) {
@@ -145,12 +145,12 @@ fn serve(database: &Database, queue: &Receiver<Job>) -> Result<(), redb::Error> 
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
         jobs.extend(queue.try_iter().take(BATCH - 1));
-        transact(database, jobs)?;
+        transact(database, limit, jobs)?;
     }
 }
 
 /// One transaction. After an error of the file nothing of it has happened, and all are told so.
-fn transact(database: &Database, jobs: Vec<Job>) -> Result<(), redb::Error> {
+fn transact(database: &Database, limit: u64, jobs: Vec<Job>) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     let (mut replies, mut outcome) = (Vec::with_capacity(jobs.len()), Ok(()));
     let changed = {
@@ -159,6 +159,7 @@ fn transact(database: &Database, jobs: Vec<Job>) -> Result<(), redb::Error> {
             ends: transaction.open_table(ENDS)?,
             size: transaction.open_table(SIZE)?,
             now: now(),
+            limit,
             changed: false,
             broken: None,
         };
@@ -189,6 +190,7 @@ struct Values<'t> {
     ends: Table<'t, (u64, &'static str), ()>,
     size: Table<'t, (), u64>,
     now: u64,
+    limit: u64,
     changed: bool,
     broken: Option<redb::StorageError>,
 }
@@ -227,7 +229,7 @@ impl Values<'_> {
     fn put(&mut self, key: &str, value: &[u8], end: u64) -> Result<(), Refusal> {
         let before = self.values.get(key)?.map(|found| cost(key, found.value().1)).unwrap_or_default();
         let size = self.size()?;
-        if size.saturating_sub(before) + cost(key, value) > LIMIT {
+        if size.saturating_sub(before) + cost(key, value) > self.limit {
             return Err(Refusal::Store(StoreError::Full));
         }
         self.remove(key)?;

@@ -112,7 +112,7 @@ impl OpenStore {
         let (store, thread): (Arc<dyn Store>, _) = match plan {
             StorePlan::Memory => return Err("memory needs no opening".to_owned()),
             StorePlan::File(path, timeout) => {
-                (Arc::new(FileStore::open(path, up.clone())?), StoreThread::start(*timeout)?)
+                (Arc::new(FileStore::open(path, file::LIMIT, up.clone())?), StoreThread::start(*timeout)?)
             }
             StorePlan::Redis(plan, timeout) => {
                 let thread = StoreThread::start(*timeout)?;

@@ -1,5 +1,7 @@
-//! One suite for every backend, and what is particular to a file. What is particular to Redis is tested from outside.
+//! One suite for every backend, and what is particular to a file. How Redis goes away is tested from outside.
 
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 
 use portcullis_plugin::{StoreError::NotANumber, block_on};
@@ -103,6 +105,136 @@ fn a_file_conforms() {
     conforms(&opened(&stores(), &file(dir.path())));
 }
 
+/// Servers that end with this.
+struct Servers(Vec<(Child, u16)>, tempfile::TempDir);
+
+impl Servers {
+    fn new() -> Self {
+        Servers(Vec::new(), tempfile::tempdir().unwrap())
+    }
+
+    /// Starts a server and waits until it listens.
+    fn add(&mut self, arguments: &[&str]) -> u16 {
+        // In the lower half: a node of a cluster listens 10000 ports higher as well.
+        let port =
+            std::iter::repeat_with(|| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port())
+                .map(|port| 20_000 + port % 10_000)
+                .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+                .unwrap();
+        let dir = self.1.path().join(port.to_string());
+        std::fs::create_dir(&dir).unwrap();
+        // A sentinel writes its configuration.
+        let config = dir.join("redis.conf");
+        std::fs::write(
+            &config,
+            format!("bind 127.0.0.1\nport {port}\nsave \"\"\n{}\n", arguments.join("\n")),
+        )
+        .unwrap();
+        let is_sentinel = arguments.iter().any(|argument| argument.starts_with("sentinel"));
+        let mut command = Command::new("redis-server");
+        command.arg(&config).args(is_sentinel.then_some("--sentinel")).current_dir(&dir);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        self.0.push((child, port));
+        wait(|| TcpStream::connect(("127.0.0.1", port)).is_ok());
+        port
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for (child, _) in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn wait(mut is: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < MINUTE, "waited in vain");
+        thread::yield_now();
+    }
+}
+
+/// Whether there is a Redis; where everything is required there must be one.
+fn has_redis() -> bool {
+    let found = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_ok();
+    assert!(found || std::env::var_os("PORTCULLIS_REQUIRE_EXTRAS").is_none(), "redis-server is needed");
+    found
+}
+
+fn cli(port: u16, arguments: &[&str]) -> String {
+    let output = Command::new("redis-cli").arg("-p").arg(port.to_string()).args(arguments).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn redis(ports: &[u16], more: impl FnOnce(&mut portcullis_config::Redis)) -> StorePlan {
+    let urls = ports.iter().map(|port| format!("redis://127.0.0.1:{port}").parse().unwrap()).collect();
+    let mut redis = portcullis_config::Redis {
+        urls,
+        cluster: false,
+        sentinel: None,
+        username: None,
+        password: None,
+        ca: None,
+        prefix: "test/".to_owned(),
+    };
+    more(&mut redis);
+    StorePlan::Redis(Box::new(RedisPlan { redis, password: None, authorities: None }), Duration::from_secs(5))
+}
+
+#[test]
+fn a_redis_conforms_and_its_keys_have_their_prefix() {
+    if !has_redis() {
+        return;
+    }
+    let mut servers = Servers::new();
+    let port = servers.add(&[]);
+    conforms(&opened(&stores(), &redis(&[port], |_| {})));
+    let keys = cli(port, &["KEYS", "*"]);
+    assert!(!keys.is_empty() && keys.lines().all(|key| key.starts_with("test/")), "{keys}");
+}
+
+#[test]
+fn a_cluster_conforms() {
+    if !has_redis() {
+        return;
+    }
+    let mut servers = Servers::new();
+    let nodes: Vec<u16> = (0..3).map(|_| servers.add(&["cluster-enabled yes"])).collect();
+    let addresses: Vec<String> = nodes.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let create = ["--cluster", "create", &addresses[0], &addresses[1], &addresses[2], "--cluster-yes"];
+    let made = Command::new("redis-cli").args(create).stdin(Stdio::null()).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    wait(|| nodes.iter().all(|node| cli(*node, &["CLUSTER", "INFO"]).contains("cluster_state:ok")));
+    conforms(&opened(&stores(), &redis(&nodes[..1], |redis| redis.cluster = true)));
+    let held = nodes.iter().map(|node| cli(*node, &["DBSIZE"]).trim().parse::<u64>().unwrap());
+    assert!(held.into_iter().all(|held| held > 0), "every node has its share");
+}
+
+#[test]
+fn sentinels_tell_which_the_primary_is_and_which_it_is_after_a_failover() {
+    if !has_redis() {
+        return;
+    }
+    let mut servers = Servers::new();
+    let primary = servers.add(&[]);
+    let replica = servers.add(&[&format!("replicaof 127.0.0.1 {primary}")]);
+    let sentinel = servers.add(&[
+        &format!("sentinel monitor main 127.0.0.1 {primary} 1"),
+        "sentinel down-after-milliseconds main 300",
+    ]);
+    let store = opened(&stores(), &redis(&[sentinel], |redis| redis.sentinel = Some("main".to_owned())));
+    conforms(&store);
+    wait(|| cli(replica, &["GET", "test/kept"]).trim() == "b");
+    wait(|| cli(sentinel, &["SENTINEL", "REPLICAS", "main"]).contains(&replica.to_string()));
+    servers.0[0].0.kill().unwrap();
+    wait(|| block_on(store.set(key("after"), "c".into(), MINUTE)).is_ok());
+    assert_eq!(block_on(store.get(key("kept"))), Ok(Some("b".into())));
+    assert_eq!(cli(replica, &["GET", "test/after"]).trim(), "c");
+}
+
 #[test]
 fn what_is_in_a_file_is_there_again_later_and_for_others() {
     let dir = tempfile::tempdir().unwrap();
@@ -116,6 +248,20 @@ fn what_is_in_a_file_is_there_again_later_and_for_others() {
     let again = opened(&stores, &file(dir.path()));
     assert_eq!(block_on(again.get(key("ban"))), Ok(Some("a".into())));
     assert_eq!(block_on(again.add(key("n"), 1, MINUTE)), Ok(5));
+}
+
+#[test]
+fn a_full_file_refuses_what_is_new_and_forgets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FileStore::open(&dir.path().join("store.redb"), 2000, Arc::default()).unwrap();
+    let lifetime = Duration::from_secs(2);
+    let set = |name: &str, bytes: usize| block_on(store.set(key(name), vec![0; bytes].into(), lifetime));
+    wait(|| block_on(store.get(key("a"))) == Ok(None));
+    assert_eq!([set("a", 1000), set("b", 1000), set("b", 500)], [Ok(()), Err(StoreError::Full), Ok(())]);
+    assert_eq!(block_on(store.get(key("a"))).unwrap().map(|value| value.len()), Some(1000));
+    assert_eq!(set("a", 1100), Ok(()), "in the place of the old one");
+    wait(|| set("b", 1000).is_ok());
+    assert_eq!(block_on(store.get(key("a"))), Ok(None), "there was room when its time was over");
 }
 
 #[test]
