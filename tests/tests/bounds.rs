@@ -27,6 +27,8 @@ mod elsewhere;
 
 const ABUSE: &str = "tests/tests/abuse.rs";
 const DEPLOY: &str = "tests/tests/deploy.rs";
+const CAPABILITIES: &str = "tests/tests/capabilities.rs";
+const CEILING: &str = "plugin-sdk/native/src/ceiling.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
 const SMUGGLING: &str = "tests/tests/smuggling.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
@@ -68,7 +70,12 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("replay.percent", Bites(REPLAY, "what_is_recorded_is_bounded_and_redacted")),
     ("limits.body", Bites(PROXYING, "a_body_whose_length_was_not_said_is_limited_too")),
     ("limits.exchanges", Bites(OVERLOAD, "no_more_exchanges_are_under_way_than_allowed")),
+    ("limits.waiting_scripts", Bites(CAPABILITIES, "so_many_scripts_wait_and_no_more")),
     ("limits.whole_bodies", Bites(LIMITS, "whole_bodies_share_a_budget")),
+    ("policies.grants.cache.entries", Bites(CEILING, "each_grant_has_its_ceiling")),
+    ("policies.grants.http.calls", Bites(CEILING, "each_grant_has_its_ceiling")),
+    ("policies.grants.http.max_body", Bites(CEILING, "each_grant_has_its_ceiling")),
+    ("policies.grants.http.timeout", Bites(CEILING, "each_grant_has_its_ceiling")),
     (
         "listeners.http2.max_streams",
         Bites("tests/tests/protocols.rs", "streams_beyond_the_limit_are_refused"),

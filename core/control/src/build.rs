@@ -8,6 +8,7 @@ mod listeners;
 mod plan;
 mod plugins;
 mod routes;
+mod surroundings;
 mod upstreams;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use crate::host::Services;
 use crate::inputs::{Accepted, Files, Inputs, absolute};
 use crate::policies;
 use crate::rehearsal::isolate;
+use crate::store::OpenStore;
 
 pub(crate) use listeners::BuiltTls;
 pub use listeners::listen_address;
@@ -45,6 +47,7 @@ pub(crate) struct Built {
     pub(crate) inputs: Inputs,
     /// The policy inputs among them, with their contents.
     pub(crate) accepted: Arc<Accepted>,
+    pub(crate) store: Arc<OpenStore>,
     pub(crate) warnings: Diagnostics,
 }
 
@@ -163,7 +166,9 @@ impl<'b> Builder<'b> {
         let policies = self.policies();
         let planned = self.plan(policies);
         let known: Vec<Arc<Upstream>> = upstreams.iter().map(|built| built.upstream.clone()).collect();
-        let plugins = self.plugins(planned, &known);
+        let (store, trust) = (self.store(), self.trust());
+        let around = plugins::Around { store: &store, trust: trust.as_ref() };
+        let plugins = self.plugins(planned, &known, around);
         let routes = self.routes(&known);
         let tls = self.tls();
         let table = self.table();
@@ -198,6 +203,7 @@ impl<'b> Builder<'b> {
             policies: dir,
             inputs: Inputs::default(),
             accepted: Arc::default(),
+            store,
             warnings: self.findings,
         })
     }

@@ -24,6 +24,7 @@ use crate::registry::Registry;
 use crate::reload::{ReloadOutcome, Reloader, Request, Sources, Trigger};
 use crate::state::StateStore;
 use crate::status::Status;
+use crate::store::Stores;
 
 /// Reload requests that wait for the one under way; further ones wait to be taken.
 const QUEUE: usize = 16;
@@ -153,12 +154,15 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
     Services {
         registry,
         state: StateStore::default(),
+        stores: Stores::new(metrics.store.clone()),
         artifacts,
         sinks: options.log_sinks,
         // Sized by each configuration that is applied.
         budget: metrics.whole_bodies.clone(),
         metrics,
         cpu: Arc::new(Pool::new()),
+        // Sized like the budget.
+        scripts: Arc::new(Pool::for_scripts()),
         env: env(options.variables),
         clock: Clock::default(),
         coverage: None,
@@ -176,11 +180,13 @@ pub(crate) fn dry_services(
     Services {
         registry: registry.clone(),
         state: StateStore::default(),
+        stores: Stores::isolated(metrics.store.clone()),
         artifacts: None,
         sinks: Arc::new(Discard),
         budget: metrics.whole_bodies.clone(),
         metrics,
         cpu: Arc::new(Pool::new()),
+        scripts: Arc::new(Pool::for_scripts()),
         env: env(variables),
         clock: Clock::default(),
         coverage: None,

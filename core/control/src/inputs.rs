@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 const LARGEST: u64 = 64 << 20;
 
 /// Write permission for everybody (`o+w`).
-const WORLD_WRITABLE: u32 = 0o002;
+pub(crate) const WORLD_WRITABLE: u32 = 0o002;
 
 /// A SHA-256 hash.
 #[derive(Hash, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

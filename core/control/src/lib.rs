@@ -24,9 +24,11 @@ mod replay;
 mod resolver;
 mod state;
 mod status;
+mod store;
 mod suite;
 #[cfg(test)]
 mod testing;
+mod trust;
 mod watch;
 
 pub use build::listen_address;

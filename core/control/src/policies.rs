@@ -3,18 +3,21 @@
 //! `NN-name.rhai` or `NN-name.wasm` is an instance of the kind that its ending names, called
 //! `name`; the files' names are their order. `NN-name.yaml` beside it holds instance options and
 //! what else may stand in the kind's table. Companions of policies are left alone: definitions for
-//! editors (`x.d.rhai`) and tests (`x.test.yaml`, `x.test.rhai`).
+//! editors (`x.d.rhai`), tests (`x.test.yaml`, `x.test.rhai`), and signatures (`x.wasm.minisig`).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use portcullis_config::{
     Diagnostic, Diagnostics, INSTANCE_OPTIONS, InstanceOptions, Loaded, Node, Policies, Source, Value,
     parse_table,
 };
+use portcullis_plugin::{Ceiling, HttpGrant, SecretRef, Size, Span};
 
 use crate::build::{Planned, Scope, Whereabouts};
 use crate::host::{Services, world_writable};
 use crate::inputs::Files;
+use crate::trust::{SIGNATURE, replaceable};
 
 /// Reads the policies in `policies.dir`, which is relative to `root`.
 pub(crate) fn read(
@@ -41,8 +44,9 @@ pub(crate) fn read(
         findings.push(loaded.error("policies.dir", message).with_help(help));
         return Vec::new();
     }
+    let ceiling = Some(Arc::new(ceiling(loaded, &policies.grants, findings)));
     let names = listing.names.into_iter().filter(|name| !is_companion(name)).collect();
-    let mut directory = Directory { dir, names, services, files, findings, given: None };
+    let mut directory = Directory { dir, names, ceiling, services, files, findings, given: None };
     directory.remark_on_the_rest();
     directory.planned()
 }
@@ -75,15 +79,48 @@ pub(crate) fn alone(
     let has_side = files.read_policy(&dir.join(&side)).is_ok();
     let names = has_side.then_some(side).into_iter().collect();
     let given = alone.options.clone();
-    let mut directory = Directory { dir: dir.to_owned(), names, services, files, findings, given };
+    let mut directory =
+        Directory { dir: dir.to_owned(), names, ceiling: None, services, files, findings, given };
     let planned = directory.policy(file)?;
     let InstanceOptions { on_error, timeout, .. } = planned.options;
     Some(Planned { options: InstanceOptions { on_error, timeout, ..InstanceOptions::default() }, ..planned })
 }
 
+/// The ceiling as plugins know it.
+fn ceiling(loaded: &Loaded, configured: &portcullis_config::Ceiling, findings: &mut Diagnostics) -> Ceiling {
+    let portcullis_config::Ceiling { http, cache, store, rate_limit, metrics, clock, random, secrets } =
+        configured;
+    let mut named = Vec::new();
+    for (at, secret) in secrets.iter().enumerate() {
+        match SecretRef::try_from(secret.clone()) {
+            Ok(secret) => named.push(secret),
+            Err(message) => findings.push(loaded.error(&format!("policies.grants.secrets[{at}]"), message)),
+        }
+    }
+    let http = http.as_ref().map(|http| HttpGrant {
+        upstreams: http.upstreams.clone(),
+        timeout: Span(http.timeout.0),
+        calls: http.calls,
+        max_body: Size(usize::try_from(http.max_body.0).unwrap_or(usize::MAX)),
+        shadow: true,
+    });
+    Ceiling {
+        http,
+        cache: cache.entries,
+        store: *store,
+        rate_limit: *rate_limit,
+        metrics: *metrics,
+        clock: *clock,
+        random: *random,
+        secrets: named,
+    }
+}
+
 struct Directory<'d> {
     dir: PathBuf,
     names: Vec<String>,
+    /// The most that files may grant; none if nobody says.
+    ceiling: Option<Arc<Ceiling>>,
     services: &'d Services,
     files: &'d mut Files,
     findings: &'d mut Diagnostics,
@@ -117,6 +154,7 @@ impl Directory<'_> {
             scope: Scope::Gateway,
             options,
             table,
+            ceiling: self.ceiling.clone(),
             place: Whereabouts { source, path: String::new(), policy: Some(path) },
         })
     }
@@ -141,6 +179,9 @@ impl Directory<'_> {
         let content = self.files.read_policy(path).map_err(refused)?;
         if content.world_writable {
             return Err(refused(world_writable(path)));
+        }
+        if let Some(reason) = replaceable(path) {
+            return Err(refused(reason));
         }
         let file = content.at(path);
         let text = file.text().map_err(refused)?;
@@ -205,8 +246,8 @@ fn runs(registry: &crate::registry::Registry, file: &str, stem: &str) -> bool {
 }
 
 fn is_companion(file: &str) -> bool {
-    let (stem, _) = split(file);
-    matches!(split(stem).1, "d" | "test")
+    let (stem, ending) = split(file);
+    ending == SIGNATURE || matches!(split(stem).1, "d" | "test")
 }
 
 /// `10-geo` and `rhai` of `10-geo.rhai`.
@@ -243,9 +284,13 @@ mod tests {
 
     #[test]
     fn companions_of_policies_are_no_policies() {
-        for (file, is) in
-            [("portcullis.d.rhai", true), ("10-a.test.yaml", true), ("10-a.rhai", false), ("d", false)]
-        {
+        for (file, is) in [
+            ("portcullis.d.rhai", true),
+            ("10-a.test.yaml", true),
+            ("10-a.wasm.minisig", true),
+            ("10-a.rhai", false),
+            ("d", false),
+        ] {
             assert_eq!(is_companion(file), is, "{file}");
         }
     }

@@ -18,10 +18,11 @@ use serde::Deserialize;
 
 use crate::build::{Built, Failed, build};
 use crate::gate::Tested;
-use crate::host::Services;
+use crate::host::{Services, Surroundings};
 use crate::offload::Pool;
 use crate::registry::Registry;
 use crate::state::StateStore;
+use crate::store::{OpenStore, Stores};
 
 /// A kind with a plain table, one that runs files, and one that computes elsewhere.
 pub(crate) const KINDS: &[Registration] =
@@ -186,11 +187,13 @@ pub(crate) fn services() -> Services {
     Services {
         registry: Registry::new(&[KINDS]),
         state: StateStore::default(),
+        stores: Stores::isolated(Metrics::new(1).store),
         artifacts: None,
         sinks: Arc::new(NoSinks),
         metrics: Arc::new(Metrics::new(1)),
         budget: Budget::new(0),
-        cpu: Arc::new(Pool::with(1, 1)),
+        cpu: Arc::new(Pool::with("offload", 1, 1)),
+        scripts: Arc::new(Pool::for_scripts()),
         env: Arc::new(|name| (name == "GIVEN").then(|| "given".to_owned())),
         clock: Clock::default(),
         coverage: None,
@@ -269,4 +272,9 @@ impl Site {
 /// Names of a generation's instances, in order.
 pub(crate) fn names(built: &Built) -> Vec<&str> {
     built.plugins.iter().map(|plugin| &*plugin.instance.name).collect()
+}
+
+/// What an instance is built with in most tests.
+pub(crate) fn surroundings(memory: &Arc<OpenStore>) -> Surroundings<'_> {
+    Surroundings { kind: "", is_shadow: false, store: memory, trust: None }
 }

@@ -240,16 +240,20 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     live.held.push(held);
     live.request_bytes = body.received();
     let (read, trailers) = read?;
-    let mut trailers = trailers.map_or_else(HeaderMap::new, |trailers| *trailers);
-    judge_trailers(&trailers)?;
+    if let Some(trailers) = &trailers {
+        judge_trailers(trailers)?;
+    }
     sample::take_body(live, &read);
     live.parts().request_body = Some(read);
+    live.parts().request_trailers = trailers;
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {
         return Err(answer);
     }
     let read = live.exchange().request_body().cloned().unwrap_or_default();
+    let trailers = live.parts().request_trailers.take();
     let (exchange, scope) = live.split();
     let filters = scope.chain().request_filters(exchange);
+    let mut trailers = trailers.map_or_else(HeaderMap::new, |trailers| *trailers);
     match pass_whole(read, &mut trailers, filters) {
         Ok(passed) => Ok(RequestBody::whole(passed, trailers)),
         Err(refusal) => {
@@ -444,7 +448,8 @@ fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
 
 /// Puts a reply in place of the upstream's response.
 fn put(live: &mut Live, reply: Reply) -> Source {
-    (live.is_reply, live.trailers) = (true, None);
+    live.is_reply = true;
+    live.parts().response_trailers = None;
     let (status, headers, body) = render(reply, live.exchange().id());
     live.respond(portcullis_plugin::Response::new(status, headers));
     live.parts().has_response_body = !body.is_empty();
@@ -473,7 +478,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
             };
             live.held.push(held);
             let (read, trailers) = read?;
-            live.trailers = trailers;
+            live.parts().response_trailers = trailers;
             read
         }
     };

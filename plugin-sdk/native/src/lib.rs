@@ -11,6 +11,7 @@
 mod body;
 mod build;
 mod capabilities;
+mod ceiling;
 mod clock;
 mod connection;
 mod coverage;
@@ -29,6 +30,7 @@ mod principal;
 mod rate;
 mod reply;
 mod secret;
+mod store;
 mod tasks;
 mod tester;
 mod units;
@@ -41,6 +43,7 @@ pub use build::{
 pub use capabilities::{
     Capabilities, Counts, Denied, Http, Limits, MAX_KEY, MAX_RANDOM, MAX_SENT, MAX_VALUE, PolicyCache, Taken,
 };
+pub use ceiling::Ceiling;
 pub use clock::{Clock, thread_time};
 pub use connection::{Admission, Connection, TlsSession};
 pub use coverage::Coverage;
@@ -58,6 +61,10 @@ pub use principal::Principal;
 pub use rate::{Limit, MAX_TAKES, RateTable, Rates, Standing, Take, TokenBucket};
 pub use reply::{Content, Reason, Reply};
 pub use secret::{Secret, SecretRef};
+pub use store::{
+    Keyspace, MAX_STORE_KEY, MAX_STORE_LIFETIME, MAX_STORE_VALUE, MemoryStore, Store, StoreError,
+    StoreFuture, counted,
+};
 pub use tasks::{Task, Tasks};
 pub use tester::{ExchangeBuilder, PluginTester, TestedPlugin, block_on};
 pub use units::{Rate, Size, Span};

@@ -5,7 +5,7 @@
 //! and its constants evaluated ([`load`]); a request then only calls a compiled function with a fresh
 //! scope. During the call the exchange lies in a cell of the calling thread ([`call`]), through which
 //! the host's functions ([`host`]) reach it, and every operation is counted against the script's
-//! [`limits`].
+//! [`limits`]. A script that is granted what it may have to wait for runs on another thread ([`waiting`]).
 
 mod call;
 mod callees;
@@ -19,6 +19,7 @@ mod load;
 mod script;
 mod value;
 mod verdict;
+mod waiting;
 
 pub use docs::{definitions, reference};
 pub use limits::Limits;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
-use portcullis_plugin::{BuildContext, BuildError, HookName};
+use portcullis_plugin::{BuildContext, BuildError, Capabilities, HookName};
 use rhai::{
     AST, ASTNode, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Module, ModuleResolver,
     OptimizationLevel, Position, Scope, Shared, Stmt,
@@ -89,12 +89,13 @@ pub(crate) fn load(
     file: &str,
     config: &Map<String, Value>,
     limits: &Limits,
+    granted: &Arc<Capabilities>,
     context: &mut BuildContext<'_>,
 ) -> Result<Program, BuildError> {
     let config = value::from_json(&Value::Object(config.clone()))
         .map_err(|error| BuildError::at("config", error.to_string()))?;
     let modules = Modules::default();
-    let mut engine = engine::new(limits, context.name().clone());
+    let mut engine = engine::new(limits, context.name().clone(), granted);
     engine.set_module_resolver(modules.clone());
     let lines = context.coverage().map(|coverage| Lines::new(coverage, &mut engine));
     let mut loader = Loader {

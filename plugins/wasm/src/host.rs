@@ -102,6 +102,12 @@ impl Host {
         }
     }
 
+    /// The call goes on after a wait, which took none of the guest's time.
+    pub(crate) fn go_on(&mut self) {
+        self.begun = Instant::now();
+        self.about.engines.ticker.stir();
+    }
+
     /// The guest is interrupted: another tick, or the end.
     pub(crate) fn tick(&mut self) -> Result<UpdateDeadline> {
         let ticker = &self.about.engines.ticker;

@@ -13,18 +13,21 @@
 //! CPU bounded, and no power that the host functions do not give. What it is as a plugin is in `policy.rs`, how it
 //! is loaded in `load.rs`, with what an instance begins in `snapshot.rs`, how it is called in `instance.rs`, what
 //! it can reach in `host.rs`. Modules made for proxy-wasm are told by what they export, and run as
-//! `proxy_wasm` says.
+//! `proxy_wasm` says; those made for http-wasm by what they import and export, and run as `http_wasm` says.
 
 mod artifact;
 mod bindings;
 mod engine;
 mod host;
+mod http_wasm;
 mod instance;
 mod load;
+mod memory;
 mod policy;
 mod proxy_wasm;
 mod scaffold;
 mod snapshot;
+mod wasi;
 
 use std::num::NonZeroU32;
 
@@ -37,6 +40,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::engine::{Engines, MAX_MEMORY};
+use crate::http_wasm::Handler;
 use crate::policy::Policy;
 use crate::proxy_wasm::{Filter, Options};
 
@@ -51,7 +55,8 @@ const MAX_CPU: Span = Span::seconds(1);
 pub struct Config {
     /// The module, a .wasm file.
     file: String,
-    /// The policy's own configuration. A module for proxy-wasm gets a table as JSON, and may have plain text too.
+    /// The policy's own configuration. A module for proxy-wasm or http-wasm gets a table as JSON, and may have plain
+    /// text too.
     #[serde(default = "config")]
     #[schemars(extend("type" = ["object", "string"]))]
     config: Value,
@@ -107,6 +112,23 @@ fn body_limit() -> Size {
     Size::mib(1)
 }
 
+/// What a module that is no policy of ours gets as its configuration.
+fn text(config: &Config) -> Result<String, BuildError> {
+    match &config.config {
+        Value::String(text) => Ok(text.clone()),
+        Value::Object(table) if table.is_empty() => Ok(String::new()),
+        Value::Object(_) => Ok(config.config.to_string()),
+        _ => Err(BuildError::at("config", "neither a table nor text")),
+    }
+}
+
+/// One of the two ways that an exchange's messages go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Request,
+    Response,
+}
+
 /// A loaded module, of whichever kind its file says.
 pub struct Module(Box<dyn Plugin>);
 
@@ -125,9 +147,13 @@ impl PluginType for Module {
         let engines = context.shared_by_kind(Engines::new);
         let engines = Result::as_ref(&engines)
             .map_err(|error| BuildError::at("", format!("no engine for Wasm can be had: {error:#}")))?;
-        Ok(Module(match proxy_wasm::version(&source.bytes) {
-            Some(version) => Box::new(Filter::build(&config, &version, &source.bytes, engines, context)?),
-            None => Box::new(Policy::build(&config, &source.bytes, engines, context)?),
+        let bytes = &source.bytes;
+        Ok(Module(match proxy_wasm::version(bytes) {
+            Some(version) => Box::new(Filter::build(&config, &version, bytes, engines, context)?),
+            None if http_wasm::is_handler(bytes) => {
+                Box::new(Handler::build(&config, bytes, engines, context)?)
+            }
+            None => Box::new(Policy::build(&config, bytes, engines, context)?),
         }))
     }
 }

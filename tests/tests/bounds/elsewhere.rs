@@ -14,6 +14,7 @@ const STATE: &str = "plugins/wasm/src/tests/state.rs";
 const ENGINE: &str = "plugins/wasm/src/engine.rs";
 const GUESTS: &str = "plugins/wasm/src/tests.rs";
 const FILTERS: &str = "plugins/wasm/src/proxy_wasm/tests/handmade.rs";
+const HANDLERS: &str = "plugins/wasm/src/http_wasm/tests/handmade.rs";
 const SHARED: &str = "plugins/wasm/src/proxy_wasm/shared.rs";
 
 /// The crates beside the data plane.
@@ -106,6 +107,10 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "core/control/src/offload.rs QUEUE_PER_THREAD",
         Bites("core/control/src/offload.rs", "the_queue_is_bounded_and_what_waits_is_done_in_turn"),
     ),
+    (
+        "core/control/src/offload.rs SCRIPTS_PER_THREAD",
+        Bites("tests/tests/capabilities.rs", "so_many_scripts_wait_and_no_more"),
+    ),
     ("core/control/src/private.rs OTHERS_WRITE", Not("bits of permissions")),
     ("core/control/src/private.rs ROOT", Not("a user")),
     (
@@ -114,6 +119,8 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("core/control/src/gate.rs SHOWN", Not("how a message is written")),
     ("core/control/src/rehearsal.rs NO_REQUEST", Not("of the command line, about a request of its own")),
+    ("core/control/src/rehearsal.rs KEPT", Not("of the command line, about a request of its own")),
+    ("core/control/src/store/mod.rs REHEARSED", Not("of the command line, about a request of its own")),
     ("core/control/src/replay.rs MOST", Bites("core/control/src/replay.rs", "the_latest_are_tried")),
     (
         "core/control/src/state.rs YEAR",
@@ -328,6 +335,9 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ("plugins/rhai/src/call.rs FIRST_LOOK", Not("how often a clock is looked at")),
     ("plugins/rhai/src/call.rs SLOW", Not("how often a clock is looked at")),
     ("plugins/rhai/src/engine.rs TEXT_PER_OPERATION", Not("a price")),
+    ("plugins/rhai/src/host/capabilities.rs CALL", Not("a price")),
+    ("plugins/rhai/src/host/capabilities.rs CRYPTO", Not("a price")),
+    ("plugins/rhai/src/host/capabilities.rs LOOK_UP", Not("a price")),
     ("plugins/rhai/src/host/text.rs BYTES_PER_OPERATION", Bites(SANDBOX, "memory_has_a_bound")),
     ("plugins/rhai/src/host/text.rs HASH", Not("a price")),
     ("plugins/rhai/src/host/text.rs PATTERNS", Bites(TEXT, "expressions_made_from_requests_do_not_pile_up")),
@@ -390,6 +400,19 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         Bites("plugins/wasm/src/host.rs", "what_is_no_header_is_refused_with_its_name"),
     ),
     ("plugins/wasm/src/host.rs MAX_JSON", Bites("plugins/wasm/src/host.rs", "statuses_and_json_are_bounded")),
+    ("plugins/wasm/src/http_wasm/abi.rs BUFFER_REQUEST", Not("a flag")),
+    ("plugins/wasm/src/http_wasm/abi.rs BUFFER_RESPONSE", Not("a flag")),
+    ("plugins/wasm/src/http_wasm/abi.rs FEATURES", Not("flags")),
+    ("plugins/wasm/src/http_wasm/abi.rs TRAILERS", Not("a flag")),
+    (
+        "plugins/wasm/src/http_wasm/host.rs MAX_HEADERS",
+        Bites(HANDLERS, "an_answer_has_as_many_headers_as_a_message_may_have"),
+    ),
+    ("plugins/wasm/src/http_wasm/imports.rs MAX_TRAILERS", Bites(HANDLERS, "trailers_are_bounded")),
+    (
+        "plugins/wasm/src/http_wasm/instance.rs START_TICKS",
+        Bites(HANDLERS, "a_module_that_can_not_run_is_a_located_error"),
+    ),
     ("plugins/wasm/src/instance.rs MAX_IDLE", Not("instances kept for the next exchanges")),
     (
         "plugins/wasm/src/instance.rs MAX_REASON",
@@ -462,19 +485,14 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "plugins/wasm/src/proxy_wasm/vm.rs START_BUDGET",
         Bites(FILTERS, "a_module_that_can_not_run_is_a_located_error"),
     ),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs BADF", Not("an error's number")),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs FAULT", Not("an error's number")),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs INVAL", Not("an error's number")),
-    (
-        "plugins/wasm/src/proxy_wasm/wasi.rs MAX_PARTS",
-        Bites(FILTERS, "a_module_links_whatever_functions_it_imports"),
-    ),
-    (
-        "plugins/wasm/src/proxy_wasm/wasi.rs MAX_RANDOM",
-        Bites(FILTERS, "a_module_links_whatever_functions_it_imports"),
-    ),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs NOSYS", Not("an error's number")),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs NOTSUP", Not("an error's number")),
     ("plugins/wasm/src/snapshot.rs GAP", Not("how data is laid out")),
     ("plugins/wasm/src/snapshot.rs MAX_IMAGE", Bites("plugins/wasm/src/snapshot.rs", "an_image_is_bounded")),
+    ("plugins/wasm/src/wasi.rs BADF", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs FAULT", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs IO", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs INVAL", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs MAX_PARTS", Bites(FILTERS, "a_module_links_whatever_functions_it_imports")),
+    ("plugins/wasm/src/wasi.rs MAX_RANDOM", Bites(FILTERS, "a_module_links_whatever_functions_it_imports")),
+    ("plugins/wasm/src/wasi.rs NOSYS", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs NOTSUP", Not("an error's number")),
 ];

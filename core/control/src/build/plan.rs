@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use portcullis_config::{ChainEntry, Diagnostic, InstanceOptions, Node, NodeError, PluginEntry, Source};
-use portcullis_plugin::Registration;
+use portcullis_plugin::{Ceiling, Registration};
 
 use super::Builder;
 use crate::rehearsal::{PROPS, REGISTRATION};
@@ -32,6 +32,8 @@ pub(crate) struct Planned {
     pub(crate) scope: Scope,
     pub(crate) options: InstanceOptions,
     pub(crate) table: Node,
+    /// The most that its table may grant it, if it comes from the policy directory.
+    pub(crate) ceiling: Option<Arc<Ceiling>>,
     pub(crate) place: Whereabouts,
 }
 
@@ -124,6 +126,7 @@ impl Builder<'_> {
             scope: Scope::Gateway,
             options: InstanceOptions::default(),
             table: self.loaded.root.empty_table(),
+            ceiling: None,
             place,
         })
     }
@@ -150,6 +153,7 @@ impl Builder<'_> {
             scope,
             options: entry.options.clone(),
             table: entry.table.clone(),
+            ceiling: None,
             place: Whereabouts { source: Some(source.clone()), path: entry.path.clone(), policy: None },
         })
     }

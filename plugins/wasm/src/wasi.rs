@@ -7,21 +7,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use aws_lc_rs::rand;
 use portcullis_plugin::Clock;
 use tracing::Level;
-use wasmtime::{FuncType, Linker, Val};
+use wasmtime::{Caller, FuncType, Linker, Val};
 
-use super::abi::Status;
-use super::host::Host;
-use super::memory::{Caller, Fault, parts, slice, write, write_number};
 use crate::host::LOG_LINE;
+use crate::memory::{CoreHost, OutOfBounds, parts, slice, write, write_number};
 
-pub(super) const MODULE: &str = "wasi_snapshot_preview1";
+pub(crate) const MODULE: &str = "wasi_snapshot_preview1";
 /// What it was called before.
-pub(super) const UNSTABLE: &str = "wasi_unstable";
+pub(crate) const UNSTABLE: &str = "wasi_unstable";
 
 /// Errors of WASI.
 const BADF: u32 = 8;
 const FAULT: u32 = 21;
 const INVAL: u32 = 28;
+const IO: u32 = 29;
 const NOSYS: u32 = 52;
 const NOTSUP: u32 = 58;
 
@@ -42,7 +41,7 @@ const DEFINED: [&str; 8] = [
 
 /// The guest ended itself.
 #[derive(Debug)]
-pub(super) struct Exit(pub(super) u32);
+pub(crate) struct Exit(pub(crate) u32);
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,37 +51,33 @@ impl fmt::Display for Exit {
 
 impl std::error::Error for Exit {}
 
-type Answer = Result<u32, Fault>;
+type Answer = Result<u32, OutOfBounds>;
 
-fn answer(answer: Answer) -> wasmtime::Result<u32> {
-    match answer {
-        Ok(code) => Ok(code),
-        Err(Fault::Status(_)) => Ok(FAULT),
-        Err(Fault::Trap(error)) => Err(error),
-    }
+fn answer(answer: Answer) -> u32 {
+    answer.unwrap_or(FAULT)
 }
 
-pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+pub(crate) fn define<T: CoreHost>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
     for module in [MODULE, UNSTABLE] {
         linker.func_wrap(
             module,
             "fd_write",
-            |mut caller: Caller<'_>, file: u32, parts: u32, count: u32, written_to: u32| {
+            |mut caller: Caller<'_, T>, file: u32, parts: u32, count: u32, written_to: u32| {
                 answer(fd_write(&mut caller, file, parts, count, written_to))
             },
         )?;
         linker.func_wrap(
             module,
             "clock_time_get",
-            |mut caller: Caller<'_>, clock: u32, _: u64, to: u32| {
+            |mut caller: Caller<'_, T>, clock: u32, _: u64, to: u32| {
                 answer(clock_time_get(&mut caller, clock, to))
             },
         )?;
-        linker.func_wrap(module, "random_get", |mut caller: Caller<'_>, to: u32, size: u32| {
+        linker.func_wrap(module, "random_get", |mut caller: Caller<'_, T>, to: u32, size: u32| {
             answer(random_get(&mut caller, to, size))
         })?;
         for name in ["environ_sizes_get", "args_sizes_get"] {
-            linker.func_wrap(module, name, |mut caller: Caller<'_>, count_to: u32, size_to: u32| {
+            linker.func_wrap(module, name, |mut caller: Caller<'_, T>, count_to: u32, size_to: u32| {
                 let nothing = write_number(&mut caller, count_to, 0);
                 answer(nothing.and_then(|()| write_number(&mut caller, size_to, 0)).map(|()| 0))
             })?;
@@ -98,8 +93,8 @@ pub(super) fn define(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 }
 
 /// Defines a function of WASI, unless it is one of those above, as one that is not to be had.
-pub(super) fn refuse(
-    linker: &mut Linker<Host>,
+pub(crate) fn refuse<T: CoreHost>(
+    linker: &mut Linker<T>,
     module: &str,
     name: &str,
     ty: FuncType,
@@ -123,7 +118,13 @@ pub(super) fn refuse(
     Ok(())
 }
 
-fn fd_write(caller: &mut Caller<'_>, file: u32, vector: u32, count: u32, written_to: u32) -> Answer {
+fn fd_write<T: CoreHost>(
+    caller: &mut Caller<'_, T>,
+    file: u32,
+    vector: u32,
+    count: u32,
+    written_to: u32,
+) -> Answer {
     let level = match file {
         1 => Level::INFO,
         2 => Level::ERROR,
@@ -149,7 +150,7 @@ fn fd_write(caller: &mut Caller<'_>, file: u32, vector: u32, count: u32, written
     Ok(0)
 }
 
-fn clock_time_get(caller: &mut Caller<'_>, clock: u32, to: u32) -> Answer {
+fn clock_time_get<T: CoreHost>(caller: &mut Caller<'_, T>, clock: u32, to: u32) -> Answer {
     let time = match clock {
         0 => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
         1 => Clock::default().now(),
@@ -159,12 +160,14 @@ fn clock_time_get(caller: &mut Caller<'_>, clock: u32, to: u32) -> Answer {
     Ok(0)
 }
 
-fn random_get(caller: &mut Caller<'_>, to: u32, size: u32) -> Answer {
+fn random_get<T: CoreHost>(caller: &mut Caller<'_, T>, to: u32, size: u32) -> Answer {
     if size > MAX_RANDOM {
         return Ok(INVAL);
     }
     let mut random = vec![0; size as usize];
-    rand::fill(&mut random).map_err(|_| Status::InternalFailure)?;
+    if rand::fill(&mut random).is_err() {
+        return Ok(IO);
+    }
     write(caller, to, &random)?;
     Ok(0)
 }
