@@ -104,7 +104,7 @@ fn tests(mut built: Built, services: &Services, files: &mut Files) -> Result<Bui
 /// The tests of this generation: beside the files that plugins run, and beside the configuration.
 fn suites(built: &Built, services: &Services, files: &mut Files) -> Vec<PathBuf> {
     let code = built.plugins.iter().filter_map(|plugin| plugin.file());
-    let code = code.filter(|path| services.registry.is_code(path));
+    let code = code.filter(|path| services.registry.runner_of(path).is_some());
     let config = crate::inputs::absolute(Path::new(""), &built.loaded.source.path);
     let mut suites: Vec<_> = code.chain([&config]).map(|path| path.with_extension("test.yaml")).collect();
     suites.sort();

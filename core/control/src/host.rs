@@ -189,14 +189,6 @@ impl BuildHost for Host<'_> {
         self.services.state.rates(key)
     }
 
-    fn clock(&self) -> Clock {
-        self.services.clock.clone()
-    }
-
-    fn coverage(&self) -> Option<Arc<Coverage>> {
-        self.services.coverage.clone()
-    }
-
     fn store(&mut self) -> Arc<dyn Store> {
         let Surroundings { store, is_shadow, .. } = self.surroundings;
         self.taken.in_shadow = Some(is_shadow);
@@ -210,6 +202,14 @@ impl BuildHost for Host<'_> {
 
     fn is_shadow(&self) -> bool {
         self.surroundings.is_shadow
+    }
+
+    fn clock(&self) -> Clock {
+        self.services.clock.clone()
+    }
+
+    fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.services.coverage.clone()
     }
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {

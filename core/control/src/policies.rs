@@ -51,6 +51,36 @@ pub(crate) fn read(
     directory.planned()
 }
 
+/// The ceiling as plugins know it.
+fn ceiling(loaded: &Loaded, configured: &portcullis_config::Ceiling, findings: &mut Diagnostics) -> Ceiling {
+    let portcullis_config::Ceiling { http, cache, store, rate_limit, metrics, clock, random, secrets } =
+        configured;
+    let mut named = Vec::new();
+    for (at, secret) in secrets.iter().enumerate() {
+        match SecretRef::try_from(secret.clone()) {
+            Ok(secret) => named.push(secret),
+            Err(message) => findings.push(loaded.error(&format!("policies.grants.secrets[{at}]"), message)),
+        }
+    }
+    let http = http.as_ref().map(|http| HttpGrant {
+        upstreams: http.upstreams.clone(),
+        timeout: Span(http.timeout.0),
+        calls: http.calls,
+        max_body: Size(usize::try_from(http.max_body.0).unwrap_or(usize::MAX)),
+        shadow: true,
+    });
+    Ceiling {
+        http,
+        cache: cache.entries,
+        store: *store,
+        rate_limit: *rate_limit,
+        metrics: *metrics,
+        clock: *clock,
+        random: *random,
+        secrets: named,
+    }
+}
+
 /// A policy that is run alone, whatever it is a part of.
 pub(crate) struct Alone {
     /// Its file, absolute.
@@ -86,40 +116,10 @@ pub(crate) fn alone(
     Some(Planned { options: InstanceOptions { on_error, timeout, ..InstanceOptions::default() }, ..planned })
 }
 
-/// The ceiling as plugins know it.
-fn ceiling(loaded: &Loaded, configured: &portcullis_config::Ceiling, findings: &mut Diagnostics) -> Ceiling {
-    let portcullis_config::Ceiling { http, cache, store, rate_limit, metrics, clock, random, secrets } =
-        configured;
-    let mut named = Vec::new();
-    for (at, secret) in secrets.iter().enumerate() {
-        match SecretRef::try_from(secret.clone()) {
-            Ok(secret) => named.push(secret),
-            Err(message) => findings.push(loaded.error(&format!("policies.grants.secrets[{at}]"), message)),
-        }
-    }
-    let http = http.as_ref().map(|http| HttpGrant {
-        upstreams: http.upstreams.clone(),
-        timeout: Span(http.timeout.0),
-        calls: http.calls,
-        max_body: Size(usize::try_from(http.max_body.0).unwrap_or(usize::MAX)),
-        shadow: true,
-    });
-    Ceiling {
-        http,
-        cache: cache.entries,
-        store: *store,
-        rate_limit: *rate_limit,
-        metrics: *metrics,
-        clock: *clock,
-        random: *random,
-        secrets: named,
-    }
-}
-
 struct Directory<'d> {
     dir: PathBuf,
     names: Vec<String>,
-    /// The most that files may grant; none if nobody says.
+    /// The most that it may grant; none for a policy alone, which is judged by it where it is in force.
     ceiling: Option<Arc<Ceiling>>,
     services: &'d Services,
     files: &'d mut Files,

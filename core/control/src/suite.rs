@@ -152,7 +152,7 @@ impl Tester {
         parse_suite(path, source.text().map_err(refused)?, &*self.env)
     }
 
-    fn subject(&self, loaded: &LoadedSuite) -> Result<Subject, Diagnostic> {
+    fn subject(&self, loaded: &LoadedSuite) -> Result<Subject, Diagnostics> {
         let path = absolute(Path::new(""), &loaded.source.path);
         let dir = path.parent().unwrap_or(Path::new("/"));
         match &loaded.suite {
@@ -163,7 +163,8 @@ impl Tester {
         let name = path.to_string_lossy();
         let stem = name.strip_suffix(SUITE_ENDING).unwrap_or(&name);
         let beside = self.registry.kinds().map(|kind| PathBuf::from(format!("{stem}.{}", kind.kind)));
-        let beside = beside.filter(|path| self.registry.is_code(path)).find(|path| path.is_file());
+        let beside =
+            beside.filter(|path| self.registry.runner_of(path).is_some()).find(|path| path.is_file());
         let config = PathBuf::from(format!("{stem}.yaml"));
         match beside {
             Some(policy) => Ok(Subject::Policy(policy)),
@@ -172,9 +173,9 @@ impl Tester {
                 let shown = Path::new(stem).file_name().unwrap_or_default().to_string_lossy();
                 let error = Diagnostic::error(&loaded.source.path, "there is nothing beside it to be tested");
                 let endings = self.registry.endings();
-                Err(error.with_help(format!(
+                Err(Diagnostics::from(error.with_help(format!(
                     "name it `{shown}` with ending {endings} or `.yaml`, or write `policy: FILE` or `gateway: FILE`"
-                )))
+                ))))
             }
         }
     }

@@ -59,6 +59,7 @@ struct Points {
 
 impl Watch {
     /// A watch of nothing yet.
+    #[expect(clippy::new_without_default, reason = "it starts threads")]
     pub fn new() -> Self {
         let shared = Arc::new(Shared::default());
         let (watcher, polls) = watcher(&shared);

@@ -117,17 +117,17 @@ impl PluginTester {
         self
     }
 
-    /// Notes there which lines of scripts run.
-    #[must_use]
-    pub fn covering(mut self, coverage: Arc<Coverage>) -> Self {
-        self.coverage = Some(coverage);
-        self
-    }
-
     /// Offers this store instead of an empty one in memory.
     #[must_use]
     pub fn store(mut self, store: Arc<dyn Store>) -> Self {
         self.store = Some(store);
+        self
+    }
+
+    /// Notes there which lines of scripts run.
+    #[must_use]
+    pub fn covering(mut self, coverage: Arc<Coverage>) -> Self {
+        self.coverage = Some(coverage);
         self
     }
 

@@ -54,7 +54,7 @@ pub(crate) struct RedisPlan {
 
 /// The way to connect.
 enum Door {
-    Server(Client),
+    Server(Box<Client>),
     Sentinels(Box<SentinelClient>),
     Cluster(Box<ClusterClient>),
 }
@@ -94,7 +94,7 @@ impl RedisPlan {
         let Some(name) = &self.redis.sentinel else {
             let info = infos.pop().ok_or((ErrorKind::InvalidClientConfig, "there is no server"))?;
             let client = if is_tls { Client::build_with_tls(info, certificates) } else { Client::open(info) };
-            return client.map(Door::Server);
+            return client.map(|client| Door::Server(Box::new(client)));
         };
         let sentinels: Vec<ConnectionAddr> = infos.iter().map(|info| info.addr().clone()).collect();
         let mut builder = SentinelClientBuilder::new(sentinels, name, SentinelServerType::Master)?;
