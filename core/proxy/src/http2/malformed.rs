@@ -16,7 +16,7 @@ use bytes::BytesMut;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, response};
 
-use super::frames::{END_HEADERS, END_STREAM, HEADERS, PROTOCOL_ERROR, RST_STREAM, frame};
+use super::walk::{END_HEADERS, END_STREAM, HEADERS, PROTOCOL_ERROR, RST_STREAM, frame};
 use crate::body::{Incoming, ResponseBody};
 use crate::client::Client;
 use crate::exchange::{Dropped, serve};
