@@ -531,3 +531,32 @@ fn every_example_of_the_page_passes() {
     assert!(said.status.success(), "{}{}", said.out, said.err);
     assert_says(&said.out, &["3 passed, 0 failed"]);
 }
+
+#[test]
+fn a_policy_finds_what_is_given_in_the_store_and_the_time_that_is_given() {
+    let policy = r#"fn on_request(ctx) {
+        if store_get("banned") != () { return deny(403, "guard.banned"); }
+        if store_add("seen", 1, 60) > 2 { store_set("banned", "yes", 60); }
+        ctx.request.headers["x-now"] = `${now_ms()}`;
+    }"#;
+    let tests = r#"
+options: { grants: { store: true, clock: true } }
+cases:
+  - name: who is banned
+    given: { store: { guard: { banned: "by hand" } } }
+    expect: { status: 403 }
+  - name: who is not yet
+    given: { time: "2026-01-31T00:00:00Z", store: { guard: { seen: "1" } } }
+    steps:
+      - { expect: { upstreams: { origin: { headers: { x-now: "1769817600000" } } } } }
+      - { after: 1s, expect: { upstreams: { origin: { headers: { x-now: "1769817601000" } } } } }
+      - { expect: { status: 403 } }
+      - { after: 1h, expect: { status: 200 } }
+  - name: nobody of that name
+    given: { store: { other: { a: b } } }
+    expect: {}
+"#;
+    let said = tested(policy, tests);
+    assert_eq!(said.status.code(), Some(1), "{}{}", said.out, said.err);
+    assert_says(&said.out, &["2 passed, 1 failed", "there is no plugin `other`"]);
+}

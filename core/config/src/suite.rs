@@ -125,6 +125,9 @@ pub struct Given {
     /// What upstreams answer, by their names, to requests and to calls of plugins. The upstream behind a policy that is
     /// tested alone is `origin`. Default: 200 without a body.
     pub upstreams: BTreeMap<String, Answer>,
+    /// What plugins find in the store, by their names and by key: texts, or anything else as JSON. It is put there before
+    /// the request. Default: nothing.
+    pub store: BTreeMap<String, BTreeMap<String, Value>>,
 }
 
 /// Who is calling.
@@ -270,6 +273,7 @@ impl Given {
         given.principal = self.principal.clone().or(given.principal);
         given.facts.extend(self.facts.clone());
         given.upstreams.extend(self.upstreams.clone());
+        given.store.extend(self.store.clone());
         given
     }
 }

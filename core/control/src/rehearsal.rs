@@ -21,6 +21,7 @@ use hyper_util::rt::TokioIo;
 use portcullis_config::{
     Config, Diagnostic, Diagnostics, Endpoint, EndpointAddress, HttpVersion, ListenAddress, Network, Proxies,
 };
+use portcullis_plugin::{Instance, Keyspace};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::record::Record;
@@ -37,6 +38,7 @@ use crate::policies::Alone;
 use crate::registry::Registry;
 use crate::reload::apply;
 use crate::state::StateStore;
+use crate::store::Stores;
 
 pub(crate) use props::{PROPS, Props, REGISTRATION, Seen};
 
@@ -48,6 +50,9 @@ const RECORD: Duration = Duration::from_secs(5);
 
 /// Where there was no answer either, there may have been no request: the connection was refused.
 const NO_REQUEST: Duration = Duration::from_millis(250);
+
+/// How long what is given in a store stays there.
+const KEPT: Duration = Duration::from_secs(365 * 86_400);
 
 /// A request that is made up.
 #[derive(Debug, Clone)]
@@ -201,6 +206,8 @@ impl Rehearsal {
     /// Begins anew: nothing is left of what requests before have left behind.
     pub(crate) async fn renew(&mut self) -> Result<(), Diagnostics> {
         self.services.state = self.services.state.renewed();
+        self.services.stores =
+            Stores::rehearsed(self.services.metrics.store.clone(), self.services.clock.clone());
         if let Some(stage) = &self.services.stage {
             stage.play.put_into(&self.services.state);
         }
@@ -228,6 +235,21 @@ impl Rehearsal {
     /// Has an upstream answer so from now on; unless told otherwise it answers 200 without a body.
     pub(crate) fn answer(&self, upstream: &str, answer: Answer) {
         lock(&self.scene.answers).insert(upstream.to_owned(), answer);
+    }
+
+    /// Keeps a value in the part of the store that an instance has.
+    pub(crate) async fn keep(&self, instance: &str, key: &str, value: Bytes) -> Result<(), String> {
+        let mut plugins = self.built.plugins.iter().map(|plugin| &plugin.instance);
+        let found = plugins.find(|found| *found.name == *instance);
+        let found = found.ok_or_else(|| format!("there is no plugin `{instance}`"))?;
+        let registration = self.services.registry.find(found.kind);
+        let instance = Instance {
+            kind: found.kind,
+            name: found.name.clone(),
+            state_schema: registration.map_or(0, |registration| registration.state_schema),
+        };
+        let part = Keyspace::new(self.services.stores.memory(), &instance, found.in_shadow);
+        part.set(key, value, KEPT).await.map_err(|error| error.to_string())
     }
 
     /// The files that it was built from.

@@ -27,6 +27,7 @@ use crate::policies::Alone;
 use crate::registry::Registry;
 use crate::rehearsal::{Answer, Asked, PROPS, Play, Props, Rehearsal, Seen, Untold};
 use crate::state::StateStore;
+use crate::store::Stores;
 
 pub use judge::Mismatch;
 
@@ -182,13 +183,15 @@ impl Tester {
     fn services(&self, suite: &Suite, nanos: &Arc<AtomicU64>) -> Services {
         let clock = Clock::set_by(nanos.clone());
         let (variables, env) = (suite.variables.clone(), self.env.clone());
+        let dry = dry_services(&self.registry, BTreeMap::new(), Arc::new(Metrics::new(1)));
         Services {
             state: StateStore::with(clock.clone()),
+            stores: Stores::rehearsed(dry.metrics.store.clone(), clock.clone()),
             clock,
             artifacts: Some(self.artifacts.clone()),
             coverage: self.coverage.clone(),
             env: Arc::new(move |name| variables.get(name).cloned().or_else(|| env(name))),
-            ..dry_services(&self.registry, BTreeMap::new(), Arc::new(Metrics::new(1)))
+            ..dry
         }
     }
 }
@@ -247,6 +250,8 @@ impl Stage {
             given = step.given.over(&given);
             for _ in 0..step.times.get() {
                 let (mismatches, record) = self.step(loaded, &path, &step, &given).await;
+                // What is in the store now is what requests have made of it.
+                given.store.clear();
                 run.record = record;
                 run.mismatches = mismatches;
                 if !run.mismatches.is_empty() {
@@ -284,7 +289,7 @@ impl Stage {
             let known = known.join("`, `");
             return failed("", format!("there is no upstream `{unknown}`; there is `{known}`"));
         }
-        if let Err(why) = self.give(given) {
+        if let Err(why) = self.give(given).await {
             return failed(".given", why);
         }
         let asked = match asked(&step.request) {
@@ -305,10 +310,18 @@ impl Stage {
         (mismatches.collect(), told.map(|told| told.record))
     }
 
-    fn give(&self, given: &Given) -> Result<(), String> {
+    async fn give(&self, given: &Given) -> Result<(), String> {
         for (name, answer) in &given.upstreams {
             let answer = if answer.fails { Answer::Fails } else { Answer::Is(answered(answer)?) };
             self.rehearsal.answer(name, answer);
+        }
+        let kept = given
+            .store
+            .iter()
+            .flat_map(|(instance, values)| values.iter().map(move |(key, value)| (instance, key, value)));
+        for (instance, key, value) in kept {
+            let value = body(Some(value), &mut HeaderMap::new());
+            self.rehearsal.keep(instance, key, value).await?;
         }
         let principal = given.principal.clone().map(|given| Principal {
             id: given.id,

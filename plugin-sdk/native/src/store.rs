@@ -123,7 +123,7 @@ pub struct Keyspace {
 }
 
 impl Keyspace {
-    pub(crate) fn new(store: Arc<dyn Store>, instance: &Instance, in_shadow: bool) -> Self {
+    pub fn new(store: Arc<dyn Store>, instance: &Instance, in_shadow: bool) -> Self {
         let shadow = if in_shadow { "shadow/" } else { "" };
         // A name is whatever a configuration says: no two instances may come to the same prefix.
         let name = instance.name.replace('%', "%25").replace('/', "%2F");

@@ -123,6 +123,8 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("core/control/src/gate.rs SHOWN", Not("how a message is written")),
     ("core/control/src/rehearsal.rs NO_REQUEST", Not("of the command line, about a request of its own")),
+    ("core/control/src/rehearsal.rs KEPT", Not("of the command line, about a request of its own")),
+    ("core/control/src/store/mod.rs REHEARSED", Not("of the command line, about a request of its own")),
     ("core/control/src/replay.rs MOST", Bites("core/control/src/replay.rs", "the_latest_are_tried")),
     (
         "core/control/src/state.rs YEAR",

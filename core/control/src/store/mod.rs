@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use portcullis_config::SecretName;
-use portcullis_plugin::{BuildHost, MemoryStore, SecretRef, Store, StoreError, StoreFuture};
+use portcullis_plugin::{BuildHost, Clock, MemoryStore, SecretRef, Store, StoreError, StoreFuture};
 use portcullis_proxy::metrics::{StoreMetrics, StoreOperation};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
@@ -48,11 +48,18 @@ pub(crate) struct Stores {
     isolated: bool,
 }
 
+/// Bytes of a store for requests that are made up.
+const REHEARSED: usize = 1 << 20;
+
 impl Stores {
     /// Stores that are opened when a configuration asks for them.
     pub(crate) fn new(metrics: Arc<StoreMetrics>) -> Self {
+        Self::before(MemoryStore::default(), metrics)
+    }
+
+    fn before(memory: MemoryStore, metrics: Arc<StoreMetrics>) -> Self {
         let memory = OpenStore {
-            store: Arc::new(MemoryStore::default()),
+            store: Arc::new(memory),
             metrics: metrics.clone(),
             up: Arc::new(AtomicBool::new(true)),
             thread: None,
@@ -63,6 +70,11 @@ impl Stores {
     /// For builds that nobody is to see: whatever a configuration says, an empty store in memory.
     pub(crate) fn isolated(metrics: Arc<StoreMetrics>) -> Self {
         Stores { isolated: true, ..Stores::new(metrics) }
+    }
+
+    /// The same by a clock that a test sets.
+    pub(crate) fn rehearsed(metrics: Arc<StoreMetrics>, clock: Clock) -> Self {
+        Stores { isolated: true, ..Stores::before(MemoryStore::new(REHEARSED, clock), metrics) }
     }
 
     /// The one in memory.
