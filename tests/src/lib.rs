@@ -17,6 +17,7 @@ mod origin;
 mod origins;
 mod peer;
 mod recorder;
+mod redis;
 pub mod reference;
 mod server;
 pub mod tools;
@@ -33,6 +34,7 @@ pub use origin::Origin;
 pub use origins::{Foreign, Logged};
 pub use peer::{Peer, Raw};
 pub use recorder::Recorder;
+pub use redis::Redis;
 pub use server::{nobody, server};
 pub use wait::{PATIENCE, until, wait_for, wait_until};
 

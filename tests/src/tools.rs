@@ -56,6 +56,18 @@ pub fn grpc() -> Option<PathBuf> {
     None
 }
 
+/// Envoy, which `tests/envoy/install` installs; none if it is missing and the test is to be left out.
+#[track_caller]
+pub fn envoy() -> Option<PathBuf> {
+    let pythons = fs::read_dir(repository().join("target/envoy/lib")).into_iter().flatten().flatten();
+    let mut programs = pythons.map(|python| python.path().join("site-packages/envoy/_bin/envoy"));
+    let found = programs.find(|program| program.is_file());
+    if found.is_none() {
+        left_out("target/envoy");
+    }
+    found
+}
+
 /// Says that the running test is left out for want of something.
 #[track_caller]
 fn left_out(missing: &str) -> bool {

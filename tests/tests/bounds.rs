@@ -27,6 +27,8 @@ mod elsewhere;
 
 const ABUSE: &str = "tests/tests/abuse.rs";
 const DEPLOY: &str = "tests/tests/deploy.rs";
+const CAPABILITIES: &str = "tests/tests/capabilities.rs";
+const CEILING: &str = "plugin-sdk/native/src/ceiling.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
 const SMUGGLING: &str = "tests/tests/smuggling.rs";
 const UPSTREAMS: &str = "tests/tests/upstreams.rs";
@@ -37,6 +39,7 @@ const TRANSPORTS: &str = "tests/tests/transports.rs";
 const QUARANTINE: &str = "tests/tests/quarantine.rs";
 const RATES: &str = "tests/tests/rate_limit.rs";
 const RECORDS: &str = "tests/tests/records.rs";
+const REPLAY: &str = "tests/tests/replay.rs";
 const RECORD: &str = "core/proxy/src/record/tests.rs";
 const RESILIENCE: &str = "tests/tests/resilience.rs";
 const OVERLOAD: &str = "tests/tests/overload.rs";
@@ -57,9 +60,26 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("records.file.passed", Bites(RECORDS, "a_file_has_what_was_refused_and_a_share_of_the_rest")),
     ("records.passed", Bites(RECORDS, "no_more_are_remembered_than_the_configuration_says")),
     ("records.refused", Bites(RECORDS, "no_more_are_remembered_than_the_configuration_says")),
+    ("reload.max_flips", Bites(REPLAY, "a_reload_that_changes_too_much_is_refused")),
+    ("reload.timeout", Bites("tests/tests/policy_tests.rs", "tests_have_a_time_to_end_in")),
+    ("replay.max_body", Bites(REPLAY, "what_is_recorded_is_bounded_and_redacted")),
+    (
+        "replay.max_bytes",
+        Bites("core/gateway/src/sinks.rs", "a_bounded_file_and_the_one_before_it_have_no_more_than_that"),
+    ),
+    ("replay.percent", Bites(REPLAY, "what_is_recorded_is_bounded_and_redacted")),
     ("limits.body", Bites(PROXYING, "a_body_whose_length_was_not_said_is_limited_too")),
     ("limits.exchanges", Bites(OVERLOAD, "no_more_exchanges_are_under_way_than_allowed")),
+    ("limits.waiting_scripts", Bites(CAPABILITIES, "so_many_scripts_wait_and_no_more")),
     ("limits.whole_bodies", Bites(LIMITS, "whole_bodies_share_a_budget")),
+    ("policies.grants.cache.entries", Bites(CEILING, "each_grant_has_its_ceiling")),
+    ("policies.grants.http.calls", Bites(CEILING, "each_grant_has_its_ceiling")),
+    ("policies.grants.http.max_body", Bites(CEILING, "each_grant_has_its_ceiling")),
+    ("policies.grants.http.timeout", Bites(CEILING, "each_grant_has_its_ceiling")),
+    (
+        "store.timeout",
+        Bites("tests/tests/store.rs", "a_redis_that_stands_still_holds_nobody_up_for_longer_than_its_time"),
+    ),
     (
         "listeners.http2.max_streams",
         Bites("tests/tests/protocols.rs", "streams_beyond_the_limit_are_refused"),
@@ -225,6 +245,12 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("rate_limit.limits.token_bucket.rate", Bites(RATES, "tokens_come_back_at_their_rate")),
     ("rate_limit.max_keys", Bites(RATES, "a_flood_of_keys_forgets_nobody_and_is_limited_as_a_whole")),
     ("rhai.body_limit", Bites(BUDGETS, "a_script_gets_bodies_up_to_its_limit")),
+    ("rhai.grants.cache.entries", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
+    ("rhai.grants.http.calls", Bites(CAPABILITIES, "bounds_bite")),
+    ("rhai.grants.http.max_body", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
+    ("rhai.grants.http.timeout", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
+    ("rhai.grants.rate_limit.burst", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
+    ("rhai.grants.rate_limit.rate", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
     ("rhai.limits.array", Bites(BUDGETS, "every_limit_of_a_script_bites")),
     ("rhai.limits.depth", Bites(BUDGETS, "every_limit_of_a_script_bites")),
     ("rhai.limits.map", Bites(BUDGETS, "every_limit_of_a_script_bites")),
@@ -281,22 +307,22 @@ const BUILT_IN: &[(&str, Known)] = &[
     ("http1/response.rs LINES", Not("a guess, to grow less often")),
     ("http1/wire.rs MIN_READ", Not("how much is read at once; what is not read waits in the socket")),
     ("http1/wire.rs MAX_READ", Not("how much is read at once; what is not read waits in the socket")),
-    ("http2/frames.rs CODE", Not("of a reset's code")),
-    ("http2/frames.rs CONTINUATION", Not("a type of frame")),
-    ("http2/frames.rs DATA", Not("a type of frame")),
-    ("http2/frames.rs END_HEADERS", Not("a flag")),
-    ("http2/frames.rs END_STREAM", Not("a flag")),
+    ("http2/walk.rs CODE", Not("of a reset's code")),
+    ("http2/walk.rs CONTINUATION", Not("a type of frame")),
+    ("http2/walk.rs DATA", Not("a type of frame")),
+    ("http2/walk.rs END_HEADERS", Not("a flag")),
+    ("http2/walk.rs END_STREAM", Not("a flag")),
     ("http2/frames.rs ENHANCE_YOUR_CALM", Not("a code")),
     ("http2/frames.rs FLOW_CONTROL_ERROR", Not("a code")),
     ("http2/frames.rs GOAWAY", Not("a type of frame")),
-    ("http2/frames.rs HEADERS", Not("a type of frame")),
-    ("http2/frames.rs LENGTH", Not("of a frame's head")),
+    ("http2/walk.rs HEADERS", Not("a type of frame")),
+    ("http2/walk.rs LENGTH", Not("of a frame's head")),
     ("http2/frames.rs MAX_AHEAD", Bites(ABUSE, "frames_that_ask_for_nothing_end_the_connection")),
     ("http2/frames.rs MAX_RESETS", Bites(ABUSE, "streams_taken_back_one_by_one_end_the_connection")),
-    ("http2/frames.rs PROTOCOL_ERROR", Not("a code")),
+    ("http2/walk.rs PROTOCOL_ERROR", Not("a code")),
     ("http2/frames.rs PER_SECOND", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
     ("http2/frames.rs PER_USE", Bites(FRAMES, "frames_for_nothing_are_bounded_and_use_brings_more")),
-    ("http2/frames.rs RST_STREAM", Not("a type of frame")),
+    ("http2/walk.rs RST_STREAM", Not("a type of frame")),
     ("http2/frames.rs TURN", Not("how often others get their turn")),
     (
         "http2/malformed.rs MAX_BLOCK",

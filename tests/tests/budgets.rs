@@ -2,7 +2,7 @@
 //! them. Seen from outside: as the answer, and as the reason in the access log.
 
 use portcullis_tests::tools::guest;
-use portcullis_tests::{Answer, Gateway, Origin, Setup, request, run_in, until};
+use portcullis_tests::{Answer, Gateway, Origin, Setup, request, until};
 use serde_json::{Value, json};
 
 fn with(plugins: &str, files: &[(&str, &[u8])]) -> (Origin, Gateway) {

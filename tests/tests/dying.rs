@@ -1,7 +1,11 @@
 //! Servers that are killed, started again and stopped while clients ask without a pause, whatever is spoken with them:
 //! HTTP/2 in plain text, HTTP/1 and HTTP/2 in TLS, gRPC. Each is a process of its own.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on ends, and this one reports"
+)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -162,7 +166,7 @@ fn survives(scheme: &str, settings: &str, start: &dyn Fn(SocketAddr) -> Box<dyn 
         Load::during(gateway.address(), |load| harm(&gateway, mortal, start, &|| load.go_on()))
     });
     let (asked, failed) = (posts.asked.load(SeqCst), posts.failed.load(SeqCst));
-    eprintln!("{settings}: of {gets} that may be repeated none failed, of {asked} others {failed}");
+    println!("{settings}: of {gets} that may be repeated none failed, of {asked} others {failed}");
     // Those that were sent to a server that is gone or stopped, until it is asked no more; then one a time that asks
     // whether it is back.
     assert!(failed <= HARMS * (FAILURES + 8), "{failed} of {asked}");

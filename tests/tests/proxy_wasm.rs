@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use portcullis_tests::tools::guest;
-use portcullis_tests::{Answer, Gateway, Http, Origin, Setup, repository, request, run_in, until};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use portcullis_tests::tools::{grpc, guest};
+use portcullis_tests::{Answer, Gateway, Http, Origin, Setup, here, repository, request, run_in, until};
 use serde_json::Value;
 
 const FILTER: &str = "proxy_wasm_guest";
@@ -179,6 +182,74 @@ routes: [{ respond: { status: 204 } }]
         "{}",
         checked.err
     );
+}
+
+#[test]
+fn a_filter_calls_a_server_of_grpc() {
+    let (Some(module), Some(python)) = (guest(FILTER), grpc()) else { return };
+    let mut server = Command::new(python)
+        .arg(here().join("grpc/server.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut port = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
+    let origin = Origin::start();
+    let config = format!(
+        "
+upstreams:
+  origin: {{ endpoints: [\"http://{}\"] }}
+  calls: {{ endpoints: [\"http://127.0.0.1:{}\"], protocol: http2 }}
+plugins:
+  - wasm: {{ file: filter.wasm, cpu: 50ms, proxy_wasm: {{ upstreams: {{ grpc: calls }} }} }}
+routes: [{{ upstream: origin }}]
+",
+        origin.address(),
+        port.trim()
+    );
+    let gateway = Setup::new(&config).file("filter.wasm", module).start();
+    assert_eq!(found(&gateway, "call-grpc Unary hello"), "0 hello");
+    assert_eq!(found(&gateway, "call-grpc Fail hello"), "9");
+    assert_eq!(found(&gateway, "call-grpc Nowhere hello"), "12");
+    assert_eq!(found(&gateway, "stream-grpc Echo a b c"), "0 a,b,c");
+    assert_eq!(found(&gateway, "stream-grpc Join a b c"), "0 abc");
+    // The message is as it stands in the trailer.
+    assert_eq!(found(&gateway, "stream-grpc Fail a"), "9  not now: 100 %25 sure");
+    // It ends with its standard input.
+    drop(server.stdin.take());
+    server.wait().unwrap();
+    assert_eq!(found(&gateway, "call-grpc Unary hello"), "14");
+}
+
+#[test]
+fn a_filter_in_assemblyscript_runs_as_it_is() {
+    let Some(module) = guest("proxy_wasm_assemblyscript") else { return };
+    let origin = Origin::start();
+    let config = "
+plugins:
+  - wasm:
+      file: filter.wasm
+      config: as it is
+      cpu: 50ms
+      proxy_wasm: { root_id: assemblyscript, upstreams: { api: origin } }
+";
+    let gateway = Setup::new(config).file("filter.wasm", module).before(&origin).start();
+    let answer = do_it(&gateway, "nothing", "/a");
+    assert_eq!(
+        (answer.header("x-configured"), &answer.json()["headers"]["x-found"]),
+        (Some("as it is"), &"no body".into())
+    );
+    assert_eq!(answer.header("x-called"), Some("nobody"));
+    assert_eq!(do_it(&gateway, "call", "/a").header("x-called"), Some("called"));
+    let refused = do_it(&gateway, "refuse", "/a");
+    assert_eq!(
+        (refused.status, refused.header("x-by"), refused.text().as_str()),
+        (403, Some("assemblyscript"), "no")
+    );
+    do_it(&gateway, "log", "/a");
+    until("its line", || gateway.log().contains("said in AssemblyScript"));
+    assert!(gateway.metric("portcullis_plugin_wasm_guest_total", &["metric=\"as_requests\""]) >= 4.0);
 }
 
 #[test]

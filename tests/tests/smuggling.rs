@@ -313,9 +313,9 @@ upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
         head(9, 5, "GET", well),
     ];
     client.write_raw(&together.concat()).unwrap();
-    let outcomes = outcomes(&mut client, 5);
+    let found = outcomes(&mut client, 5);
     for stream in [1, 7] {
-        let Ok(Some(answer)) = &outcomes[&stream] else { panic!("{outcomes:?}") };
+        let Ok(Some(answer)) = &found[&stream] else { panic!("{found:?}") };
         assert_eq!((answer.status, answer.header("x-set")), (400, Some("by-a-plugin")));
         let id = answer.header("x-request-id").unwrap();
         let record = wait_for("the record", || {
@@ -325,7 +325,7 @@ upstreams: { origin: { endpoints: [\"http://${ORIGIN}\"] } }
         assert_eq!(record["decided_by"]["reason"], "http.malformed", "{record}");
         assert_eq!(record["decided_by"]["by"], "core.http", "{record}");
     }
-    assert_eq!((&outcomes[&3], &outcomes[&9], &outcomes[&5]), (&Ok(None), &Ok(None), &Err(1)));
+    assert_eq!((&found[&3], &found[&9], &found[&5]), (&Ok(None), &Ok(None), &Err(1)));
     // Of one that goes on to send its body no more is wanted, and nothing else suffers.
     client.write_raw(&head(11, 4, "POST", MALFORMED)).unwrap();
     let answered = answer_on(&mut client, 11);

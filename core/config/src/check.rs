@@ -10,6 +10,7 @@ use crate::error::{NodeError, is_misspelt, suggestion};
 use crate::listen::ListenAddress;
 use crate::node::{Node, join};
 use crate::resilience::Deadline;
+use crate::store::Store;
 use crate::traffic::{Arm, Split, SplitBy, Target, When};
 use crate::upstreams::{
     Balance, Dns, Endpoint, EndpointAddress, Health, HttpVersion, Scheme, Sticky, Upstream,
@@ -60,6 +61,7 @@ const STREAMS: RangeInclusive<u64> = 1..=8_000;
 pub(crate) fn check(config: &Config, root: &Node) -> (Vec<NodeError>, Vec<NodeError>) {
     let mut check = Check { root, errors: Vec::new(), warnings: Vec::new() };
     check.workers(config);
+    check.store(config);
     check.listeners(config);
     check.chains(config);
     check.routes(config);
@@ -90,6 +92,35 @@ impl Check<'_> {
                 &format!("more than {MAX_WORKERS} workers"),
                 Some("one for each core is best"),
             );
+        }
+    }
+
+    fn store(&mut self, config: &Config) {
+        let Store::Redis(store) = &config.store else { return };
+        let redis = &store.redis;
+        if redis.urls.is_empty() {
+            self.error("store.redis.urls", "at least one URL is needed", None);
+        }
+        if redis.cluster && redis.sentinel.is_some() {
+            let help = "a cluster sees by itself who is a primary";
+            self.error("store.redis.sentinel", "a cluster has no sentinels", Some(help));
+        }
+        let is_single = !redis.cluster && redis.sentinel.is_none();
+        if is_single && redis.urls.len() > 1 {
+            let help = "say `cluster: true`, or name the primary with `sentinel`";
+            self.error("store.redis.urls", "several servers are a cluster, or sentinels", Some(help));
+        }
+        let mut urls = redis.urls.iter();
+        if let Some(first) = urls.next()
+            && urls.any(|url| (url.tls, url.database) != (first.tls, first.database))
+        {
+            self.error("store.redis.urls", "these differ in more than the server", None);
+        }
+        if redis.cluster && redis.urls.iter().any(|url| url.database > 0) {
+            self.error("store.redis.urls", "a cluster has no databases", None);
+        }
+        if redis.ca.is_some() && redis.urls.iter().all(|url| !url.tls) {
+            self.error("store.redis.ca", "nothing of it is TLS", Some("TLS is `rediss://`"));
         }
     }
 

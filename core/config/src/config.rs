@@ -7,12 +7,15 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ceiling::Ceiling;
 use crate::diagnostics::Span;
 use crate::forms::host_and_port;
 use crate::listen::{FileMode, ListenAddress, ListenerLimits};
 use crate::node::Node;
 use crate::on_error::OnError;
+use crate::reload::{Reload, Replay};
 use crate::schema;
+use crate::store::{Store, Trust};
 use crate::traffic::{Mirror, Target};
 use crate::upstreams::Upstream;
 use crate::values::{
@@ -46,6 +49,11 @@ pub struct Config {
     pub drain: Duration,
     /// Limits of the whole process.
     pub limits: Limits,
+    /// Where plugins keep what several requests share: `memory`, or a table with `file` or `redis`. Default `memory`.
+    #[schemars(schema_with = "schema::store", default)]
+    pub store: Store,
+    /// Run only signed code. Default: what it is not said who has signed, runs.
+    pub trust: Option<Trust>,
     /// Networks whose `X-Forwarded-*` headers are believed; `Forwarded` is written, never read. `unix` stands for whoever
     /// connects to a Unix socket. Default: none. Example: `[10.0.0.0/8, "::1"]`.
     pub trusted_proxies: Vec<Network>,
@@ -58,6 +66,10 @@ pub struct Config {
     pub plugins: Vec<ChainEntry>,
     /// The policy directory, whose files apply without being named here. Default: none.
     pub policies: Option<Policies>,
+    /// What a reload has to pass before it applies.
+    pub reload: Reload,
+    /// Requests that are recorded as they came, to try other configurations on. Default: none.
+    pub replay: Option<Replay>,
     /// Where requests are sent, by name. Default: none.
     #[schemars(with = "BTreeMap<String, Upstream>")]
     pub upstreams: Vec<Upstream>,
@@ -169,6 +181,9 @@ pub struct Limits {
     /// Memory for all bodies that plugins asked to see whole, together; when it is used up, requests that need
     /// more are answered with 503. Default `256MiB`.
     pub whole_bodies: ByteSize,
+    /// Scripts that may wait, because they are granted calls to upstreams, and run at a time: each takes a thread. Four
+    /// times as many queue for one; more are answered with 503. Default `64`.
+    pub waiting_scripts: NonZeroU16,
 }
 
 /// The policy directory.
@@ -177,6 +192,9 @@ pub struct Limits {
 pub struct Policies {
     /// Its path, relative to this file; it must exist. Example: `policies`.
     pub dir: PathBuf,
+    /// The most that the files beside its policies may grant them. Default: what its keys say.
+    #[serde(default)]
+    pub grants: Ceiling,
 }
 
 /// A place where connections are accepted.
@@ -602,10 +620,14 @@ impl Default for Config {
             records: Records::default(),
             drain: seconds(30),
             limits: Limits::default(),
+            store: Store::default(),
+            trust: None,
             trusted_proxies: Vec::new(),
             listeners: Vec::new(),
             plugins: Vec::new(),
             policies: None,
+            reload: Reload::default(),
+            replay: None,
             upstreams: Vec::new(),
             routes: Vec::new(),
         }
@@ -630,6 +652,7 @@ impl Default for Limits {
             body: SizeLimit::Bytes(ByteSize(10 << 20)),
             exchanges: at_least_one(50_000),
             whole_bodies: ByteSize(256 << 20),
+            waiting_scripts: const { NonZeroU16::new(64).unwrap() },
         }
     }
 }

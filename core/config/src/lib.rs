@@ -5,6 +5,7 @@
 //! plugin: a plugin's table stays a [`Node`], which whoever builds the plugin reads with [`Node::reader`].
 
 mod blank;
+mod ceiling;
 mod check;
 mod config;
 mod de;
@@ -19,13 +20,17 @@ mod on_error;
 mod rates;
 mod read;
 mod reader;
+mod reload;
 mod resilience;
 mod schema;
+mod store;
+mod suite;
 mod traffic;
 mod upstreams;
 mod values;
 mod yaml;
 
+pub use ceiling::{CacheCeiling, Ceiling, HttpCeiling};
 pub use config::{
     Action, Admin, AdminOptions, Alpn, Certificate, ChainEntry, ClientAuth, ClientAuthMode, Config, Http2,
     InstanceOptions, Limits, Listener, Log, LogFormat, LogLevel, Match, Mode, PluginEntry, Policies,
@@ -42,8 +47,14 @@ pub use on_error::{Meanwhile, OnError, Quarantine};
 pub use rates::{MinRate, Rate};
 pub use read::INSTANCE_OPTIONS;
 pub use reader::Reader;
+pub use reload::{Reload, Replay, TestGate};
 pub use resilience::{Adaptive, Breaker, Deadline, Hedge, HedgeAfter};
 pub use schema::schema;
+pub use store::{Redis, RedisUrl, SecretName, Store, StoreFile, StoreRedis, Trust};
+pub use suite::{
+    Answer, Asked, Budget, Case, Expect, Given, GivenPrincipal, LoadedSuite, SUITE_ENDING, Sent, Step, Suite,
+    Verdict, parse_suite, suite_schema,
+};
 pub use traffic::{Arm, Mirror, Split, SplitBy, Target, When};
 pub use upstreams::{
     Balance, Dns, Eject, Endpoint, EndpointAddress, HashBy, Health, HostHeader, HttpVersion, ProxyProtocol,

@@ -11,6 +11,7 @@ use crate::diagnostics::Span;
 use crate::error::{NodeError, is_misspelt, nearest};
 use crate::listen::ListenAddress;
 use crate::node::{Key, Node, Value, join};
+use crate::store::{Redis, Store, StoreFile, StoreRedis};
 use crate::traffic::Target;
 use crate::upstreams::{Eject, Endpoint, Retries, Upstream};
 use crate::values::{Duration, Percent, positive};
@@ -33,10 +34,14 @@ pub(crate) fn config(root: &Node, errors: &mut Vec<NodeError>) -> Config {
         records: table.optional("records").unwrap_or(default.records),
         drain: table.optional("drain").unwrap_or(default.drain),
         limits: table.optional("limits").unwrap_or(default.limits),
+        store: table.with("store", store).unwrap_or_default(),
+        trust: table.optional("trust"),
         trusted_proxies: table.items("trusted_proxies", |place| place.read()),
         listeners: table.items("listeners", listener),
         plugins: table.items("plugins", |place| Some(gateway_chain_entry(place))),
         policies: table.optional("policies"),
+        reload: table.optional("reload").unwrap_or_default(),
+        replay: table.optional("replay"),
         upstreams: table.with("upstreams", upstreams).unwrap_or_default(),
         routes: table.items("routes", route),
     };
@@ -72,6 +77,40 @@ fn admin(place: Place<'_, '_>) -> Option<Admin> {
         Some("off" | "false") => Some(Admin::Off),
         Some("on" | "true") => Some(Admin::default()),
         _ => place.read().map(Admin::On),
+    }
+}
+
+/// How long an operation of a store may take, unless it is said: far longer than any takes, and a wait that clients bear.
+const STORE_TIMEOUT: Duration = Duration(std::time::Duration::from_millis(250));
+
+fn store(place: Place<'_, '_>) -> Option<Store> {
+    match place.node.text() {
+        Some("memory") => return Some(Store::Memory),
+        Some(_) => return place.expected("`memory`, or a table with `file` or `redis`"),
+        None => {}
+    }
+    let mut table = place.table()?;
+    let span = table.span;
+    let file = table.optional("file");
+    let redis = table.with("redis", redis);
+    let timeout = table.optional("timeout").map_or(STORE_TIMEOUT, |Wait(wait)| wait);
+    let said = ["file", "redis"].map(|key| table.node.child(key).is_some_and(|node| !node.is_absent()));
+    if said[0] == said[1] {
+        return table.fail(span, "a store is either `file` or `redis`, or the word `memory`");
+    }
+    if !table.close() {
+        return None;
+    }
+    match (file, redis) {
+        (Some(path), _) => Some(Store::File(StoreFile { path, timeout })),
+        (None, redis) => Some(Store::Redis(Box::new(StoreRedis { redis: redis?, timeout }))),
+    }
+}
+
+fn redis(place: Place<'_, '_>) -> Option<Redis> {
+    match place.node.text() {
+        Some(_) => place.read().map(Redis::at),
+        None => place.read(),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::config::{
 };
 use crate::listen::ListenAddress;
 use crate::on_error::{OnError, Quarantine};
+use crate::store::{Redis, RedisUrl, StoreTable};
 use crate::traffic::{Split, SplitBy, StickyTable, Target};
 use crate::upstreams::{Balance, Eject, Endpoint, HashBy, Retries, RetryOn, Sticky};
 use crate::values::{Duration, HeaderName, Pattern};
@@ -99,6 +100,16 @@ pub(crate) fn chain(_: &mut SchemaGenerator) -> Schema {
 pub(crate) fn admin(generator: &mut SchemaGenerator) -> Schema {
     let options = generator.subschema_for::<AdminOptions>();
     json_schema!({ "anyOf": [{ "enum": ["on", "off", true, false] }, options] })
+}
+
+pub(crate) fn store(generator: &mut SchemaGenerator) -> Schema {
+    let table = generator.subschema_for::<StoreTable>();
+    json_schema!({ "anyOf": [{ "const": "memory" }, table] })
+}
+
+pub(crate) fn redis(generator: &mut SchemaGenerator) -> Schema {
+    let (url, table) = (generator.subschema_for::<RedisUrl>(), generator.subschema_for::<Redis>());
+    json_schema!({ "anyOf": [url, table] })
 }
 
 pub(crate) fn addresses(generator: &mut SchemaGenerator) -> Schema {

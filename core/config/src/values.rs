@@ -422,6 +422,20 @@ pub(crate) fn is_host_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
 
+impl Method {
+    /// `GET`.
+    pub(crate) fn get() -> Self {
+        Self("GET".to_owned())
+    }
+}
+
+impl RequestTarget {
+    /// `/`.
+    pub(crate) fn root() -> Self {
+        Self("/".to_owned())
+    }
+}
+
 impl SizeLimit {
     /// The limit in bytes, if there is one.
     pub fn bytes(self) -> Option<u64> {

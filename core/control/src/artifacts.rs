@@ -4,10 +4,12 @@
 //! key that only this installation has, together with its name; what does not verify counts as
 //! absent. A directory that others could write to is not used at all.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -26,6 +28,20 @@ const KEY_LEN: usize = 32;
 
 /// Any permission for group or others.
 const OTHERS_ANY: u32 = 0o077;
+
+/// Artifacts of a process that ends soon, such as a run of tests.
+#[derive(Default)]
+pub(crate) struct Memory(Mutex<HashMap<String, Vec<u8>>>);
+
+impl ArtifactStore for Memory {
+    fn load(&self, key: &str) -> Option<Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn store(&self, key: &str, artifact: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), artifact.to_owned());
+    }
+}
 
 /// A directory of sealed artifacts.
 pub(crate) struct Artifacts {

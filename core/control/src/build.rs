@@ -8,22 +8,27 @@ mod listeners;
 mod plan;
 mod plugins;
 mod routes;
+mod surroundings;
 mod upstreams;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use portcullis_config::{Config, Diagnostic, Diagnostics, Loaded};
+use portcullis_config::{Config, Diagnostic, Diagnostics, Loaded, Percent};
+use portcullis_plugin::Slot;
 use portcullis_proxy::generation::Generation;
 use portcullis_proxy::record::{Names, RecordFile, RecordPlan};
 use portcullis_proxy::routes::RouteTable;
+use portcullis_proxy::sample::SamplePlan;
 use portcullis_proxy::upstream::Upstream;
 
+use crate::gate;
 use crate::host::Services;
 use crate::inputs::{Accepted, Files, Inputs, absolute};
 use crate::policies;
 use crate::rehearsal::isolate;
+use crate::store::OpenStore;
 
 pub(crate) use listeners::BuiltTls;
 pub use listeners::listen_address;
@@ -42,6 +47,7 @@ pub(crate) struct Built {
     pub(crate) inputs: Inputs,
     /// The policy inputs among them, with their contents.
     pub(crate) accepted: Arc<Accepted>,
+    pub(crate) store: Arc<OpenStore>,
     pub(crate) warnings: Diagnostics,
 }
 
@@ -75,6 +81,12 @@ pub(crate) fn build(
         config = errors.is_empty().then(|| Box::new(loaded.config.clone()));
         Builder::new(&loaded, errors, services, running, &mut files).build()
     });
+    // What was accepted has passed its tests.
+    let built = if files.are_accepted() {
+        built
+    } else {
+        built.and_then(|built| gate::pass(built, services, running, &mut files))
+    };
     let inputs = files.inputs().clone();
     match built {
         Ok(built) => Ok(Built { inputs, accepted: files.accepted(), ..built }),
@@ -85,22 +97,40 @@ pub(crate) fn build(
     }
 }
 
+/// Builds for a rehearsal, whose files may be another build's. Nothing is tested: this is what tests run on.
+pub(crate) fn build_from(path: &Path, services: &Services, files: &mut Files) -> Result<Built, Diagnostics> {
+    let (loaded, errors) = load(path, services, files)?;
+    Builder::new(&loaded, errors, services, None, files).build()
+}
+
 /// What can be read of the configuration, and its errors.
 fn load(path: &Path, services: &Services, files: &mut Files) -> Result<(Loaded, Diagnostics), Diagnostics> {
     let refused = |message: String| Diagnostics::from(Diagnostic::error(path, message));
+    if let Some((stage, alone)) =
+        services.stage.as_ref().and_then(|stage| Some((stage, stage.play.alone.as_ref()?)))
+    {
+        let (mut loaded, errors) = portcullis_config::parse_partly(path, &alone.around, &*services.env)?;
+        isolate(&mut loaded.config, &stage.sockets);
+        return Ok((loaded, errors));
+    }
     let file = absolute(Path::new(""), path);
     let content = files.read_policy(&file).map_err(refused)?;
     let source = content.at(&file);
     let text = source.text().map_err(refused)?;
     let (mut loaded, errors) = portcullis_config::parse_partly(path, text, &*services.env)?;
     if let Some(stage) = &services.stage {
-        isolate(&mut loaded.config, stage);
+        isolate(&mut loaded.config, &stage.sockets);
     }
     if content.world_writable {
         let warning = Diagnostic::error(path, "everybody can write this file").into_warning();
         loaded.warnings.push(warning.with_help(format!("`chmod o-w {}`", path.display())));
     }
     Ok((loaded, errors))
+}
+
+/// A share of all numbers of 32 bits; the whole is one short of it.
+fn share_of(percent: Percent) -> u32 {
+    (u64::from(u32::MAX) * u64::from(percent.0) / 100) as u32
 }
 
 /// A build under way. It goes on after errors, in the configuration's values too, to find all there are.
@@ -136,7 +166,9 @@ impl<'b> Builder<'b> {
         let policies = self.policies();
         let planned = self.plan(policies);
         let known: Vec<Arc<Upstream>> = upstreams.iter().map(|built| built.upstream.clone()).collect();
-        let plugins = self.plugins(planned, &known);
+        let (store, trust) = (self.store(), self.trust());
+        let around = plugins::Around { store: &store, trust: trust.as_ref() };
+        let plugins = self.plugins(planned, &known, around);
         let routes = self.routes(&known);
         let tls = self.tls();
         let table = self.table();
@@ -144,7 +176,8 @@ impl<'b> Builder<'b> {
             return Err(self.findings);
         };
         let listeners = self.listeners(&plugins, &tls);
-        let Some(records) = self.records() else { return Err(self.findings) };
+        let records = self.records();
+        let (Some(records), false) = (records, self.findings.has_errors()) else { return Err(self.findings) };
         let number = self.running.map_or(1, |running| running.generation.number + 1);
         let generation = Generation {
             number,
@@ -170,6 +203,7 @@ impl<'b> Builder<'b> {
             policies: dir,
             inputs: Inputs::default(),
             accepted: Arc::default(),
+            store,
             warnings: self.findings,
         })
     }
@@ -180,11 +214,7 @@ impl<'b> Builder<'b> {
         let file = match file {
             None => None,
             Some(file) => match self.services.sink(&self.dir, &file.path) {
-                // A share of all numbers of 32 bits; the whole is one short of it.
-                Ok(sink) => Some(RecordFile {
-                    sink,
-                    passed: (u64::from(u32::MAX) * u64::from(file.passed.0) / 100) as u32,
-                }),
+                Ok(sink) => Some(RecordFile { sink, passed: share_of(file.passed) }),
                 Err(error) => {
                     self.error("records.file.path", error);
                     return None;
@@ -192,10 +222,35 @@ impl<'b> Builder<'b> {
             },
         };
         let share = |all: u32| (all as usize).div_ceil(self.services.metrics.workers());
-        Some(RecordPlan { refused: share(*refused), passed: share(*passed), file })
+        Some(RecordPlan { refused: share(*refused), passed: share(*passed), file, samples: self.samples() })
+    }
+
+    /// Which requests are written as they came; an error has its finding.
+    fn samples(&mut self) -> Option<SamplePlan> {
+        let replay = self.loaded.config.replay.as_ref()?;
+        let path = absolute(&self.dir, &replay.file);
+        match self.services.sinks.open_bounded(&path.to_string_lossy(), replay.max_bytes.0) {
+            Ok(sink) => Some(SamplePlan {
+                sink,
+                share: share_of(replay.percent),
+                max_body: usize::try_from(replay.max_body.0).unwrap_or(usize::MAX),
+                redact: replay.redact.iter().filter_map(|name| name.as_str().parse().ok()).collect(),
+                slot: Slot::new(),
+            }),
+            Err(error) => {
+                self.error("replay.file", error);
+                None
+            }
+        }
     }
 
     fn policies(&mut self) -> Vec<Planned> {
+        let stage = self.services.stage.as_ref();
+        if let Some(alone) = stage.and_then(|stage| stage.play.alone.as_ref()) {
+            return policies::alone(alone, self.services, self.files, &mut self.findings)
+                .into_iter()
+                .collect();
+        }
         match &self.loaded.config.policies {
             Some(policies) => policies::read(
                 self.loaded,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_config::{Diagnostic, Diagnostics};
-use portcullis_plugin::{LogSink, LogSinks};
+use portcullis_plugin::{Clock, LogSink, LogSinks};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
 use rustix::fs::{Access, access};
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::artifacts::Artifacts;
 use crate::build::build;
+use crate::gate::Tested;
 use crate::host::{Env, Services};
 use crate::last_good::LastGood;
 use crate::offload::Pool;
@@ -23,6 +24,7 @@ use crate::registry::Registry;
 use crate::reload::{ReloadOutcome, Reloader, Request, Sources, Trigger};
 use crate::state::StateStore;
 use crate::status::Status;
+use crate::store::Stores;
 
 /// Reload requests that wait for the one under way; further ones wait to be taken.
 const QUEUE: usize = 16;
@@ -152,13 +154,19 @@ fn services(options: Options, registry: Registry, metrics: Arc<Metrics>) -> Serv
     Services {
         registry,
         state: StateStore::default(),
+        stores: Stores::new(metrics.store.clone()),
         artifacts,
         sinks: options.log_sinks,
         // Sized by each configuration that is applied.
         budget: metrics.whole_bodies.clone(),
         metrics,
         cpu: Arc::new(Pool::new()),
+        // Sized like the budget.
+        scripts: Arc::new(Pool::for_scripts()),
         env: env(options.variables),
+        clock: Clock::default(),
+        coverage: None,
+        tested: Tested::default(),
         stage: None,
     }
 }
@@ -172,12 +180,17 @@ pub(crate) fn dry_services(
     Services {
         registry: registry.clone(),
         state: StateStore::default(),
+        stores: Stores::isolated(metrics.store.clone()),
         artifacts: None,
         sinks: Arc::new(Discard),
         budget: metrics.whole_bodies.clone(),
         metrics,
         cpu: Arc::new(Pool::new()),
+        scripts: Arc::new(Pool::for_scripts()),
         env: env(variables),
+        clock: Clock::default(),
+        coverage: None,
+        tested: Tested::default(),
         stage: None,
     }
 }
@@ -217,7 +230,7 @@ pub fn check(
         routes: built.generation.routes.len(),
         upstreams: built.upstreams.len(),
         plugins: built.plugins.len(),
-        files: built.inputs.paths().filter(|(_, directory)| !directory).count(),
+        files: built.inputs.files(),
         warnings: built.warnings,
     })
 }

@@ -5,17 +5,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_plugin::{
-    ArtifactStore, BuildHost, BuildWarning, Cache, CpuPool, Instance, InstanceCounters, LogSink, LogSinks,
-    Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Tasks,
+    ArtifactStore, BuildHost, BuildWarning, Cache, Ceiling, Clock, Coverage, CpuPool, Instance,
+    InstanceCounters, LogSink, LogSinks, Outbound, RateTable, Secret, SecretRef, SourceFile, StateKey, Store,
+    Tasks,
 };
 use portcullis_proxy::WorkerTasks;
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::upstream::{Upstream, UpstreamClient};
 
+use crate::gate::Tested;
 use crate::inputs::{Content, Files, Role, absolute};
+use crate::offload::Pool;
 use crate::registry::Registry;
+use crate::rehearsal::Stage;
 use crate::state::StateStore;
+use crate::store::{OpenStore, Stores};
+use crate::trust::{Trust, replaceable};
 
 /// Looks up environment variables.
 pub(crate) type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -24,14 +30,22 @@ pub(crate) type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub(crate) struct Services {
     pub(crate) registry: Registry,
     pub(crate) state: StateStore,
+    pub(crate) stores: Stores,
     pub(crate) artifacts: Option<Arc<dyn ArtifactStore>>,
     pub(crate) sinks: Arc<dyn LogSinks>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) cpu: Arc<dyn CpuPool>,
+    /// For scripts that may wait.
+    pub(crate) scripts: Arc<Pool>,
     pub(crate) env: Env,
-    /// Where a rehearsal has its sockets, which stand for listeners and upstreams.
-    pub(crate) stage: Option<PathBuf>,
+    pub(crate) clock: Clock,
+    /// Notes which lines of scripts run; only tests pay for it.
+    pub(crate) coverage: Option<Arc<Coverage>>,
+    /// Which suites of tests have passed, and on what.
+    pub(crate) tested: Tested,
+    /// Where a rehearsal takes place.
+    pub(crate) stage: Option<Stage>,
 }
 
 impl Services {
@@ -50,7 +64,19 @@ pub(crate) struct Host<'h> {
     dir: &'h Path,
     files: &'h mut Files,
     upstreams: &'h [Arc<Upstream>],
+    surroundings: Surroundings<'h>,
+    ceiling: Option<&'h Ceiling>,
     taken: Taken,
+}
+
+/// What one instance's build is like, beside files and upstreams.
+#[derive(Clone, Copy)]
+pub(crate) struct Surroundings<'h> {
+    pub(crate) kind: &'h str,
+    pub(crate) is_shadow: bool,
+    pub(crate) store: &'h Arc<OpenStore>,
+    /// None if whatever is configured runs.
+    pub(crate) trust: Option<&'h Trust>,
 }
 
 /// What an instance took from outside its table: it is built anew when any of it changes.
@@ -58,6 +84,10 @@ pub(crate) struct Host<'h> {
 pub(crate) struct Taken {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) upstreams: Vec<(String, Option<Arc<Upstream>>)>,
+    /// The store, if it took its part of it.
+    pub(crate) store: Option<Arc<OpenStore>>,
+    /// Whether it was in shadow when it took what differs there.
+    pub(crate) in_shadow: Option<bool>,
     pub(crate) warnings: Vec<BuildWarning>,
     /// Remarks on this build alone.
     pub(crate) notices: Vec<BuildWarning>,
@@ -69,8 +99,14 @@ impl<'h> Host<'h> {
         dir: &'h Path,
         files: &'h mut Files,
         upstreams: &'h [Arc<Upstream>],
+        surroundings: Surroundings<'h>,
     ) -> Self {
-        Host { services, dir, files, upstreams, taken: Taken::default() }
+        Host { services, dir, files, upstreams, surroundings, ceiling: None, taken: Taken::default() }
+    }
+
+    /// For an instance that may be granted no more than this.
+    pub(crate) fn below(self, ceiling: Option<&'h Ceiling>) -> Self {
+        Host { ceiling, ..self }
     }
 
     /// What was taken.
@@ -94,8 +130,20 @@ impl<'h> Host<'h> {
 impl BuildHost for Host<'_> {
     fn file(&mut self, path: &str) -> Result<SourceFile, String> {
         let (path, content) = self.read(Role::Policy, path)?;
-        if content.world_writable && self.services.registry.is_code(&path) {
-            return Err(world_writable(&path));
+        // What a kind that runs files reads is code, whatever it is called.
+        let registry = &self.services.registry;
+        let runner = registry.runner_of(&path).or_else(|| registry.runner(self.surroundings.kind));
+        if let Some(runner) = runner {
+            if content.world_writable {
+                return Err(world_writable(&path));
+            }
+            if let Some(refused) = replaceable(&path) {
+                return Err(refused);
+            }
+            if let Some(trust) = self.surroundings.trust.filter(|trust| trust.wants(runner.kind)) {
+                let mut read = |path: &Path| self.read(Role::Policy, &path.to_string_lossy());
+                trust.verify(&path, &content.bytes, |path| read(path).map(|(_, found)| found.bytes))?;
+            }
         }
         Ok(content.at(&path))
     }
@@ -132,15 +180,41 @@ impl BuildHost for Host<'_> {
     }
 
     fn cache(&mut self, key: StateKey, entries: u64) -> Arc<dyn Cache> {
+        self.taken.in_shadow = Some(self.surroundings.is_shadow);
         self.services.state.cache(key, entries)
     }
 
     fn rates(&mut self, key: StateKey) -> Arc<RateTable> {
+        self.taken.in_shadow = Some(self.surroundings.is_shadow);
         self.services.state.rates(key)
+    }
+
+    fn store(&mut self) -> Arc<dyn Store> {
+        let Surroundings { store, is_shadow, .. } = self.surroundings;
+        self.taken.in_shadow = Some(is_shadow);
+        self.taken.store = Some(store.clone());
+        store.clone()
+    }
+
+    fn ceiling(&self) -> Option<Ceiling> {
+        self.ceiling.cloned()
+    }
+
+    fn is_shadow(&self) -> bool {
+        self.surroundings.is_shadow
+    }
+
+    fn clock(&self) -> Clock {
+        self.services.clock.clone()
+    }
+
+    fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.services.coverage.clone()
     }
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {
         let found = self.upstreams.iter().find(|upstream| &*upstream.name == name).cloned();
+        self.taken.in_shadow = Some(self.surroundings.is_shadow);
         self.taken.upstreams.push((name.to_owned(), found.clone()));
         found.map(|upstream| Arc::new(UpstreamClient::new(upstream, self.services.budget.clone())) as _)
     }
@@ -163,6 +237,10 @@ impl BuildHost for Host<'_> {
 
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool> {
         self.services.cpu.clone()
+    }
+
+    fn script_threads(&mut self) -> Arc<dyn CpuPool> {
+        self.services.scripts.clone()
     }
 
     fn tasks(&mut self) -> Arc<dyn Tasks> {
@@ -197,7 +275,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("list.txt"), "10.0.0.0/8").unwrap();
         let (services, mut files) = (testing::services(), Files::default());
-        let mut host = Host::new(&services, dir.path(), &mut files, &[]);
+        let memory = services.stores.memory();
+        let mut host = Host::new(&services, dir.path(), &mut files, &[], testing::surroundings(&memory));
         assert_eq!(host.file("list.txt").unwrap().text(), Ok("10.0.0.0/8"));
         assert!(host.file("absent.txt").unwrap_err().ends_with("absent.txt` does not exist"));
         let noted = host.into_taken().files;
@@ -212,7 +291,8 @@ mod tests {
             fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o666)).unwrap();
         }
         let (services, mut files) = (testing::services(), Files::default());
-        let mut host = Host::new(&services, dir.path(), &mut files, &[]);
+        let memory = services.stores.memory();
+        let mut host = Host::new(&services, dir.path(), &mut files, &[], testing::surroundings(&memory));
         assert!(host.file("a.script").unwrap_err().contains("can be written by everybody"));
         assert!(host.file("a.txt").is_ok());
     }
@@ -223,7 +303,8 @@ mod tests {
         fs::write(dir.path().join("key"), "s3cret\r\n").unwrap();
         fs::write(dir.path().join("empty"), "\n").unwrap();
         let (services, mut files) = (testing::services(), Files::default());
-        let mut host = Host::new(&services, dir.path(), &mut files, &[]);
+        let memory = services.stores.memory();
+        let mut host = Host::new(&services, dir.path(), &mut files, &[], testing::surroundings(&memory));
         let secret = |host: &mut Host<'_>, text: &str| host.secret(&text.to_owned().try_into().unwrap());
         assert_eq!(secret(&mut host, "file:key").unwrap().expose(), b"s3cret");
         assert_eq!(secret(&mut host, "env:GIVEN").unwrap().expose(), b"given");

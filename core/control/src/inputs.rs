@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 const LARGEST: u64 = 64 << 20;
 
 /// Write permission for everybody (`o+w`).
-const WORLD_WRITABLE: u32 = 0o002;
+pub(crate) const WORLD_WRITABLE: u32 = 0o002;
 
 /// A SHA-256 hash.
 #[derive(Hash, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,6 +153,11 @@ impl Inputs {
         })
     }
 
+    /// How many files there were.
+    pub(crate) fn files(&self) -> usize {
+        self.0.values().filter(|found| matches!(found.what, What::File { .. })).count()
+    }
+
     /// One hash of all contents; paths count by name.
     pub(crate) fn digest(&self) -> Digest {
         let described = self.0.iter().map(|(path, found)| format!("{}\0{found:?}", path.display()));
@@ -266,11 +271,37 @@ impl Files {
 
     /// Whether what is found at a path is what was found earlier, which is read like then.
     pub(crate) fn again(&mut self, path: &Path, earlier: &Found) -> bool {
-        let result = match earlier.role {
-            Role::Policy => self.read_policy(path),
-            Role::Data => self.read_data(path),
+        let now = match (earlier.what, earlier.role) {
+            (What::Directory { .. } | What::NoDirectory, _) => What::listed(&self.list(path)),
+            (_, Role::Policy) => What::read(&self.read_policy(path)),
+            (_, Role::Data) => What::read(&self.read_data(path)),
         };
-        What::read(&result) == earlier.what
+        now == earlier.what
+    }
+
+    /// Whether everything is as it was found earlier.
+    pub(crate) fn all_again(&mut self, earlier: &Inputs) -> bool {
+        // Each is to be noted, so that a change of it is noticed.
+        earlier.0.iter().fold(true, |same, (path, found)| self.again(path, found) && same)
+    }
+
+    /// Files for something that belongs to this build: what this one has read is read alike.
+    pub(crate) fn beside(&self) -> Files {
+        Files { contents: self.contents.clone(), ..Files::default() }
+    }
+
+    /// Takes over what was read beside this build.
+    pub(crate) fn absorb(&mut self, beside: Files) {
+        for (path, found) in &beside.inputs.0 {
+            self.inputs.note(path, *found);
+        }
+        self.contents.extend(beside.contents);
+        self.listings.extend(beside.listings);
+    }
+
+    /// Whether policy inputs are not those on disk, but were accepted earlier.
+    pub(crate) fn are_accepted(&self) -> bool {
+        self.accepted.is_some()
     }
 
     /// What was found at one path, if it was looked at.

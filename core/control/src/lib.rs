@@ -9,6 +9,7 @@ mod artifacts;
 mod build;
 mod control;
 mod dns;
+mod gate;
 mod health;
 mod host;
 mod inputs;
@@ -19,20 +20,27 @@ mod private;
 mod registry;
 mod rehearsal;
 mod reload;
+mod replay;
 mod resolver;
 mod state;
 mod status;
+mod store;
+mod suite;
 #[cfg(test)]
 mod testing;
+mod trust;
 mod watch;
 
 pub use build::listen_address;
 pub use control::{CheckSummary, Control, Options, check};
 pub use last_good::LastGood;
 pub use registry::Registry;
-pub use rehearsal::{Asked, Rehearsal, Told};
+pub use rehearsal::{Asked, Rehearsal, Told, Untold};
 pub use reload::{ReloadOutcome, Trigger};
+pub use replay::{Ending, Flip, Replayed, replay, samples};
 pub use status::{
     AddressStatus, CircuitStatus, DnsStatus, Endpoints, LastError, LimitStatus, ListenerStatus, PluginStatus,
     QuarantineStatus, ReloadCounts, Status, UpstreamStatus, utc,
 };
+pub use suite::{CaseRun, Mismatch, RunOn, SuiteRun, Tester};
+pub use watch::Watch;

@@ -1,4 +1,4 @@
-//! The threads for what plugins may not do on a worker: long computations.
+//! The threads for what plugins may not do on a worker: long computations, and scripts that stand still.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -15,11 +15,13 @@ const QUEUE_PER_THREAD: usize = 256;
 /// Most threads: enough to keep half of a large machine's cores busy without being many.
 const MAX_THREADS: usize = 8;
 
+/// Scripts that wait for a thread, per thread.
+const SCRIPTS_PER_THREAD: usize = 4;
+
 /// Threads that start when there is work for them and end with this.
 pub(crate) struct Pool {
+    name: &'static str,
     shared: Arc<Shared>,
-    threads: usize,
-    queue: usize,
 }
 
 #[derive(Default)]
@@ -31,9 +33,22 @@ struct Shared {
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
+    /// Most jobs that wait.
+    room: usize,
+    /// Most threads.
+    limit: usize,
     threads: usize,
     idle: usize,
+    /// Jobs that threads are at.
+    running: usize,
     ended: bool,
+}
+
+impl State {
+    /// A job for which a thread is free, or about to start, takes none of the room.
+    fn is_full(&self) -> bool {
+        self.jobs.len() + self.running >= self.room.saturating_add(self.limit)
+    }
 }
 
 impl Pool {
@@ -41,36 +56,51 @@ impl Pool {
     pub(crate) fn new() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let threads = (cores / 2).clamp(1, MAX_THREADS);
-        Pool::with(threads, threads * QUEUE_PER_THREAD)
+        Pool::with("offload", threads, threads * QUEUE_PER_THREAD)
     }
 
-    /// So many threads, with room for `queue` jobs before them.
-    pub(crate) fn with(threads: usize, queue: usize) -> Self {
-        Pool { shared: Arc::default(), threads, queue }
+    /// For scripts; it takes none before it is [resized](Self::resize).
+    pub(crate) fn for_scripts() -> Self {
+        Pool::with("script", 0, 0)
+    }
+
+    /// So many threads, with room for `room` jobs before them.
+    pub(crate) fn with(name: &'static str, limit: usize, room: usize) -> Self {
+        let state = State { limit, room, ..State::default() };
+        Pool { name, shared: Arc::new(Shared { state: Mutex::new(state), work: Condvar::new() }) }
+    }
+
+    /// So many threads for scripts. Those that are too many end with what they run.
+    pub(crate) fn resize(&self, threads: u32) {
+        let threads = usize::try_from(threads).unwrap_or(usize::MAX);
+        let mut state = self.shared.state();
+        (state.limit, state.room) = (threads, threads.saturating_mul(SCRIPTS_PER_THREAD));
+        drop(state);
+        self.shared.work.notify_all();
     }
 }
 
 impl CpuPool for Pool {
     fn submit(&self, job: Job) -> Result<(), Job> {
         let mut state = self.shared.state();
-        if state.jobs.len() >= self.queue {
+        if state.is_full() {
             // Clients that have gone must not keep others out.
             state.jobs.retain(|job| job.is_wanted());
         }
-        if state.jobs.len() >= self.queue {
+        if state.is_full() {
             return Err(job);
         }
         state.jobs.push_back(job);
-        if state.jobs.len() <= state.idle || state.threads >= self.threads {
+        if state.jobs.len() <= state.idle || state.threads >= state.limit {
             drop(state);
             self.shared.work.notify_one();
             return Ok(());
         }
         let shared = self.shared.clone();
-        match thread::Builder::new().name("offload".into()).spawn(move || shared.run()) {
+        match thread::Builder::new().name(self.name.into()).spawn(move || shared.run()) {
             Ok(_) => state.threads += 1,
             Err(error) if state.threads == 0 => {
-                tracing::error!(%error, "no thread for long computations can be started");
+                tracing::error!(%error, pool = self.name, "no thread can be started");
                 return state.jobs.pop_back().map_or(Ok(()), Err);
             }
             // One of the others will come to it.
@@ -96,6 +126,7 @@ impl Shared {
         while let Some(job) = self.next() {
             // A job catches what its work does; this is for the destruction of what it leaves.
             let _ = catch_unwind(AssertUnwindSafe(|| job.run()));
+            self.state().running -= 1;
         }
     }
 
@@ -103,7 +134,12 @@ impl Shared {
     fn next(&self) -> Option<Job> {
         let mut state = self.state();
         loop {
+            if state.threads > state.limit {
+                state.threads -= 1;
+                return None;
+            }
             if let Some(job) = state.jobs.pop_front() {
+                state.running += 1;
                 return Some(job);
             }
             if state.ended {
@@ -145,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_queue_is_bounded_and_what_waits_is_done_in_turn() {
-        let offload = Offload::new(Arc::new(Pool::with(1, 2)));
+        let offload = Offload::new(Arc::new(Pool::with("offload", 1, 2)));
         let (first, go) = held(&offload);
         let waiting = [offload.run(|| 1), offload.run(|| 2)];
         let refused = pin!(offload.run(|| 3)).poll(&mut Context::from_waker(Waker::noop()));
@@ -158,7 +194,7 @@ mod tests {
 
     #[test]
     fn work_that_nobody_waits_for_keeps_no_other_out() {
-        let offload = Offload::new(Arc::new(Pool::with(1, 2)));
+        let offload = Offload::new(Arc::new(Pool::with("offload", 1, 2)));
         let (first, go) = held(&offload);
         drop([offload.run(|| 1), offload.run(|| 2)]);
         let wanted = offload.run(|| 3);
@@ -169,7 +205,7 @@ mod tests {
 
     #[test]
     fn as_many_run_at_once_as_there_are_threads() {
-        let offload = Offload::new(Arc::new(Pool::with(2, 2)));
+        let offload = Offload::new(Arc::new(Pool::with("offload", 2, 2)));
         let (first, second) = (held(&offload), held(&offload));
         for (wait, go) in [second, first] {
             go.send(()).unwrap();
@@ -178,8 +214,25 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_that_shrinks_ends_the_threads_that_are_too_many() {
+        let pool = Arc::new(Pool::for_scripts());
+        let offload = Offload::new(pool.clone());
+        let refused = pin!(offload.run(|| 1)).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(refused, Poll::Ready(Err(error)) if error.kind() == ErrorKind::Budget));
+        pool.resize(2);
+        let (first, second) = (held(&offload), held(&offload));
+        pool.resize(1);
+        for (wait, go) in [second, first] {
+            go.send(()).unwrap();
+            assert_eq!(block_on(wait).unwrap(), "script");
+        }
+        assert_eq!(block_on(offload.run(|| 1)).unwrap(), 1);
+        assert_eq!(pool.shared.state().threads, 1);
+    }
+
+    #[test]
     fn a_panic_costs_no_thread() {
-        let offload = Offload::new(Arc::new(Pool::with(1, 2)));
+        let offload = Offload::new(Arc::new(Pool::with("offload", 1, 2)));
         for _ in 0..3 {
             assert_eq!(block_on(offload.run(|| panic!("told to"))).unwrap_err().kind(), ErrorKind::Panic);
         }
@@ -188,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_end_of_the_pool_ends_every_wait() {
-        let pool = Arc::new(Pool::with(1, 2));
+        let pool = Arc::new(Pool::with("offload", 1, 2));
         let offload = Offload::new(pool.clone());
         let (running, go) = held(&offload);
         let waiting = offload.run(|| 1);

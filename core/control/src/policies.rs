@@ -3,18 +3,21 @@
 //! `NN-name.rhai` or `NN-name.wasm` is an instance of the kind that its ending names, called
 //! `name`; the files' names are their order. `NN-name.yaml` beside it holds instance options and
 //! what else may stand in the kind's table. Companions of policies are left alone: definitions for
-//! editors (`x.d.rhai`) and tests (`x.test.yaml`, `x.test.rhai`).
+//! editors (`x.d.rhai`), tests (`x.test.yaml`, `x.test.rhai`), and signatures (`x.wasm.minisig`).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use portcullis_config::{
     Diagnostic, Diagnostics, INSTANCE_OPTIONS, InstanceOptions, Loaded, Node, Policies, Source, Value,
     parse_table,
 };
+use portcullis_plugin::{Ceiling, HttpGrant, SecretRef, Size, Span};
 
 use crate::build::{Planned, Scope, Whereabouts};
 use crate::host::{Services, world_writable};
 use crate::inputs::Files;
+use crate::trust::{SIGNATURE, replaceable};
 
 /// Reads the policies in `policies.dir`, which is relative to `root`.
 pub(crate) fn read(
@@ -41,18 +44,88 @@ pub(crate) fn read(
         findings.push(loaded.error("policies.dir", message).with_help(help));
         return Vec::new();
     }
+    let ceiling = Some(Arc::new(ceiling(loaded, &policies.grants, findings)));
     let names = listing.names.into_iter().filter(|name| !is_companion(name)).collect();
-    let mut directory = Directory { dir, names, services, files, findings };
+    let mut directory = Directory { dir, names, ceiling, services, files, findings, given: None };
     directory.remark_on_the_rest();
     directory.planned()
+}
+
+/// The ceiling as plugins know it.
+fn ceiling(loaded: &Loaded, configured: &portcullis_config::Ceiling, findings: &mut Diagnostics) -> Ceiling {
+    let portcullis_config::Ceiling { http, cache, store, rate_limit, metrics, clock, random, secrets } =
+        configured;
+    let mut named = Vec::new();
+    for (at, secret) in secrets.iter().enumerate() {
+        match SecretRef::try_from(secret.clone()) {
+            Ok(secret) => named.push(secret),
+            Err(message) => findings.push(loaded.error(&format!("policies.grants.secrets[{at}]"), message)),
+        }
+    }
+    let http = http.as_ref().map(|http| HttpGrant {
+        upstreams: http.upstreams.clone(),
+        timeout: Span(http.timeout.0),
+        calls: http.calls,
+        max_body: Size(usize::try_from(http.max_body.0).unwrap_or(usize::MAX)),
+        shadow: true,
+    });
+    Ceiling {
+        http,
+        cache: cache.entries,
+        store: *store,
+        rate_limit: *rate_limit,
+        metrics: *metrics,
+        clock: *clock,
+        random: *random,
+        secrets: named,
+    }
+}
+
+/// A policy that is run alone, whatever it is a part of.
+pub(crate) struct Alone {
+    /// Its file, absolute.
+    pub(crate) policy: PathBuf,
+    /// What stands in place of the file of options beside it.
+    pub(crate) options: Option<(Source, Node)>,
+    /// The configuration around it.
+    pub(crate) around: String,
+}
+
+/// Reads a policy that is run alone. What it decides holds, also where it is in shadow so far.
+pub(crate) fn alone(
+    alone: &Alone,
+    services: &Services,
+    files: &mut Files,
+    findings: &mut Diagnostics,
+) -> Option<Planned> {
+    let (dir, file) = (alone.policy.parent()?, alone.policy.file_name()?.to_str()?);
+    let (stem, ending) = split(file);
+    if services.registry.runner(ending).is_none() {
+        let help = format!("policies end in {}", services.registry.endings());
+        findings.push(Diagnostic::error(&alone.policy, "this is no policy").with_help(help));
+        return None;
+    }
+    let side = format!("{stem}.yaml");
+    let has_side = files.read_policy(&dir.join(&side)).is_ok();
+    let names = has_side.then_some(side).into_iter().collect();
+    let given = alone.options.clone();
+    let mut directory =
+        Directory { dir: dir.to_owned(), names, ceiling: None, services, files, findings, given };
+    let planned = directory.policy(file)?;
+    let InstanceOptions { on_error, timeout, .. } = planned.options;
+    Some(Planned { options: InstanceOptions { on_error, timeout, ..InstanceOptions::default() }, ..planned })
 }
 
 struct Directory<'d> {
     dir: PathBuf,
     names: Vec<String>,
+    /// The most that it may grant; none for a policy alone, which is judged by it where it is in force.
+    ceiling: Option<Arc<Ceiling>>,
     services: &'d Services,
     files: &'d mut Files,
     findings: &'d mut Diagnostics,
+    /// Options in place of those in files.
+    given: Option<(Source, Node)>,
 }
 
 impl Directory<'_> {
@@ -81,6 +154,7 @@ impl Directory<'_> {
             scope: Scope::Gateway,
             options,
             table,
+            ceiling: self.ceiling.clone(),
             place: Whereabouts { source, path: String::new(), policy: Some(path) },
         })
     }
@@ -88,10 +162,10 @@ impl Directory<'_> {
     /// The policy's options, and its table with the `file` put in.
     fn options(&mut self, stem: &str, policy: &Path) -> Option<(Option<Source>, InstanceOptions, Node)> {
         let side = format!("{stem}.yaml");
-        let result = if self.names.contains(&side) {
-            self.side_file(&self.dir.join(side))
-        } else {
-            Ok((None, empty_table(policy)?))
+        let result = match self.given.take() {
+            Some((source, node)) => judged(source, node),
+            None if self.names.contains(&side) => self.side_file(&self.dir.join(side)),
+            None => Ok((None, empty_table(policy)?)),
         };
         let with_file = result.and_then(|(source, node)| {
             let (options, table) = self.separate(node, source.as_ref());
@@ -106,18 +180,13 @@ impl Directory<'_> {
         if content.world_writable {
             return Err(refused(world_writable(path)));
         }
+        if let Some(reason) = replaceable(path) {
+            return Err(refused(reason));
+        }
         let file = content.at(path);
         let text = file.text().map_err(refused)?;
         let (source, node) = parse_table(path, text, &*self.services.env)?;
-        if let Some((key, _)) = node.entry("file") {
-            let error = source.error(key.span, "the file is the one of the same name");
-            return Err(error.with_help("remove this line").into());
-        }
-        if let Some((key, _)) = node.entry("name") {
-            let error = source.error(key.span, "the name is the file's, without number and ending");
-            return Err(error.with_help("rename the file").into());
-        }
-        Ok((Some(source), node))
+        judged(source, node)
     }
 
     /// An options file into what belongs to the instance and what to its kind.
@@ -158,14 +227,27 @@ impl Directory<'_> {
     }
 }
 
+/// Options that say nothing of what the policy's file says by its name.
+fn judged(source: Source, node: Node) -> Result<(Option<Source>, Node), Diagnostics> {
+    if let Some((key, _)) = node.entry("file") {
+        let error = source.error(key.span, "the file is the one of the same name");
+        return Err(error.with_help("remove this line").into());
+    }
+    if let Some((key, _)) = node.entry("name") {
+        let error = source.error(key.span, "the name is the file's, without number and ending");
+        return Err(error.with_help("rename the file").into());
+    }
+    Ok((Some(source), node))
+}
+
 fn runs(registry: &crate::registry::Registry, file: &str, stem: &str) -> bool {
     let (other, ending) = split(file);
     other == stem && registry.runner(ending).is_some()
 }
 
 fn is_companion(file: &str) -> bool {
-    let (stem, _) = split(file);
-    matches!(split(stem).1, "d" | "test")
+    let (stem, ending) = split(file);
+    ending == SIGNATURE || matches!(split(stem).1, "d" | "test")
 }
 
 /// `10-geo` and `rhai` of `10-geo.rhai`.
@@ -202,9 +284,13 @@ mod tests {
 
     #[test]
     fn companions_of_policies_are_no_policies() {
-        for (file, is) in
-            [("portcullis.d.rhai", true), ("10-a.test.yaml", true), ("10-a.rhai", false), ("d", false)]
-        {
+        for (file, is) in [
+            ("portcullis.d.rhai", true),
+            ("10-a.test.yaml", true),
+            ("10-a.wasm.minisig", true),
+            ("10-a.rhai", false),
+            ("d", false),
+        ] {
             assert_eq!(is_companion(file), is, "{file}");
         }
     }

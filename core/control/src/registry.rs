@@ -41,10 +41,9 @@ impl Registry {
         self.find(ending).filter(|registration| runs_files(registration))
     }
 
-    /// Whether a file holds code that some kind would run.
-    pub(crate) fn is_code(&self, path: &Path) -> bool {
-        let ending = path.extension().and_then(|ending| ending.to_str());
-        ending.is_some_and(|ending| self.runner(ending).is_some())
+    /// The kind that would run a file, by its ending.
+    pub(crate) fn runner_of(&self, path: &Path) -> Option<&'static Registration> {
+        self.runner(path.extension().and_then(|ending| ending.to_str())?)
     }
 
     /// The endings of files that may stand in a policy directory, for messages.

@@ -1,8 +1,11 @@
 //! A gateway for itself: a configuration is run as it is, but on sockets in a directory of its own, for requests that are
 //! made up, before upstreams that answer what they are told. Nobody outside sees anything of it.
 
+mod props;
+
 use std::collections::BTreeMap;
-use std::convert::Infallible;
+use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -18,6 +21,7 @@ use hyper_util::rt::TokioIo;
 use portcullis_config::{
     Config, Diagnostic, Diagnostics, Endpoint, EndpointAddress, HttpVersion, ListenAddress, Network, Proxies,
 };
+use portcullis_plugin::{Instance, Keyspace};
 use portcullis_proxy::DataPlane;
 use portcullis_proxy::metrics::Metrics;
 use portcullis_proxy::record::Record;
@@ -26,16 +30,29 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-use crate::build::{Built, build};
+use crate::build::{Built, build_from};
 use crate::control::dry_services;
+use crate::host::Services;
+use crate::inputs::Files;
+use crate::policies::Alone;
 use crate::registry::Registry;
 use crate::reload::apply;
+use crate::state::StateStore;
+use crate::store::Stores;
+
+pub(crate) use props::{PROPS, Props, REGISTRATION, Seen};
 
 /// An answer has so long: longer than any timeout that a configuration is likely to have.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A record is there when the answer is, or a moment later.
 const RECORD: Duration = Duration::from_secs(5);
+
+/// Where there was no answer either, there may have been no request: the connection was refused.
+const NO_REQUEST: Duration = Duration::from_millis(250);
+
+/// How long what is given in a store stays there.
+const KEPT: Duration = Duration::from_secs(365 * 86_400);
 
 /// A request that is made up.
 #[derive(Debug, Clone)]
@@ -59,20 +76,66 @@ pub struct Told {
     pub record: Record,
 }
 
+/// Why nothing is told of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Untold {
+    /// There was none: the connection was refused before.
+    Refused,
+    /// It could not be made, or nobody answered in time.
+    Failed(String),
+}
+
+/// What an upstream does.
+#[derive(Debug, Clone)]
+pub(crate) enum Answer {
+    /// It answers so.
+    Is(Response<Bytes>),
+    /// It closes the connection.
+    Fails,
+}
+
+/// Where a configuration is built that nobody outside is to see.
+#[derive(Clone)]
+pub(crate) struct Stage {
+    /// The directory of the sockets that stand for listeners and upstreams.
+    pub(crate) sockets: PathBuf,
+    pub(crate) play: Play,
+}
+
+/// What is run there, if it is not just what a file says.
+#[derive(Clone, Default)]
+pub(crate) struct Play {
+    /// A policy that is run alone.
+    pub(crate) alone: Option<Arc<Alone>>,
+    /// What is given beside requests, for a plugin in front of all others; none if nothing ever is.
+    pub(crate) props: Option<Arc<Props>>,
+}
+
+impl Play {
+    fn put_into(&self, state: &StateStore) {
+        if let Some(props) = &self.props {
+            props.put_into(state);
+        }
+    }
+}
+
 /// A configuration that is run by itself.
 pub struct Rehearsal {
+    config: PathBuf,
+    services: Services,
+    files: Files,
     built: Built,
     plane: DataPlane,
-    stage: TempDir,
     scene: Arc<Scene>,
     /// The upstreams; they end with this value.
     _upstreams: JoinSet<()>,
+    stage: TempDir,
 }
 
 /// What upstreams do and see.
 #[derive(Default)]
 struct Scene {
-    answers: Mutex<BTreeMap<String, Response<Bytes>>>,
+    answers: Mutex<BTreeMap<String, Answer>>,
     sent: Mutex<Vec<(String, Request<Bytes>)>>,
 }
 
@@ -97,6 +160,7 @@ pub(crate) fn isolate(config: &mut Config, stage: &Path) {
         upstream.protocol = HttpVersion::Http1;
     }
     config.records = portcullis_config::Records { refused: 1, passed: 1, file: None };
+    config.replay = None;
     config.workers = None;
 }
 
@@ -107,23 +171,49 @@ impl Rehearsal {
         registry: &Registry,
         variables: BTreeMap<String, String>,
     ) -> Result<Self, Diagnostics> {
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
+        let services = dry_services(registry, variables, Arc::new(Metrics::new(1)));
+        Rehearsal::of(config, Play::default(), services, &mut Files::default()).await
+    }
+
+    /// The same with services and files of somebody else's making, perhaps of a policy alone. After an error the files
+    /// tell what was read.
+    pub(crate) async fn of(
+        config: &Path,
+        play: Play,
+        mut services: Services,
+        files: &mut Files,
+    ) -> Result<Self, Diagnostics> {
+        let failed = |what: &str, error: &dyn fmt::Display| {
             Diagnostics::from(Diagnostic::error(config, format!("{what}: {error}")))
         };
         let stage = tempfile::tempdir().map_err(|error| failed("no directory for sockets", &error))?;
-        let metrics = Arc::new(Metrics::new(1));
-        let mut services = dry_services(registry, variables, metrics.clone());
-        services.stage = Some(stage.path().to_owned());
-        let built = build(config, &services, None, None).map_err(|failed| failed.findings)?;
-        let plane = DataPlane::new(1, metrics, Vec::new()).map_err(|error| failed("no worker", &error))?;
+        play.put_into(&services.state);
+        services.stage = Some(Stage { sockets: stage.path().to_owned(), play });
+        let built = build_from(config, &services, files)?;
+        let plane =
+            DataPlane::unheard(services.metrics.clone()).map_err(|error| failed("no worker", &error))?;
         let (scene, mut upstreams) = (Arc::new(Scene::default()), JoinSet::new());
         for (number, upstream) in built.loaded.config.upstreams.iter().enumerate() {
             let listener = UnixListener::bind(socket(stage.path(), 'u', number));
             let listener = listener.map_err(|error| failed("an upstream's socket", &error))?;
-            upstreams.spawn(play(scene.clone(), upstream.name.clone(), listener));
+            upstreams.spawn(act(scene.clone(), upstream.name.clone(), listener));
         }
         apply(&plane, &services, &built).await?;
-        Ok(Rehearsal { built, plane, stage, scene, _upstreams: upstreams })
+        let (config, files) = (config.to_owned(), std::mem::take(files));
+        Ok(Rehearsal { config, services, files, built, plane, scene, _upstreams: upstreams, stage })
+    }
+
+    /// Begins anew: nothing is left of what requests before have left behind.
+    pub(crate) async fn renew(&mut self) -> Result<(), Diagnostics> {
+        self.services.state = self.services.state.renewed();
+        self.services.stores =
+            Stores::rehearsed(self.services.metrics.store.clone(), self.services.clock.clone());
+        if let Some(stage) = &self.services.stage {
+            stage.play.put_into(&self.services.state);
+        }
+        self.built = build_from(&self.config, &self.services, &mut self.files)?;
+        lock(&self.scene.answers).clear();
+        apply(&self.plane, &self.services, &self.built).await
     }
 
     /// What is odd about the configuration, though it works.
@@ -131,44 +221,91 @@ impl Rehearsal {
         &self.built.warnings
     }
 
+    /// The listener of this name, if it has one.
+    pub(crate) fn listener(&self, name: &str) -> Option<String> {
+        let mut listeners = self.built.loaded.config.listeners.iter();
+        listeners.find(|listener| listener.name == name).map(|listener| listener.name.clone())
+    }
+
+    /// The names of its upstreams.
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = &str> {
+        self.built.loaded.config.upstreams.iter().map(|upstream| upstream.name.as_str())
+    }
+
     /// Has an upstream answer so from now on; unless told otherwise it answers 200 without a body.
-    pub fn answer(&self, upstream: &str, answer: Response<Bytes>) {
+    pub(crate) fn answer(&self, upstream: &str, answer: Answer) {
         lock(&self.scene.answers).insert(upstream.to_owned(), answer);
     }
 
+    /// Keeps a value in the part of the store that an instance has.
+    pub(crate) async fn keep(&self, instance: &str, key: &str, value: Bytes) -> Result<(), String> {
+        let mut plugins = self.built.plugins.iter().map(|plugin| &plugin.instance);
+        let found = plugins.find(|found| *found.name == *instance);
+        let found = found.ok_or_else(|| format!("there is no plugin `{instance}`"))?;
+        let registration = self.services.registry.find(found.kind);
+        let instance = Instance {
+            kind: found.kind,
+            name: found.name.clone(),
+            state_schema: registration.map_or(0, |registration| registration.state_schema),
+        };
+        let part = Keyspace::new(self.services.stores.memory(), &instance, found.in_shadow);
+        part.set(key, value, KEPT).await.map_err(|error| error.to_string())
+    }
+
+    /// The files that it was built from.
+    pub(crate) fn into_files(self) -> Files {
+        self.files
+    }
+
     /// Sends a request through the gateway.
-    pub async fn ask(&self, asked: &Asked) -> Result<Told, String> {
+    pub async fn ask(&self, asked: &Asked) -> Result<Told, Untold> {
         let listeners = &self.built.loaded.config.listeners;
         let at = match &asked.listener {
             None => 0,
             Some(name) => listeners.iter().position(|listener| listener.name == *name).ok_or_else(|| {
                 let known: Vec<_> = listeners.iter().map(|listener| listener.name.as_str()).collect();
-                format!("there is no listener `{name}`; there is {}", known.join(", "))
+                Untold::Failed(format!("there is no listener `{name}`; there is {}", known.join(", ")))
             })?,
         };
         lock(&self.scene.sent).clear();
-        let records = self.plane.records();
-        let latest = || {
-            let both = [true, false].map(|refused| records.latest(refused, 1, |_| true));
-            both.into_iter().flatten().map(|record| (record.id.clone(), record)).collect::<BTreeMap<_, _>>()
-        };
-        let before = latest();
+        let before = self.plane.records().kept();
         let socket = socket(self.stage.path(), 'l', at);
         let answer = tokio::time::timeout(PATIENCE, exchange(&socket, asked)).await;
-        let answer = answer.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?;
-        let since = Instant::now();
-        let record = loop {
-            let new = latest().into_iter().find(|(id, _)| !before.contains_key(id));
-            match new {
-                Some((_, record)) => break record,
-                None if since.elapsed() > RECORD => {
-                    return Err("the connection was refused before there was a request".to_owned());
-                }
-                None => tokio::time::sleep(Duration::from_millis(1)).await,
-            }
-        };
+        let answer =
+            answer.map_err(|_| Untold::Failed(format!("no answer within {} s", PATIENCE.as_secs())))?;
+        let patience = if answer.is_ok() { RECORD } else { NO_REQUEST };
+        let record = self.record_after(before, patience).await.ok_or(Untold::Refused)?;
         let sent = std::mem::take(&mut *lock(&self.scene.sent));
         Ok(Told { answer: answer.ok(), sent, record })
+    }
+
+    /// The next record after so many.
+    async fn record_after(&self, before: (usize, usize), patience: Duration) -> Option<Record> {
+        let (records, since) = (self.plane.records(), Instant::now());
+        let mut looks = 0;
+        while records.kept() == before {
+            if since.elapsed() > patience {
+                return None;
+            }
+            looks += 1;
+            // Mostly it is there at once, and a timer has no finer grain than a millisecond.
+            if looks < 50 {
+                tokio::task::yield_now().await
+            } else {
+                tokio::time::sleep(Duration::from_millis(1)).await
+            }
+        }
+        let is_refused = records.kept().0 != before.0;
+        records.latest(is_refused, 1, |_| true).pop()
+    }
+}
+
+impl fmt::Display for Untold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Untold::Refused => f.write_str("the connection was refused before there was a request"),
+            Untold::Failed(why) => f.write_str(why),
+        }
     }
 }
 
@@ -204,7 +341,7 @@ async fn whole(body: Incoming) -> Result<Bytes, hyper::Error> {
 }
 
 /// Plays an upstream.
-async fn play(scene: Arc<Scene>, name: String, listener: UnixListener) {
+async fn act(scene: Arc<Scene>, name: String, listener: UnixListener) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let (scene, name) = (scene.clone(), name.clone());
@@ -214,8 +351,11 @@ async fn play(scene: Arc<Scene>, name: String, listener: UnixListener) {
                 let (head, body) = request.into_parts();
                 let body = whole(body).await.unwrap_or_default();
                 lock(&scene.sent).push((name.clone(), Request::from_parts(head, body)));
-                let answer = lock(&scene.answers).get(&name).cloned().unwrap_or_default();
-                Ok::<_, Infallible>(answer.map(Full::new))
+                match lock(&scene.answers).get(&name) {
+                    None => Ok(Response::default()),
+                    Some(Answer::Is(answer)) => Ok(answer.clone().map(Full::new)),
+                    Some(Answer::Fails) => Err(io::Error::other("as told")),
+                }
             }
         });
         connections

@@ -509,6 +509,8 @@ pub(crate) async fn apply(plane: &DataPlane, services: &Services, built: &Built)
         config.listeners.iter().flat_map(|listener| &listener.bind).map(listen_address).collect();
     let bound = plane.bind(&addresses).map_err(|error| Diagnostics::from(bind_error(built, &error)))?;
     services.budget.resize(config.limits.whole_bodies.0);
+    services.metrics.store.follow(built.store.up.clone());
+    services.scripts.resize(config.limits.waiting_scripts.get().into());
     plane.swap(built.generation.clone(), bound).await;
     services.metrics.forget_unused();
     Ok(())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use moka::Expiry;
-use portcullis_plugin::{Cache, RateTable, StateKey};
+use portcullis_plugin::{Cache, Clock, RateTable, StateKey};
 
 /// How long state is kept that nobody uses: editors delete and recreate files, and people undo.
 const KEPT_UNUSED: Duration = Duration::from_secs(10 * 60);
@@ -18,6 +18,7 @@ pub(crate) struct StateStore {
     shared: Mutex<HashMap<StateKey, Held<dyn Any + Send + Sync>>>,
     caches: Mutex<HashMap<StateKey, Held<BoundedCache>>>,
     rates: Mutex<HashMap<StateKey, Held<RateTable>>>,
+    clock: Clock,
 }
 
 struct Held<T: ?Sized> {
@@ -26,6 +27,21 @@ struct Held<T: ?Sized> {
 }
 
 impl StateStore {
+    /// A store by this clock that holds nothing.
+    pub(crate) fn with(clock: Clock) -> Self {
+        StateStore { clock, ..StateStore::default() }
+    }
+
+    /// One that holds nothing of any instance; what a kind has for all of them, such as an engine, is the same.
+    pub(crate) fn renewed(&self) -> Self {
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_kinds = shared.iter().filter(|(key, _)| key.name.is_empty());
+        let of_kinds = of_kinds.map(|(key, held)| {
+            (key.clone(), Held { state: held.state.clone(), unused_since: held.unused_since })
+        });
+        StateStore { shared: Mutex::new(of_kinds.collect()), ..StateStore::with(self.clock.clone()) }
+    }
+
     /// What is kept under `key`, else what `make` makes.
     pub(crate) fn shared(
         &self,
@@ -41,9 +57,10 @@ impl StateStore {
     /// The cache under `key`. One of another size takes over what the old one held.
     pub(crate) fn cache(&self, key: StateKey, entries: u64) -> Arc<dyn Cache> {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = caches
-            .entry(key)
-            .or_insert_with(|| Held { state: Arc::new(BoundedCache::new(entries)), unused_since: None });
+        let held = caches.entry(key).or_insert_with(|| Held {
+            state: Arc::new(BoundedCache::new(entries, self.clock.clone())),
+            unused_since: None,
+        });
         if held.state.entries != entries {
             held.state = Arc::new(held.state.resized(entries));
         }
@@ -80,44 +97,50 @@ fn sweep<T: ?Sized>(held: &Mutex<HashMap<StateKey, Held<T>>>, now: Instant) {
     });
 }
 
+/// A lifetime beyond what a clock can express is as good as this.
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
 /// A cache with a lifetime per entry.
 struct BoundedCache {
     entries: u64,
     cache: moka::sync::Cache<Box<str>, Entry>,
+    clock: Clock,
 }
 
 #[derive(Clone)]
 struct Entry {
     value: Bytes,
-    expires: Instant,
+    lifetime: Duration,
+    /// By the clock, which a test may set; the machine's own only makes room.
+    expires: Duration,
 }
 
 struct EntryLifetime;
 
 impl Expiry<Box<str>, Entry> for EntryLifetime {
-    fn expire_after_create(&self, _: &Box<str>, entry: &Entry, now: Instant) -> Option<Duration> {
-        Some(entry.expires.saturating_duration_since(now))
+    fn expire_after_create(&self, _: &Box<str>, entry: &Entry, _: Instant) -> Option<Duration> {
+        Some(entry.lifetime)
     }
 
     fn expire_after_update(
         &self,
         _: &Box<str>,
         entry: &Entry,
-        now: Instant,
+        _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        Some(entry.expires.saturating_duration_since(now))
+        Some(entry.lifetime)
     }
 }
 
 impl BoundedCache {
-    fn new(entries: u64) -> Self {
+    fn new(entries: u64, clock: Clock) -> Self {
         let cache = moka::sync::Cache::builder().max_capacity(entries).expire_after(EntryLifetime).build();
-        BoundedCache { entries, cache }
+        BoundedCache { entries, cache, clock }
     }
 
     fn resized(&self, entries: u64) -> Self {
-        let other = BoundedCache::new(entries);
+        let other = BoundedCache::new(entries, self.clock.clone());
         for (key, entry) in &self.cache {
             other.cache.insert(key.as_ref().clone(), entry);
         }
@@ -128,19 +151,20 @@ impl BoundedCache {
 impl Cache for BoundedCache {
     fn get(&self, key: &str) -> Option<Bytes> {
         let entry = self.cache.get(key)?;
-        (entry.expires > Instant::now()).then_some(entry.value)
+        (entry.expires > self.clock.now()).then_some(entry.value)
     }
 
     fn insert(&self, key: &str, value: Bytes, lifetime: Duration) {
-        // A lifetime beyond what the clock can express is as good as a year.
-        let now = Instant::now();
-        let expires = now.checked_add(lifetime).unwrap_or(now + Duration::from_secs(365 * 86_400));
-        self.cache.insert(key.into(), Entry { value, expires });
+        let lifetime = lifetime.min(YEAR);
+        let expires = self.clock.now() + lifetime;
+        self.cache.insert(key.into(), Entry { value, lifetime, expires });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
     use super::*;
 
     fn key(name: &str) -> StateKey {
@@ -202,15 +226,37 @@ mod tests {
 
     #[test]
     fn an_entry_lives_as_long_as_was_said() {
-        let cache = BoundedCache::new(10);
+        let cache = BoundedCache::new(10, Clock::default());
         cache.insert("over", Bytes::new(), Duration::ZERO);
         cache.insert("for ever", Bytes::new(), Duration::MAX);
         assert!(cache.get("over").is_none() && cache.get("for ever").is_some());
     }
 
     #[test]
+    fn an_entry_expires_by_the_clock_that_a_test_sets() {
+        let nanos = Arc::new(AtomicU64::new(1));
+        let store = StateStore::with(Clock::set_by(nanos.clone()));
+        let cache = store.cache(key("a"), 10);
+        cache.insert("k", Bytes::from_static(b"v"), Duration::from_secs(60));
+        assert!(cache.get("k").is_some());
+        nanos.store(61_000_000_000, Relaxed);
+        assert!(cache.get("k").is_none());
+    }
+
+    #[test]
+    fn renewed_state_is_that_of_kinds_alone() {
+        let store = StateStore::default();
+        for name in ["", "a"] {
+            *counter(&store, key(name)).lock().unwrap() = 7;
+        }
+        let renewed = store.renewed();
+        assert_eq!(*counter(&renewed, key("")).lock().unwrap(), 7);
+        assert_eq!(*counter(&renewed, key("a")).lock().unwrap(), 0);
+    }
+
+    #[test]
     fn a_cache_is_bounded() {
-        let cache = BoundedCache::new(10);
+        let cache = BoundedCache::new(10, Clock::default());
         for number in 0..1000 {
             cache.insert(&number.to_string(), Bytes::new(), Duration::from_secs(60));
         }

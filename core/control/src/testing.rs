@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::StatusCode;
 use portcullis_plugin::{
-    BuildContext, BuildError, Decision, Exchange, Hook, HookName, LogSink, LogSinks, Needs, Offload, Plugin,
-    PluginError, PluginType, Registration, Reply, SourcePosition, StateKey,
+    BuildContext, BuildError, Clock, Decision, Exchange, Hook, HookName, LogSink, LogSinks, Needs, Offload,
+    Plugin, PluginError, PluginType, Registration, Reply, SourcePosition, StateKey,
 };
 use portcullis_proxy::body::Budget;
 use portcullis_proxy::metrics::Metrics;
@@ -17,10 +17,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::build::{Built, Failed, build};
-use crate::host::Services;
+use crate::gate::Tested;
+use crate::host::{Services, Surroundings};
 use crate::offload::Pool;
 use crate::registry::Registry;
 use crate::state::StateStore;
+use crate::store::{OpenStore, Stores};
 
 /// A kind with a plain table, one that runs files, and one that computes elsewhere.
 pub(crate) const KINDS: &[Registration] =
@@ -185,12 +187,17 @@ pub(crate) fn services() -> Services {
     Services {
         registry: Registry::new(&[KINDS]),
         state: StateStore::default(),
+        stores: Stores::isolated(Metrics::new(1).store),
         artifacts: None,
         sinks: Arc::new(NoSinks),
         metrics: Arc::new(Metrics::new(1)),
         budget: Budget::new(0),
-        cpu: Arc::new(Pool::with(1, 1)),
+        cpu: Arc::new(Pool::with("offload", 1, 1)),
+        scripts: Arc::new(Pool::for_scripts()),
         env: Arc::new(|name| (name == "GIVEN").then(|| "given".to_owned())),
+        clock: Clock::default(),
+        coverage: None,
+        tested: Tested::default(),
         stage: None,
     }
 }
@@ -265,4 +272,9 @@ impl Site {
 /// Names of a generation's instances, in order.
 pub(crate) fn names(built: &Built) -> Vec<&str> {
     built.plugins.iter().map(|plugin| &*plugin.instance.name).collect()
+}
+
+/// What an instance is built with in most tests.
+pub(crate) fn surroundings(memory: &Arc<OpenStore>) -> Surroundings<'_> {
+    Surroundings { kind: "", is_shadow: false, store: memory, trust: None }
 }

@@ -31,7 +31,7 @@ const POLL: Duration = Duration::from_secs(2);
 const MAX_LINKS: usize = 40;
 
 /// Watches the inputs of a generation.
-pub(crate) struct Watch {
+pub struct Watch {
     watcher: Option<Box<dyn notify::Watcher + Send>>,
     polls: bool,
     /// The directories under watch and which directory each was: one that was replaced needs a new
@@ -59,7 +59,8 @@ struct Points {
 
 impl Watch {
     /// A watch of nothing yet.
-    pub(crate) fn new() -> Self {
+    #[expect(clippy::new_without_default, reason = "it starts threads")]
+    pub fn new() -> Self {
         let shared = Arc::new(Shared::default());
         let (watcher, polls) = watcher(&shared);
         Watch { watcher, polls, watched: BTreeMap::new(), shared }
@@ -67,7 +68,7 @@ impl Watch {
 
     /// Watches these paths, and no others any more; the flag says that a path is a directory of which
     /// every entry matters.
-    pub(crate) fn watch<'p>(&mut self, paths: impl Iterator<Item = (&'p Path, bool)>) {
+    pub fn watch<'p>(&mut self, paths: impl Iterator<Item = (&'p Path, bool)>) {
         let mut points = Points::default();
         paths.for_each(|(path, whole)| points.add(path, whole));
         let wanted: BTreeMap<_, _> = points.dirs.iter().map(|dir| (dir.clone(), identity(dir))).collect();
@@ -107,12 +108,12 @@ impl Watch {
     }
 
     /// Waits until something may have changed. May be dropped at any time.
-    pub(crate) async fn changed(&self) {
+    pub async fn changed(&self) {
         self.shared.changed.notified().await;
     }
 
     /// Waits until changes pause.
-    pub(crate) async fn settle(&self) {
+    pub async fn settle(&self) {
         let patience = Instant::now() + PATIENCE;
         while Instant::now() < patience {
             let quiet = (Instant::now() + QUIET).min(patience);

@@ -7,8 +7,10 @@ mod explain;
 mod interface;
 mod new;
 mod plugins;
+mod replay;
 mod shadow;
 mod status;
+mod test;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -83,12 +85,30 @@ Builds everything that `run` would build, plugins, scripts, modules and certific
 without opening a socket or touching a running gateway. Exit code 2 if there is an error.")]
     Check(CheckOptions),
 
+    /// Run the tests of policies and configurations.
+    #[command(after_help = "\
+Tests are files beside what they are about: `x.test.yaml` beside `x.rhai`, `x.wasm` or `x.yaml`.
+Without PATHS, those that belong to the configuration are run, as every reload runs them.
+Exit code 1 if a test fails, 2 if a file is wrong.")]
+    Test(TestOptions),
+
+    /// Try another configuration on requests that were recorded, and tell which end in another way.
+    #[command(after_help = "\
+The gateway records requests where its configuration has `replay`. They are sent through both
+configurations, on sockets that nobody else sees, before upstreams that answer as then, without
+bodies. The latest 1000 are tried. Exit code 1 if one ends in another way.")]
+    Replay(ReplayOptions),
+
     /// Print the JSON Schema of the configuration, for editors.
     #[command(after_help = "\
 Holds the options of every plugin. With the YAML language server, save it as
 portcullis.schema.json and begin the configuration with
   # yaml-language-server: $schema=portcullis.schema.json")]
-    Schema,
+    Schema {
+        /// That of files of tests (`x.test.yaml`) instead.
+        #[arg(long)]
+        tests: bool,
+    },
 
     /// List the kinds of plugins, or show one: its options and an example.
     Plugins {
@@ -167,6 +187,52 @@ struct CheckOptions {
     config: ConfigOption,
 
     /// Print the findings as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct TestOptions {
+    /// Files of tests, or directories that hold some.
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+
+    /// The configuration whose tests are meant. Default: $PORTCULLIS_CONFIG, else ./portcullis.yaml, else all tests here.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "paths")]
+    config: Option<PathBuf>,
+
+    /// Run them again whenever a file changes.
+    #[arg(long)]
+    watch: bool,
+
+    /// Tell which lines of scripts ran.
+    #[arg(long)]
+    coverage: bool,
+
+    /// Write which lines of scripts ran, in the form of lcov.
+    #[arg(long, value_name = "FILE")]
+    lcov: Option<PathBuf>,
+
+    /// Write a report in the form of JUnit.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayOptions {
+    /// The recorded requests. Default: the file that the configuration records them in.
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// The configuration to be tried.
+    #[arg(long, value_name = "CONFIG")]
+    against: PathBuf,
+
+    /// The configuration that it is compared with. Default: $PORTCULLIS_CONFIG, else ./portcullis.yaml.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -303,7 +369,9 @@ fn answer(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run(options) => run::run(&options),
         Command::Check(options) => check::check(&options.config, options.json),
-        Command::Schema => plugins::schema(),
+        Command::Test(options) => test::test(&options),
+        Command::Replay(options) => replay::replay(&options),
+        Command::Schema { tests } => plugins::schema(tests),
         Command::Plugins { name: None } => plugins::list(),
         Command::Plugins { name: Some(name) } => plugins::show(&name),
         Command::New { what: New::Script(options) } => new::script(&options.name, &options.dir),

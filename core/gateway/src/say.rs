@@ -22,6 +22,12 @@ pub(crate) fn remark_color() -> bool {
     io::stderr().is_terminal() && !unwanted
 }
 
+/// The same of results.
+pub(crate) fn result_color() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stdout().is_terminal() && !unwanted
+}
+
 fn write(mut to: impl Write, text: &str) {
     let end = if text.ends_with('\n') { "" } else { "\n" };
     let _ =

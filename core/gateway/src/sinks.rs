@@ -21,6 +21,9 @@ const BYTES: usize = 8 << 20;
 /// After this time a thread writes again to a target of exchanges, what has come meanwhile together: a busy log wakes it
 /// rarely.
 const GATHERING: Duration = Duration::from_millis(10);
+/// Permissions of a log, and of what holds more of clients than a log does.
+const LOG: u32 = 0o640;
+const PRIVATE: u32 = 0o600;
 /// What a buffer may keep for the next lines.
 const KEPT: usize = 256 << 10;
 
@@ -48,6 +51,8 @@ struct State {
     written: Condvar,
     dropped: Arc<AtomicU64>,
     reopen: AtomicBool,
+    /// Bytes that a file and the one before it may have; 0 if others see to that.
+    most: AtomicU64,
     gathering: Duration,
 }
 
@@ -65,7 +70,7 @@ struct Waiting {
 
 /// What the thread writes to.
 enum Output {
-    File { path: PathBuf, file: File },
+    File { path: PathBuf, mode: u32, file: File },
     Other(Box<dyn Write + Send>),
 }
 
@@ -131,11 +136,21 @@ impl LogSinks for Sinks {
             path => {
                 let path = self.dir.join(path);
                 self.named(&path.to_string_lossy(), GATHERING, || {
-                    open_file(&path).map(|file| Output::File { path: path.clone(), file })
+                    open_file(&path, LOG).map(|file| Output::File { path: path.clone(), mode: LOG, file })
                 })
             }
         };
         opened.map(|sink| sink as _).map_err(|error| format!("`{target}` can't be opened for logs: {error}"))
+    }
+
+    fn open_bounded(&self, path: &str, most: u64) -> Result<Arc<dyn LogSink>, String> {
+        let path = self.dir.join(path);
+        let opened = self.named(&path.to_string_lossy(), GATHERING, || {
+            open_file(&path, PRIVATE).map(|file| Output::File { path: path.clone(), mode: PRIVATE, file })
+        });
+        let sink = opened.map_err(|error| format!("`{}` can't be written: {error}", path.display()))?;
+        sink.0.most.store(most, Ordering::Relaxed);
+        Ok(sink)
     }
 }
 
@@ -147,6 +162,7 @@ impl Sink {
             written: Condvar::new(),
             dropped,
             reopen: AtomicBool::new(false),
+            most: AtomicU64::new(0),
             gathering,
         });
         let writing = state.clone();
@@ -205,6 +221,10 @@ impl State {
             if self.reopen.swap(false, Ordering::AcqRel) {
                 output.reopen();
             }
+            let most = self.most.load(Ordering::Relaxed);
+            if most > 0 {
+                output.make_room(lines.len() as u64, most);
+            }
             if output.write(&lines).is_err() {
                 self.dropped.fetch_add(count, Ordering::Relaxed);
             }
@@ -245,10 +265,29 @@ impl Output {
         }
     }
 
+    /// Begins a new file where the next lines would make this one longer than its half of `most`.
+    fn make_room(&mut self, next: u64, most: u64) {
+        let Output::File { path, file, .. } = self else { return };
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        if length == 0 || length + next <= most / 2 {
+            return;
+        }
+        let mut before = path.clone().into_os_string();
+        before.push(".1");
+        match std::fs::rename(&*path, before) {
+            Ok(()) => self.reopen(),
+            Err(error) => {
+                tracing::warn!(target: "portcullis::log", path = %path.display(), %error, "no room for more");
+                // What can't be moved away begins anew: it is bounded in any case.
+                let _ = file.set_len(0);
+            }
+        }
+    }
+
     /// A file that can't be opened anew is written to as before: better a rotated file than none.
     fn reopen(&mut self) {
-        if let Output::File { path, file } = self {
-            match open_file(path) {
+        if let Output::File { path, mode, file } = self {
+            match open_file(path, *mode) {
                 Ok(fresh) => *file = fresh,
                 Err(error) => {
                     tracing::warn!(target: "portcullis::log", path = %path.display(), %error, "log file not reopened");
@@ -259,11 +298,11 @@ impl Output {
 }
 
 /// Opens for appending: a pipe without a reader is an error rather than a wait, one with a slow reader is waited for.
-fn open_file(path: &Path) -> io::Result<File> {
+fn open_file(path: &Path, mode: u32) -> io::Result<File> {
     let file = OpenOptions::new()
         .append(true)
         .create(true)
-        .mode(0o640)
+        .mode(mode)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(path)?;
     fcntl_setfl(&file, OFlags::APPEND)?;
@@ -293,6 +332,20 @@ mod tests {
         sinks.flush(PATIENCE);
         assert_eq!(fs::read_to_string(dir.path().join("access.log.1")).unwrap(), "one\ntwo\n");
         assert_eq!(fs::read_to_string(dir.path().join("access.log")).unwrap(), "three\n");
+    }
+
+    #[test]
+    fn a_bounded_file_and_the_one_before_it_have_no_more_than_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let sinks = Sinks::new(dir.path());
+        let sink = sinks.open_bounded("replay.jsonl", 100).unwrap();
+        for line in 0..20 {
+            sink.write(format!("{line:019}\n").as_bytes());
+            sinks.flush(PATIENCE);
+        }
+        let lines = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        assert!(lines("replay.jsonl").len() <= 50 && lines("replay.jsonl.1").len() <= 50);
+        assert!(lines("replay.jsonl").ends_with("19\n"));
     }
 
     #[test]

@@ -245,6 +245,8 @@ fn a_new_script_works_as_it_is() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(stdout(&output).contains("my-rule.rhai"), "{}", stdout(&output));
     assert!(portcullis(&["check", &path]).status.success());
+    let tested = portcullis(&["test", "--config", &path]);
+    assert!(stdout(&tested).contains("3 passed, 0 failed"), "{}", stdout(&tested));
     let again = portcullis(&["new", "script", "my-rule", "--dir", dir.path().to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(2));
     assert!(stderr(&again).contains("left as it is"), "{}", stderr(&again));

@@ -1,6 +1,7 @@
 //! Bodies on their way through: counted, bounded, filtered.
 
 mod filters;
+mod incoming;
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -18,14 +19,14 @@ use portcullis_plugin::{End, RequestId};
 
 use self::filters::Filters;
 pub(crate) use self::filters::{FilterRefusal, pass_whole};
+pub(crate) use self::incoming::{ClientBody, Incoming};
 pub use crate::budget::Budget;
 pub(crate) use crate::budget::Held;
 use crate::chain::Filter;
 use crate::grpc::{self, Code};
-use crate::http1::{self, TRAILER_FORBIDDEN, allowed_trailers, is_forbidden_trailer};
+use crate::http1::{TRAILER_FORBIDDEN, allowed_trailers, has_forbidden};
 use crate::live::Live;
 use crate::mirror::Tee;
-use crate::pace::Pace;
 use crate::reply::Fault;
 use crate::tunnel::Tunnel;
 use crate::upstream::UpstreamBody;
@@ -78,95 +79,6 @@ where
 /// counts as sent, and gives its share of the budget back. An HTTP/2 connection is handed no more of any
 /// body, because it keeps what a stream is not given room for.
 const SLICE: usize = 32 * 1024;
-
-/// A request's body as its connection reads it.
-pub(crate) enum Incoming {
-    Empty,
-    Http1(http1::Body),
-    Http2(hyper::body::Incoming),
-}
-
-impl Body for Incoming {
-    type Data = Bytes;
-    type Error = Fault;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
-        match &mut *self {
-            Incoming::Empty => Poll::Ready(None),
-            Incoming::Http1(body) => Pin::new(body).poll_frame(cx),
-            Incoming::Http2(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(|_| Fault::ClientBody))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Incoming::Empty => true,
-            Incoming::Http1(body) => body.is_end_stream(),
-            Incoming::Http2(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Incoming::Empty => SizeHint::with_exact(0),
-            Incoming::Http1(body) => body.size_hint(),
-            Incoming::Http2(body) => body.size_hint(),
-        }
-    }
-}
-
-/// A client's body as it arrives: a client that stops within it, or sends it too slowly, is not waited for.
-pub(crate) struct ClientBody {
-    incoming: Incoming,
-    pace: Pace,
-    received: u64,
-}
-
-impl ClientBody {
-    pub(crate) fn new(incoming: Incoming, pace: Pace) -> Self {
-        ClientBody { incoming, pace, received: 0 }
-    }
-
-    /// Bytes received.
-    pub(crate) fn received(&self) -> u64 {
-        self.received
-    }
-}
-
-impl Body for ClientBody {
-    type Data = Bytes;
-    type Error = Fault;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
-        let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                this.pace.went_on(bytes);
-                this.received += bytes as u64;
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(ended) => Poll::Ready(ended),
-            Poll::Pending => this.pace.poll_wait(cx).map(|()| Some(Err(Fault::BodyTimeout))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
 
 /// What an upload came to, for the exchange to see: the body itself is with the upstream's connection.
 #[derive(Default)]
@@ -231,8 +143,7 @@ pub(crate) enum RequestBody {
 
 /// Refuses fields that belong in the head, where the request would have been judged by them.
 pub(crate) fn judge_trailers(trailers: &HeaderMap) -> Result<(), Fault> {
-    let is_forbidden = trailers.keys().any(|name| is_forbidden_trailer(name.as_str().as_bytes()));
-    if is_forbidden { Err(Fault::Screened(TRAILER_FORBIDDEN)) } else { Ok(()) }
+    if has_forbidden(trailers) { Err(Fault::Screened(TRAILER_FORBIDDEN)) } else { Ok(()) }
 }
 
 /// A request's body that streams through.
@@ -508,8 +419,10 @@ impl ResponseBody {
     pub(crate) fn new(source: Source, filters: Vec<Filter>, mut live: Box<Live>) -> Self {
         let filters = Filters::new(filters);
         let piece = if live.client().streams.is_some() { SLICE } else { usize::MAX };
-        let trailers = live.trailers.take().filter(|_| matches!(source, Source::Whole(_)));
-        let tail = trailers.map(|trailers| Frame::trailers(*trailers)).into_iter().collect();
+        let trailers = live.parts().response_trailers.take().filter(|_| matches!(source, Source::Whole(_)));
+        let trailers = trailers.map(|trailers| allowed_trailers(*trailers));
+        let tail =
+            trailers.filter(|trailers| !trailers.is_empty()).map(Frame::trailers).into_iter().collect();
         let rest = Bytes::new();
         let mut body = ResponseBody { source, filters, tail, rest, piece, source_ended: false, live };
         // One that is empty from the start is dropped without being asked.

@@ -26,6 +26,7 @@ use crate::live::Live;
 use crate::pace::Pace;
 use crate::reply::{Fault, render};
 use crate::routes::Found;
+use crate::sample;
 use crate::split::Choice;
 use crate::tunnel::Upgrade;
 use crate::upstream::{Upstream, UpstreamBody};
@@ -107,6 +108,9 @@ fn begin(
     if fault.is_none() && live.is_one_too_many() {
         live.client().worker.metrics.exchanges_refused.increment();
         return Some((live, Some(Fault::TooManyExchanges)));
+    }
+    if fault.is_none() {
+        sample::take(&mut live);
     }
     Some((live, fault))
 }
@@ -236,15 +240,20 @@ async fn receive(live: &mut Live, body: Incoming) -> Result<RequestBody, Answer>
     live.held.push(held);
     live.request_bytes = body.received();
     let (read, trailers) = read?;
-    let mut trailers = trailers.map_or_else(HeaderMap::new, |trailers| *trailers);
-    judge_trailers(&trailers)?;
+    if let Some(trailers) = &trailers {
+        judge_trailers(trailers)?;
+    }
+    sample::take_body(live, &read);
     live.parts().request_body = Some(read);
+    live.parts().request_trailers = trailers;
     if let Some(answer) = forward(live, HookName::OnRequestBody).await {
         return Err(answer);
     }
     let read = live.exchange().request_body().cloned().unwrap_or_default();
+    let trailers = live.parts().request_trailers.take();
     let (exchange, scope) = live.split();
     let filters = scope.chain().request_filters(exchange);
+    let mut trailers = trailers.map_or_else(HeaderMap::new, |trailers| *trailers);
     match pass_whole(read, &mut trailers, filters) {
         Ok(passed) => Ok(RequestBody::whole(passed, trailers)),
         Err(refusal) => {
@@ -439,7 +448,8 @@ fn take(live: &mut Live, response: Response<UpstreamBody>) -> Source {
 
 /// Puts a reply in place of the upstream's response.
 fn put(live: &mut Live, reply: Reply) -> Source {
-    (live.is_reply, live.trailers) = (true, None);
+    live.is_reply = true;
+    live.parts().response_trailers = None;
     let (status, headers, body) = render(reply, live.exchange().id());
     live.respond(portcullis_plugin::Response::new(status, headers));
     live.parts().has_response_body = !body.is_empty();
@@ -468,7 +478,7 @@ async fn gather(live: &mut Live, source: &mut Source, limit: usize) -> Result<()
             };
             live.held.push(held);
             let (read, trailers) = read?;
-            live.trailers = trailers;
+            live.parts().response_trailers = trailers;
             read
         }
     };

@@ -29,6 +29,7 @@ pub mod quarantine;
 pub mod record;
 mod reply;
 pub mod routes;
+pub mod sample;
 pub mod shadow;
 mod socket;
 pub mod split;

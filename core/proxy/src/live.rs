@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use portcullis_plugin::{
     Decider, End, Exchange, HookName, Note, Outcome, Parts, Reason, Request, Response, Verdict,
 };
@@ -56,6 +56,9 @@ impl Scope {
 
     /// Remembers an exchange that ended here.
     pub(crate) fn remember(&self, worker: &Worker, exchange: &mut Exchange, outcome: Outcome) {
+        if let Some(samples) = &self.generation.records.samples {
+            samples.write(exchange, &outcome);
+        }
         let (names, listener) = (&self.generation.names, self.listener);
         let ended = record::Ended { exchange, outcome, chain: self.chain(), names, listener };
         worker.records.keep(worker.index, &self.generation.records, ended, || worker.lot());
@@ -98,8 +101,6 @@ pub(crate) struct Live {
     others: u64,
     /// Whether the response is the gateway's own.
     pub(crate) is_reply: bool,
-    /// What followed a response that was read whole.
-    pub(crate) trailers: Option<Box<HeaderMap>>,
     /// How the call ended, if it is one of gRPC, as far as the client was told.
     pub(crate) outcome: Option<Code>,
     /// Until when its response has to have ended.
@@ -135,7 +136,6 @@ impl Live {
             is_head,
             others,
             is_reply: false,
-            trailers: None,
             outcome: None,
             deadline: None,
             start,

@@ -5,6 +5,7 @@
 //! outlive generations.
 
 mod budgets;
+mod store;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use portcullis_plugin::{ErrorKind, HookName, InstanceCounters, Tally, Verdict};
 
 pub use budgets::{BudgetMetrics, SHARES};
+pub use store::{StoreMetrics, StoreOperation};
 
 use crate::body::Budget;
 use crate::grpc::{CODES, Code};
@@ -449,6 +451,8 @@ pub struct Metrics {
     refusals: Named<&'static str, Counter>,
     /// Whole bodies held in memory now; each configuration sets the limit.
     pub whole_bodies: Arc<Budget>,
+    /// The store that plugins share.
+    pub store: Arc<StoreMetrics>,
     routes: Named<Box<str>, RouteMetrics>,
     plugins: Named<(Box<str>, &'static str), PluginMetrics>,
     upstreams: Named<Box<str>, UpstreamMetrics>,
@@ -474,6 +478,7 @@ impl Metrics {
             logs_dropped: counter(),
             refusals: Mutex::default(),
             whole_bodies: Budget::new(0),
+            store: Arc::new(StoreMetrics::new(rows)),
             routes: Mutex::default(),
             plugins: Mutex::default(),
             upstreams: Mutex::default(),

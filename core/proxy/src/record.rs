@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::chain::Chain;
 use crate::generation::Listener;
 use crate::metrics::Padded;
+use crate::sample::SamplePlan;
 
 /// Bytes of a path that are remembered, and of a host.
 const MAX_TEXT: usize = 1024;
@@ -38,6 +39,8 @@ pub struct RecordPlan {
     pub passed: usize,
     /// Where records are written, too.
     pub file: Option<RecordFile>,
+    /// Which requests are written as they came.
+    pub samples: Option<SamplePlan>,
 }
 
 /// A file of records: all that was refused or failed, and some of what passed.
@@ -199,6 +202,14 @@ impl Records {
             });
         }
         found.map(|(_, record)| record)
+    }
+
+    /// How many have been kept so far that were refused or failed, and how many that passed.
+    pub fn kept(&self) -> (usize, usize) {
+        self.rings.iter().fold((0, 0), |(refused, passed), rings| {
+            let rings = lock(&rings.0);
+            (refused.wrapping_add(rings.refused.kept), passed.wrapping_add(rings.passed.kept))
+        })
     }
 
     /// The latest that were refused or failed, or that passed: at most `count`, the last first.

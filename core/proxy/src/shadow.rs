@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use portcullis_plugin::{
@@ -174,6 +174,7 @@ enum Changed {
     Target(PathAndQuery),
     Status(StatusCode),
     Body(Bytes),
+    Trailers(Box<HeaderMap>),
     Principal(Option<Box<Principal>>),
     Fact(Value),
     Id(RequestId),
@@ -396,6 +397,10 @@ impl Edit {
             ChangeKind::Status => Changed::Status(parts.response.as_ref()?.status()),
             ChangeKind::Body if change.part == Part::Request => Changed::Body(parts.request_body.clone()?),
             ChangeKind::Body => Changed::Body(parts.response_body.clone()?),
+            ChangeKind::Trailers if change.part == Part::Request => {
+                Changed::Trailers(parts.request_trailers.clone()?)
+            }
+            ChangeKind::Trailers => Changed::Trailers(parts.response_trailers.clone()?),
             ChangeKind::Principal => Changed::Principal(parts.principal.clone()),
             ChangeKind::Fact(name) => {
                 let mut facts = parts.facts.iter();
@@ -427,6 +432,8 @@ impl Edit {
             }
             (_, Changed::Body(body)) if is_request => parts.request_body = Some(body.clone()),
             (_, Changed::Body(body)) => parts.response_body = Some(body.clone()),
+            (_, Changed::Trailers(trailers)) if is_request => parts.request_trailers = Some(trailers.clone()),
+            (_, Changed::Trailers(trailers)) => parts.response_trailers = Some(trailers.clone()),
             (_, Changed::Principal(principal)) => parts.principal.clone_from(principal),
             (ChangeKind::Fact(name), Changed::Fact(value)) => {
                 parts.facts.retain(|(known, _)| known != name);

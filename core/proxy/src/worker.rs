@@ -89,6 +89,23 @@ impl DataPlane {
     /// Starts this many workers. They listen nowhere until the first [`swap`](Self::swap), and then at
     /// inherited sockets where there are some of their addresses.
     pub fn new(workers: usize, metrics: Arc<Metrics>, inherited: Vec<Sockets>) -> io::Result<Self> {
+        Self::start(workers, metrics, inherited, run)
+    }
+
+    /// One worker whose log lines nobody hears, for requests that are made up.
+    pub fn unheard(metrics: Arc<Metrics>) -> io::Result<Self> {
+        Self::start(1, metrics, Vec::new(), |index, commands, metrics, records, retire| {
+            let nobody = tracing::subscriber::NoSubscriber::default();
+            tracing::subscriber::with_default(nobody, || run(index, commands, metrics, records, retire));
+        })
+    }
+
+    fn start(
+        workers: usize,
+        metrics: Arc<Metrics>,
+        inherited: Vec<Sockets>,
+        run: fn(usize, Commands, Arc<Metrics>, Arc<Records>, Retire),
+    ) -> io::Result<Self> {
         let (retire, retired) = std::sync::mpsc::channel();
         // Dropping a generation can take a while: compiled modules are unmapped, files closed.
         std::thread::Builder::new()
@@ -451,13 +468,13 @@ impl Drop for Open {
     }
 }
 
-fn run(
-    index: usize,
-    commands: mpsc::UnboundedReceiver<Command>,
-    metrics: Arc<Metrics>,
-    records: Arc<Records>,
-    retire: std::sync::mpsc::Sender<Arc<Generation>>,
-) {
+/// What a worker is told.
+type Commands = mpsc::UnboundedReceiver<Command>;
+
+/// Where generations go in which nobody works any more.
+type Retire = std::sync::mpsc::Sender<Arc<Generation>>;
+
+fn run(index: usize, commands: Commands, metrics: Arc<Metrics>, records: Arc<Records>, retire: Retire) {
     count_as_worker(index);
     let runtime: LocalRuntime =
         match tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default()) {

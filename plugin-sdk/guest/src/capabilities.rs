@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::bindings::portcullis::policy::{cache, clock, http, metrics, random, rate_limit, secrets};
+use crate::bindings::portcullis::policy::{cache, clock, http, metrics, random, rate_limit, secrets, store};
 use crate::{Error, Header, Result};
 
 pub use http::Response as CallAnswer;
@@ -56,8 +56,34 @@ pub fn cached(key: &str) -> Result<Option<Vec<u8>>> {
 
 /// Keeps a value in the policy's cache, which all its instances share. Takes the grant `cache`.
 pub fn keep(key: &str, value: &[u8], lifetime: Duration) -> Result<()> {
-    let lifetime = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
-    cache::set(key, value, lifetime).map_err(Error::new)
+    cache::set(key, value, millis(lifetime)).map_err(Error::new)
+}
+
+/// What the policy's part of the gateway's store holds under a key. Takes the grant `store`, like the other functions of
+/// the store, which may wait as [`call`] does.
+pub fn stored(key: &str) -> Result<Option<Vec<u8>>> {
+    store::get(key).map_err(Error::new)
+}
+
+/// Sets a value in the store, whether there was one or not.
+pub fn store(key: &str, value: &[u8], lifetime: Duration) -> Result<()> {
+    store::set(key, value, millis(lifetime)).map_err(Error::new)
+}
+
+/// Sets a value in the store if the present one is `expected`, where none means that there is none. Whether it did.
+pub fn store_replace(key: &str, expected: Option<&[u8]>, value: &[u8], lifetime: Duration) -> Result<bool> {
+    store::replace(key, expected, value, millis(lifetime)).map_err(Error::new)
+}
+
+/// Removes a value from the store. Whether there was one.
+pub fn store_delete(key: &str) -> Result<bool> {
+    store::delete(key).map_err(Error::new)
+}
+
+/// Adds to a counter of the store, and says what it comes to. One that is not there begins at zero and lives for
+/// `lifetime`; adding to it does not prolong that.
+pub fn store_add(key: &str, by: i64, lifetime: Duration) -> Result<i64> {
+    store::add(key, by, millis(lifetime)).map_err(Error::new)
 }
 
 /// Takes a token of the bucket that `key` has under a limit. Takes the grant `rate_limit`.
@@ -88,4 +114,8 @@ pub fn hmac_sha256(secret: &str, data: &[u8]) -> Result<Vec<u8>> {
 /// Whether `candidate` is a secret, in a time that does not tell how much of it is right. Takes the grant `secrets`.
 pub fn is_secret(secret: &str, candidate: &[u8]) -> Result<bool> {
     secrets::equals(secret, candidate).map_err(Error::new)
+}
+
+fn millis(lifetime: Duration) -> u64 {
+    u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX)
 }

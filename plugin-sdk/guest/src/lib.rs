@@ -58,7 +58,8 @@ pub use bindings::portcullis::policy::types::{
     Admission, Attempt, Connection, Decider, Denial, Header, Outcome, Reply, TlsSession, Verdict,
 };
 pub use capabilities::{
-    Call, CallAnswer, Taken, cached, call, count, hmac_sha256, is_secret, keep, now, random, take,
+    Call, CallAnswer, Taken, cached, call, count, hmac_sha256, is_secret, keep, now, random, store,
+    store_add, store_delete, store_replace, stored, take,
 };
 pub use exchange::{Exchange, Principal, Request, Response};
 pub use {serde, serde_json};

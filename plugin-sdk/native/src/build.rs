@@ -10,13 +10,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::ceiling::{self, Ceiling};
 use crate::clock::Clock;
+use crate::coverage::Coverage;
 use crate::log::LogSink;
 use crate::metrics::{Counter, Counters, InstanceCounters};
 use crate::offload::{CpuPool, Offload};
 use crate::outbound::Outbound;
 use crate::rate::{RateTable, Rates};
 use crate::secret::{Secret, SecretRef};
+use crate::store::{Keyspace, Store};
 use crate::tasks::Tasks;
 
 /// What the gateway offers while plugins are built; implemented by the control plane and by
@@ -46,9 +49,27 @@ pub trait BuildHost {
     /// The state of an instance's limits, which outlives reloads.
     fn rates(&mut self, key: StateKey) -> Arc<RateTable>;
 
+    /// The gateway's store.
+    fn store(&mut self) -> Arc<dyn Store>;
+
+    /// Whether the instance is to be in shadow.
+    fn is_shadow(&self) -> bool {
+        false
+    }
+
+    /// The most that the instance may be granted, if its table stands where that is limited.
+    fn ceiling(&self) -> Option<Ceiling> {
+        None
+    }
+
     /// The clock.
     fn clock(&self) -> Clock {
         Clock::default()
+    }
+
+    /// Where to note which lines of scripts run; none unless their tests ask for it.
+    fn coverage(&self) -> Option<Arc<Coverage>> {
+        None
     }
 
     /// The way to a named upstream; none if the configuration has no such upstream.
@@ -68,6 +89,9 @@ pub trait BuildHost {
 
     /// Threads for computations that would hold a worker.
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool>;
+
+    /// Threads for scripts that may wait, and stand still meanwhile.
+    fn script_threads(&mut self) -> Arc<dyn CpuPool>;
 
     /// The way to run something beside requests.
     fn tasks(&mut self) -> Arc<dyn Tasks>;
@@ -202,13 +226,35 @@ impl<'a> BuildContext<'a> {
         Rates::new(self.host.rates(self.key()), self.host.clock(), max_keys)
     }
 
+    /// This instance's part of the gateway's store: values with a lifetime, which survive reloads, and
+    /// where the configuration says so restarts, and are shared with other gateways.
+    pub fn store(&mut self) -> Keyspace {
+        Keyspace::new(self.host.store(), &self.instance, self.host.is_shadow())
+    }
+
     /// The clock that time is to be told by where it decides anything, so that tests can set it.
     pub fn clock(&self) -> Clock {
         self.host.clock()
     }
 
+    /// Where to note which lines of scripts run; none unless their tests ask for it.
+    pub fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.host.coverage()
+    }
+
+    /// Whether nothing that the instance decides is to hold.
+    pub fn is_shadow(&self) -> bool {
+        self.host.is_shadow()
+    }
+
+    pub(crate) fn ceiling(&self) -> Option<Ceiling> {
+        self.host.ceiling()
+    }
+
+    /// What the instance's state goes by; what one in shadow notes, none in force ever sees.
     fn key(&self) -> StateKey {
         let Instance { kind, name, state_schema } = self.instance.clone();
+        let name = if self.is_shadow() { format!("shadow/{name}").into() } else { name };
         StateKey { kind, name, schema: state_schema }
     }
 
@@ -227,11 +273,17 @@ impl<'a> BuildContext<'a> {
 
     /// Reads a secret; `at` is the path of the setting that names it.
     pub fn secret(&mut self, at: &str, secret: &SecretRef) -> Result<Secret, BuildError> {
+        if self.ceiling().is_some_and(|ceiling| !ceiling.allows_secret(secret)) {
+            return Err(ceiling::unnamed(at, "this secret", "grants.secrets"));
+        }
         self.host.secret(secret).map_err(|message| BuildError::at(at, message))
     }
 
     /// The way to a named upstream; `at` is the path of the setting that names it.
     pub fn upstream(&mut self, at: &str, name: &str) -> Result<Arc<dyn Outbound>, BuildError> {
+        if self.ceiling().is_some_and(|ceiling| !ceiling.allows_upstream(name)) {
+            return Err(ceiling::unnamed(at, &format!("upstream `{name}`"), "grants.http.upstreams"));
+        }
         self.host.upstream(name).ok_or_else(|| {
             let known = self.host.upstream_names().join("`, `");
             let help = if known.is_empty() {
@@ -275,6 +327,12 @@ impl<'a> BuildContext<'a> {
     /// worker for.
     pub fn offload(&mut self) -> Offload {
         Offload::new(self.host.cpu_pool())
+    }
+
+    /// The way to threads for what has to wait and can't be suspended, as a script. A piece of work that waits holds a
+    /// thread; when none is left and the queue is full, the next is [`ErrorKind::Budget`](crate::ErrorKind::Budget).
+    pub fn script_threads(&mut self) -> Offload {
+        Offload::new(self.host.script_threads())
     }
 
     /// The way to run something beside requests: on the worker whose hook asks for it.

@@ -18,6 +18,7 @@ use crate::metrics::Counters;
 use crate::outbound::{Outbound, OutboundFuture, OutboundLimits};
 use crate::rate::{Limit, Rates, TokenBucket};
 use crate::secret::Secret;
+use crate::store::Keyspace;
 use crate::units::{Size, Span};
 
 /// Bytes of a key of a cache or a limit.
@@ -65,6 +66,7 @@ impl std::error::Error for Denied {}
 pub struct Capabilities {
     http: Option<Http>,
     cache: Option<PolicyCache>,
+    store: Option<Keyspace>,
     limits: Option<Limits>,
     counts: Option<Counts>,
     clock: Option<Clock>,
@@ -75,6 +77,9 @@ pub struct Capabilities {
 impl Capabilities {
     /// Makes what `grants` says ready for use. Paths in errors begin with `grants`.
     pub fn build(grants: &Grants, context: &mut BuildContext<'_>) -> Result<Self, BuildError> {
+        if let Some(ceiling) = context.ceiling() {
+            ceiling.check(grants)?;
+        }
         let mut secrets = BTreeMap::new();
         for (name, secret) in &grants.secrets {
             let secret = context.secret(&format!("grants.secrets.{name}"), secret)?;
@@ -83,6 +88,7 @@ impl Capabilities {
         Ok(Capabilities {
             http: grants.http.as_ref().map(|grant| Http::build(grant, context)).transpose()?,
             cache: grants.cache.as_ref().map(|grant| PolicyCache::build(grant, context)).transpose()?,
+            store: grants.store.then(|| context.store()),
             limits: Limits::build(&grants.rate_limit, context)?,
             counts: Counts::build(&grants.metrics, context)?,
             clock: grants.clock.then(|| context.clock()),
@@ -93,7 +99,7 @@ impl Capabilities {
 
     /// Whether something is granted that a hook may have to wait for.
     pub fn may_wait(&self) -> bool {
-        self.http.is_some()
+        self.http.is_some() || self.store.is_some()
     }
 
     /// Calls to upstreams.
@@ -104,6 +110,11 @@ impl Capabilities {
     /// The policy's cache.
     pub fn cache(&self) -> Result<&PolicyCache, Denied> {
         self.cache.as_ref().ok_or_else(|| Denied::ungranted("cache", "cache: {}"))
+    }
+
+    /// The policy's part of the gateway's store.
+    pub fn store(&self) -> Result<&Keyspace, Denied> {
+        self.store.as_ref().ok_or_else(|| Denied::ungranted("store", "store: true"))
     }
 
     /// The policy's limits.
@@ -151,7 +162,8 @@ impl Capabilities {
         Ok(constant_time::verify_slices_are_equal(secret.as_ref(), candidate.as_ref()).is_ok())
     }
 
-    fn secret(&self, name: &str) -> Result<&Secret, Denied> {
+    /// The secret of this name: for a header of a call, not for the policy.
+    pub fn secret(&self, name: &str) -> Result<&Secret, Denied> {
         self.secrets.get(name).ok_or_else(|| match self.secrets.is_empty() {
             true => Denied::ungranted("secrets", "secrets: { NAME: env:VARIABLE }"),
             false => unknown("secret", name, self.secrets.keys()),
@@ -170,6 +182,8 @@ pub struct Http {
     ways: BTreeMap<Box<str>, Arc<dyn Outbound>>,
     limits: OutboundLimits,
     calls: u32,
+    /// In shadow, where calls are not made.
+    is_off: bool,
 }
 
 impl Http {
@@ -195,7 +209,8 @@ impl Http {
             ways.insert(name.as_str().into(), way);
         }
         let limits = OutboundLimits { timeout: grant.timeout.0, max_body: grant.max_body.0 };
-        Ok(Http { ways, limits, calls: grant.calls.get() })
+        let is_off = context.is_shadow() && !grant.shadow;
+        Ok(Http { ways, limits, calls: grant.calls.get(), is_off })
     }
 
     /// Sends `request` to the upstream of this name; `made` counts the calls that this call of a hook has made before,
@@ -207,6 +222,9 @@ impl Http {
         made: &mut u32,
     ) -> Result<OutboundFuture<'_>, Denied> {
         let way = self.ways.get(upstream).ok_or_else(|| unknown("upstream", upstream, self.ways.keys()))?;
+        if self.is_off {
+            return Err(Denied::new("in shadow no calls are made, unless `grants.http.shadow` is true"));
+        }
         if *made >= self.calls {
             let calls = self.calls;
             return Err(Denied::new(format!(
@@ -369,6 +387,7 @@ mod tests {
         };
         denied(none.http().err(), "http: { upstreams: [..] }");
         denied(none.cache().err(), "cache: {}");
+        denied(none.store().err(), "store: true");
         denied(none.limits().err(), "rate_limit: { NAME: { rate: 10/s } }");
         denied(none.counts().err(), "metrics: [NAME]");
         denied(none.now().err(), "clock: true");

@@ -20,7 +20,7 @@ pub struct Clock(Option<Arc<AtomicU64>>);
 
 impl Clock {
     /// A clock that a test sets, in nanoseconds; at zero it goes by the machine.
-    pub(crate) fn set_by(nanos: Arc<AtomicU64>) -> Self {
+    pub fn set_by(nanos: Arc<AtomicU64>) -> Self {
         Clock(Some(nanos))
     }
 

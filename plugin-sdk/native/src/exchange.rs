@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use serde_json::Value;
@@ -49,6 +49,8 @@ pub struct Parts {
     pub request: Request,
     /// Its body, if a plugin wanted it whole.
     pub request_body: Option<Bytes>,
+    /// What followed that body.
+    pub request_trailers: Option<Box<HeaderMap>>,
     /// Whether the request has a body at all, however it is read.
     pub has_request_body: bool,
     /// The request of the current attempt, while `on_upstream` runs.
@@ -59,6 +61,8 @@ pub struct Parts {
     pub response: Option<Response>,
     /// Its body, if a plugin wanted it whole.
     pub response_body: Option<Bytes>,
+    /// What followed that body.
+    pub response_trailers: Option<Box<HeaderMap>>,
     /// Whether the response has a body at all, however it is read.
     pub has_response_body: bool,
     /// The route, once chosen.
@@ -106,11 +110,13 @@ impl Parts {
             matched: request.target.clone(),
             request,
             request_body: None,
+            request_trailers: None,
             has_request_body: false,
             outgoing: None,
             attempt: None,
             response: None,
             response_body: None,
+            response_trailers: None,
             has_response_body: false,
             route: None,
             captures: SmallVec::new(),
@@ -309,6 +315,23 @@ impl Exchange {
         Ok(())
     }
 
+    /// What followed the whole request body, if anything did; from `on_request_body` on.
+    pub fn request_trailers(&self) -> Option<&HeaderMap> {
+        self.parts().request_trailers.as_deref()
+    }
+
+    /// Replaces what follows the whole request body; only within `on_request_body`. What may not stand in trailers is
+    /// removed from them afterwards.
+    pub fn set_request_trailers(&mut self, trailers: HeaderMap) -> Result<(), PluginError> {
+        let parts = self.parts_mut();
+        if parts.cursor.hook != HookName::OnRequestBody || parts.request_body.is_none() {
+            return Err(PluginError::failed("a request's trailers can be replaced in on_request_body only"));
+        }
+        parts.request_trailers = Some(Box::new(trailers));
+        journal!(parts, Part::Request).note(|| ChangeKind::Trailers);
+        Ok(())
+    }
+
     /// The current or last attempt.
     pub fn attempt(&self) -> Option<&Attempt> {
         self.parts().attempt.as_ref()
@@ -358,6 +381,24 @@ impl Exchange {
         }
         parts.response_body = Some(body);
         journal!(parts, Part::Response).note(|| ChangeKind::Body);
+        Ok(())
+    }
+
+    /// What followed the whole response body, if anything did; from `on_response_body` on.
+    pub fn response_trailers(&self) -> Option<&HeaderMap> {
+        self.parts().response_trailers.as_deref()
+    }
+
+    /// Replaces what follows the whole response body; only within `on_response_body`.
+    pub fn set_response_trailers(&mut self, trailers: HeaderMap) -> Result<(), PluginError> {
+        let parts = self.parts_mut();
+        if parts.cursor.hook != HookName::OnResponseBody || parts.response_body.is_none() {
+            return Err(PluginError::failed(
+                "a response's trailers can be replaced in on_response_body only",
+            ));
+        }
+        parts.response_trailers = Some(Box::new(trailers));
+        journal!(parts, Part::Response).note(|| ChangeKind::Trailers);
         Ok(())
     }
 

@@ -17,6 +17,8 @@ pub struct Grants {
     pub http: Option<HttpGrant>,
     /// A cache of the policy's own, which outlives reloads. Default: none.
     pub cache: Option<CacheGrant>,
+    /// Whether it may use its part of the gateway's store. Default: `false`.
+    pub store: bool,
     /// Limits of the policy's own, by name: how often something may happen, for each key that the policy tells.
     /// Default: none.
     pub rate_limit: BTreeMap<String, LimitGrant>,
@@ -48,6 +50,9 @@ pub struct HttpGrant {
     #[serde(default = "HttpGrant::max_body")]
     #[schemars(extend("default" = "64KiB"))]
     pub max_body: Size,
+    /// Whether calls are made also while the policy is in shadow, where they fail otherwise. Default: `false`.
+    #[serde(default)]
+    pub shadow: bool,
 }
 
 /// Bounds of a policy's cache.

@@ -129,6 +129,8 @@ pub enum ChangeKind {
     Status,
     /// The body.
     Body,
+    /// What follows the body.
+    Trailers,
     /// The principal.
     Principal,
     /// The fact of this name.
@@ -175,6 +177,7 @@ impl fmt::Display for Change {
             ChangeKind::Query => f.write_str("query"),
             ChangeKind::Status => f.write_str("status"),
             ChangeKind::Body => f.write_str("body"),
+            ChangeKind::Trailers => f.write_str("trailers"),
             ChangeKind::Principal => f.write_str("principal"),
             ChangeKind::Fact(name) => write!(f, "fact {name}"),
             ChangeKind::Id => f.write_str("request id"),

@@ -11,8 +11,10 @@
 mod body;
 mod build;
 mod capabilities;
+mod ceiling;
 mod clock;
 mod connection;
+mod coverage;
 mod exchange;
 mod grants;
 mod hook;
@@ -28,6 +30,7 @@ mod principal;
 mod rate;
 mod reply;
 mod secret;
+mod store;
 mod tasks;
 mod tester;
 mod units;
@@ -40,8 +43,10 @@ pub use build::{
 pub use capabilities::{
     Capabilities, Counts, Denied, Http, Limits, MAX_KEY, MAX_RANDOM, MAX_SENT, MAX_VALUE, PolicyCache, Taken,
 };
+pub use ceiling::Ceiling;
 pub use clock::{Clock, thread_time};
 pub use connection::{Admission, Connection, TlsSession};
+pub use coverage::Coverage;
 pub use exchange::{Attempt, End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 pub use grants::{CacheGrant, Grants, HttpGrant, LimitGrant};
 pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs, PluginError};
@@ -56,6 +61,10 @@ pub use principal::Principal;
 pub use rate::{Limit, MAX_TAKES, RateTable, Rates, Standing, Take, TokenBucket};
 pub use reply::{Content, Reason, Reply};
 pub use secret::{Secret, SecretRef};
+pub use store::{
+    Keyspace, MAX_STORE_KEY, MAX_STORE_LIFETIME, MAX_STORE_VALUE, MemoryStore, Store, StoreError,
+    StoreFuture, counted,
+};
 pub use tasks::{Task, Tasks};
 pub use tester::{ExchangeBuilder, PluginTester, TestedPlugin, block_on};
 pub use units::{Rate, Size, Span};

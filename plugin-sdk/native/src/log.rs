@@ -12,4 +12,10 @@ pub trait LogSink: Send + Sync {
 pub trait LogSinks: Send + Sync {
     /// The sink for `target`: `stdout`, `stderr`, or a file's path.
     fn open(&self, target: &str) -> Result<Arc<dyn LogSink>, String>;
+
+    /// The sink for a file that has, with the one before it (`.1`), at most so many bytes. Default: one without a bound.
+    fn open_bounded(&self, path: &str, most: u64) -> Result<Arc<dyn LogSink>, String> {
+        let _ = most;
+        self.open(path)
+    }
 }

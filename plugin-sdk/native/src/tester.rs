@@ -21,6 +21,7 @@ use crate::build::{
 };
 use crate::clock::Clock;
 use crate::connection::{Admission, Connection, TlsSession};
+use crate::coverage::Coverage;
 use crate::exchange::{End, Exchange, Outcome, Parts, RequestId, RouteMeta};
 use crate::hook::{Decision, Hook, HookFuture, HookName, PluginError};
 use crate::journal::Cursor;
@@ -33,7 +34,11 @@ use crate::plugin::{BuildFailure, Plugin, PluginType, Registration};
 use crate::principal::Principal;
 use crate::rate::RateTable;
 use crate::secret::{Secret, SecretRef};
+use crate::store::{MemoryStore, Store};
 use crate::tasks::{Task, Tasks};
+
+/// Bytes of the store.
+const STORE: usize = 8 << 20;
 
 type Answer = dyn Fn(&http::Request<Bytes>) -> Result<http::Response<Bytes>, OutboundError> + Send + Sync;
 
@@ -67,10 +72,13 @@ pub struct PluginTester {
     state: HashMap<StateKey, Arc<dyn Any + Send + Sync>>,
     caches: HashMap<StateKey, Arc<MemoryCache>>,
     rates: HashMap<StateKey, Arc<RateTable>>,
+    store: Option<Arc<dyn Store>>,
     nanos: Arc<AtomicU64>,
+    coverage: Option<Arc<Coverage>>,
     lines: Arc<Lines>,
     counters: HashMap<Arc<str>, Arc<InstanceCounters>>,
     cpu: Arc<TestPool>,
+    lacks_threads: bool,
     tasks: Option<Arc<TestTasks>>,
     warnings: Vec<BuildWarning>,
 }
@@ -109,6 +117,20 @@ impl PluginTester {
         self
     }
 
+    /// Offers this store instead of an empty one in memory.
+    #[must_use]
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Notes there which lines of scripts run.
+    #[must_use]
+    pub fn covering(mut self, coverage: Arc<Coverage>) -> Self {
+        self.coverage = Some(coverage);
+        self
+    }
+
     /// Sets the clock of plugins, which goes by the machine's until then, and stands still from then on.
     pub fn set_time(&self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
@@ -119,6 +141,13 @@ impl PluginTester {
     #[must_use]
     pub fn holding_offloaded(self) -> Self {
         self.cpu.holds.store(true, Ordering::Relaxed);
+        self
+    }
+
+    /// Has no thread left for scripts that may wait.
+    #[must_use]
+    pub fn without_script_threads(mut self) -> Self {
+        self.lacks_threads = true;
         self
     }
 
@@ -212,8 +241,17 @@ impl BuildHost for PluginTester {
         self.rates.entry(key).or_default().clone()
     }
 
+    fn store(&mut self) -> Arc<dyn Store> {
+        let clock = self.clock();
+        self.store.get_or_insert_with(|| Arc::new(MemoryStore::new(STORE, clock))).clone()
+    }
+
     fn clock(&self) -> Clock {
         Clock::set_by(self.nanos.clone())
+    }
+
+    fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.coverage.clone()
     }
 
     fn upstream(&mut self, name: &str) -> Option<Arc<dyn Outbound>> {
@@ -239,6 +277,10 @@ impl BuildHost for PluginTester {
 
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool> {
         self.cpu.clone()
+    }
+
+    fn script_threads(&mut self) -> Arc<dyn CpuPool> {
+        Arc::new(ThreadEach { refuses: self.lacks_threads })
     }
 
     fn tasks(&mut self) -> Arc<dyn Tasks> {
@@ -279,6 +321,21 @@ impl CpuPool for TestPool {
         } else if let Ok(mut held) = self.held.lock() {
             held.push(job);
         }
+        Ok(())
+    }
+}
+
+/// Does each piece of work on a thread of its own.
+struct ThreadEach {
+    refuses: bool,
+}
+
+impl CpuPool for ThreadEach {
+    fn submit(&self, job: Job) -> Result<(), Job> {
+        if self.refuses {
+            return Err(job);
+        }
+        std::thread::spawn(|| job.run());
         Ok(())
     }
 }

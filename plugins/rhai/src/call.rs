@@ -2,10 +2,12 @@
 //! counted.
 //!
 //! A hook runs from beginning to end on one thread, so the state of a call is thread-local: nothing is
-//! shared, nothing is locked. Handles such as `ctx` hold only the number of their call; used in another
+//! shared, nothing is locked, unless the script may [wait](crate::waiting). Handles such as `ctx` hold only the number of their call; used in another
 //! one, they answer with an error.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use portcullis_plugin::{Exchange, thread_time};
 use rhai::{Dynamic, EvalAltResult, Position};
 
 use crate::limits::{LOG_LINES, Limits};
+use crate::waiting::Desk;
 
 /// What a host function returns.
 pub(crate) type Outcome<T> = Result<T, Box<EvalAltResult>>;
@@ -30,9 +33,17 @@ const SLOW: Duration = Duration::from_micros(20);
 const BYTES_PER_OPERATION: usize = 64;
 
 thread_local! {
-    static LENT: RefCell<Option<(CallId, Exchange)>> = const { RefCell::new(None) };
+    static LENT: RefCell<Option<(CallId, Lent)>> = const { RefCell::new(None) };
     static METER: Meter = const { Meter::new() };
     static NEXT_CALL: Cell<u64> = Cell::new(first_call_of_this_thread());
+}
+
+/// Where the exchange of a call is.
+enum Lent {
+    /// With this thread.
+    Here(Exchange),
+    /// Where the hook that waits for this thread can take it back.
+    Desk(Arc<Desk>),
 }
 
 /// Which call a handle belongs to, unique in the process.
@@ -48,31 +59,76 @@ fn first_call_of_this_thread() -> u64 {
 /// Runs `body` with the exchange in the thread's cell. It is back in `exchange` afterwards, also when
 /// `body` panics.
 pub(crate) fn with_lent<T>(exchange: &mut Exchange, limits: &Limits, body: impl FnOnce(CallId) -> T) -> T {
-    let call = CallId(NEXT_CALL.replace(NEXT_CALL.get() + 1));
+    let call = next_call();
     metered(limits, || {
         let lent = exchange.lend();
-        LENT.set(Some((call, lent)));
+        LENT.set(Some((call, Lent::Here(lent))));
         let _restore = Restore(exchange);
         body(call)
     })
+}
+
+/// Runs `body` with the exchange on `desk`, where it stays.
+pub(crate) fn with_desk<T>(desk: Arc<Desk>, limits: &Limits, body: impl FnOnce(CallId) -> T) -> T {
+    let call = next_call();
+    metered(limits, || {
+        LENT.set(Some((call, Lent::Desk(desk))));
+        let _leave = Leave;
+        body(call)
+    })
+}
+
+fn next_call() -> CallId {
+    CallId(NEXT_CALL.replace(NEXT_CALL.get() + 1))
 }
 
 struct Restore<'a>(&'a mut Exchange);
 
 impl Drop for Restore<'_> {
     fn drop(&mut self) {
-        if let Some((_, lent)) = LENT.take() {
+        if let Some((_, Lent::Here(lent))) = LENT.take() {
             self.0.restore(lent);
         }
+    }
+}
+
+struct Leave;
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        LENT.set(None);
     }
 }
 
 /// Lets a host function at the exchange of `call`.
 pub(crate) fn exchange<T>(call: CallId, work: impl FnOnce(&mut Exchange) -> Outcome<T>) -> Outcome<T> {
     LENT.with(|lent| match lent.try_borrow_mut().as_deref_mut() {
-        Ok(Some((current, exchange))) if *current == call => work(exchange),
+        Ok(Some((current, Lent::Here(exchange)))) if *current == call => work(exchange),
+        Ok(Some((current, Lent::Desk(desk)))) if *current == call => desk.exchange(work),
         _ => Err("the exchange is over for this call: a handle can't be kept".into()),
     })
+}
+
+/// Has the worker do `work`, and waits for it.
+pub(crate) fn wait<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Outcome<T> {
+    let desk = LENT.with(|lent| match lent.try_borrow().as_deref() {
+        Ok(Some((_, Lent::Desk(desk)))) => Some(desk.clone()),
+        _ => None,
+    });
+    match desk {
+        Some(desk) => desk.wait(work),
+        None => Err("only hooks of a request can wait: not `on_connection`, and nothing at load".into()),
+    }
+}
+
+/// Calls to upstreams that this call of a hook has made.
+pub(crate) fn calls() -> u32 {
+    METER.with(|meter| meter.calls.get())
+}
+
+/// Notes how many they are by now.
+pub(crate) fn note_calls(calls: u32) {
+    METER.with(|meter| meter.calls.set(calls));
 }
 
 /// Runs `body` under `limits`.
@@ -115,6 +171,11 @@ pub(crate) fn charge_operations(operations: usize) -> Outcome<()> {
     })
 }
 
+/// Takes back what was counted of work that is not the script's.
+pub(crate) fn forgive(operations: u64) {
+    METER.with(|meter| meter.used.set(meter.used.get().saturating_sub(operations)));
+}
+
 /// Operations that the last call of this thread used.
 pub(crate) fn used() -> u64 {
     METER.with(|meter| meter.used.get())
@@ -146,6 +207,7 @@ struct Meter {
     deadline: Cell<Option<(Instant, Duration)>>,
     looked: Cell<Option<Instant>>,
     lines: Cell<u32>,
+    calls: Cell<u32>,
 }
 
 impl Meter {
@@ -158,6 +220,7 @@ impl Meter {
             deadline: Cell::new(None),
             looked: Cell::new(None),
             lines: Cell::new(0),
+            calls: Cell::new(0),
         }
     }
 
@@ -169,6 +232,7 @@ impl Meter {
         self.deadline.set(None);
         self.looked.set(None);
         self.lines.set(LOG_LINES);
+        self.calls.set(0);
     }
 
     /// Outside of calls, engines compile without limits of this kind.

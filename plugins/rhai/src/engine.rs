@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use portcullis_plugin::Capabilities;
 use rhai::packages::{
     ArithmeticPackage, BasicArrayPackage, BasicFnPackage, BasicIteratorPackage, BasicMapPackage,
     BasicMathPackage, BasicStringPackage, LogicPackage, MoreStringPackage, Package,
@@ -16,8 +17,8 @@ use crate::value;
 /// Bytes of text that are searched or made at the price of one operation.
 const TEXT_PER_OPERATION: usize = 64;
 
-/// An engine for the scripts of the plugin instance `name`.
-pub(crate) fn new(limits: &Limits, name: Arc<str>) -> Engine {
+/// An engine for the scripts of the plugin instance `name`, which may use what is `granted`.
+pub(crate) fn new(limits: &Limits, name: Arc<str>, granted: &Arc<Capabilities>) -> Engine {
     // A raw engine has no interner, which is a lock that all workers would share, no file access and no
     // functions; the core package is left out for `sleep`.
     let mut engine = Engine::new_raw();
@@ -30,7 +31,7 @@ pub(crate) fn new(limits: &Limits, name: Arc<str>) -> Engine {
     replace_unbounded(&mut engine);
     limit(&mut engine, limits);
     print_to_log(&mut engine, &name);
-    host::register(&mut engine, name);
+    host::register(&mut engine, name, granted);
     #[cfg(test)]
     engine.register_fn("panic_in_the_host", || -> i64 { panic!("a bug of the host") });
     engine

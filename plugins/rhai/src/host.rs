@@ -1,6 +1,7 @@
 //! What the host offers to scripts. Everything is registered through [`Api`], with its documentation
 //! and an example, so that definitions and reference can't differ from what there is.
 
+mod capabilities;
 mod exchange;
 mod functions;
 mod message;
@@ -9,6 +10,7 @@ mod text;
 use std::any::type_name;
 use std::sync::Arc;
 
+use portcullis_plugin::Capabilities;
 use rhai::{Engine, FuncRegistration, RhaiNativeFunc, Variant};
 
 pub(crate) use exchange::{Conn, Context};
@@ -43,10 +45,12 @@ impl Entry {
     }
 }
 
-/// Registers everything for the scripts of the plugin instance `name`; answers with the documentation.
-pub(crate) fn register(engine: &mut Engine, name: Arc<str>) -> Vec<Entry> {
+/// Registers everything for the scripts of the plugin instance `name`, with what they are `granted`; answers with the
+/// documentation.
+pub(crate) fn register(engine: &mut Engine, name: Arc<str>, granted: &Arc<Capabilities>) -> Vec<Entry> {
     let mut api = Api { engine, on: None, entries: Vec::new() };
     functions::register(&mut api, name);
+    capabilities::register(&mut api, granted);
     text::register(&mut api);
     exchange::register(&mut api);
     message::register(&mut api);
@@ -55,7 +59,7 @@ pub(crate) fn register(engine: &mut Engine, name: Arc<str>) -> Vec<Entry> {
 
 /// The documentation alone.
 pub(crate) fn entries() -> Vec<Entry> {
-    register(&mut Engine::new_raw(), "".into())
+    register(&mut Engine::new_raw(), "".into(), &Arc::default())
 }
 
 /// A type's name in scripts: that of the Rust type.

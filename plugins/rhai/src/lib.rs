@@ -5,10 +5,11 @@
 //! and its constants evaluated ([`load`]); a request then only calls a compiled function with a fresh
 //! scope. During the call the exchange lies in a cell of the calling thread ([`call`]), through which
 //! the host's functions ([`host`]) reach it, and every operation is counted against the script's
-//! [`limits`].
+//! [`limits`]. A script that is granted what it may have to wait for runs on another thread ([`waiting`]).
 
 mod call;
 mod callees;
+mod coverage;
 mod docs;
 mod engine;
 mod error;
@@ -18,6 +19,7 @@ mod load;
 mod script;
 mod value;
 mod verdict;
+mod waiting;
 
 pub use docs::{definitions, reference};
 pub use limits::Limits;
@@ -25,6 +27,9 @@ pub use script::{Script, Table};
 
 /// A script to start from: what `portcullis new script` writes.
 pub const SCAFFOLD: &str = include_str!("scaffold.rhai");
+
+/// Its tests.
+pub const SCAFFOLD_TESTS: &str = include_str!("scaffold.test.yaml");
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
-use portcullis_plugin::{BuildContext, BuildError, HookName};
+use portcullis_plugin::{BuildContext, BuildError, Capabilities, HookName};
 use rhai::{
     AST, ASTNode, Caches, Dynamic, Engine, EvalAltResult, EvalContext, Expr, Module, ModuleResolver,
     OptimizationLevel, Position, Scope, Shared, Stmt,
@@ -19,6 +19,7 @@ use thread_local::ThreadLocal;
 
 use crate::call;
 use crate::callees;
+use crate::coverage::Lines;
 use crate::engine;
 use crate::error::{self, Fault};
 use crate::limits::Limits;
@@ -88,13 +89,15 @@ pub(crate) fn load(
     file: &str,
     config: &Map<String, Value>,
     limits: &Limits,
+    granted: &Arc<Capabilities>,
     context: &mut BuildContext<'_>,
 ) -> Result<Program, BuildError> {
     let config = value::from_json(&Value::Object(config.clone()))
         .map_err(|error| BuildError::at("config", error.to_string()))?;
     let modules = Modules::default();
-    let mut engine = engine::new(limits, context.name().clone());
+    let mut engine = engine::new(limits, context.name().clone(), granted);
     engine.set_module_resolver(modules.clone());
+    let lines = context.coverage().map(|coverage| Lines::new(coverage, &mut engine));
     let mut loader = Loader {
         engine,
         limits,
@@ -103,6 +106,7 @@ pub(crate) fn load(
         constants: BTreeMap::from([("config".into(), (config, PathBuf::new()))]),
         loading: Vec::new(),
         drafts: Vec::new(),
+        lines,
         context,
     };
     let source = loader.read(Path::new(file))?;
@@ -133,6 +137,8 @@ struct Loader<'l, 'c> {
     loading: Vec<String>,
     /// All files as they are written, with nothing optimised away.
     drafts: Vec<(Source, AST)>,
+    /// Where it is noted which lines run.
+    lines: Option<Lines>,
     context: &'l mut BuildContext<'c>,
 }
 
@@ -154,7 +160,9 @@ impl Loader<'_, '_> {
         }
         let constants = self.evaluate(&draft, source)?;
         self.engine.set_optimization_level(OptimizationLevel::Simple).set_strict_variables(true);
-        let mut ast = self.engine.compile_with_scope(&constants, &source.text).map_err(syntax)?;
+        let marked = self.lines.as_ref().map(|lines| lines.marked(&draft, source));
+        let text = marked.as_deref().unwrap_or(&source.text);
+        let mut ast = self.engine.compile_with_scope(&constants, text).map_err(syntax)?;
         if self.loading.is_empty() {
             // Per call, a source would be one more reference count that all workers write to.
             ast.clear_source();

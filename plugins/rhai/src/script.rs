@@ -1,10 +1,12 @@
 //! The plugin type: a script with its configuration.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
+use http::StatusCode;
 use portcullis_plugin::{
-    Admission, BodyWish, BuildContext, BuildError, Connection, Decision, ErrorKind, Exchange, Hook, HookName,
-    Needs, Plugin, PluginError, PluginType, Size, Used,
+    Admission, BodyWish, BuildContext, BuildError, Capabilities, Connection, Counter, Decision, ErrorKind,
+    Exchange, Grants, Hook, HookName, Needs, Offload, Plugin, PluginError, PluginType, Reply, Size, Used,
 };
 use rhai::{Dynamic, Position};
 use schemars::JsonSchema;
@@ -17,6 +19,7 @@ use crate::host::{Conn, Context};
 use crate::limits::Limits;
 use crate::load::{self, Program};
 use crate::verdict::{Placed, decision};
+use crate::waiting::Waiting;
 
 /// A Rhai script as a plugin.
 ///
@@ -26,9 +29,22 @@ use crate::verdict::{Placed, decision};
 ///     config: { prefix: /admin, header: x-admin-key, value: open-sesame }
 /// ```
 pub struct Script {
-    program: Program,
+    policy: Arc<Policy>,
     needs: Needs,
+    /// None if nothing is granted that it could wait for: it runs where it is called.
+    waits: Option<Waits>,
+}
+
+/// What a call needs, wherever it runs.
+struct Policy {
+    program: Program,
     limits: Limits,
+}
+
+/// How a script runs that may wait.
+struct Waits {
+    threads: Offload,
+    exhausted: Counter,
 }
 
 /// The table of a script.
@@ -40,6 +56,9 @@ pub struct Table {
     /// Anything the script wants to be told; it reads it as the constant `config`.
     #[serde(default)]
     config: Map<String, Value>,
+    /// What it may use beside its exchange. Default: nothing.
+    #[serde(default)]
+    grants: Grants,
     /// What one call of a hook may use up.
     #[serde(default)]
     limits: Limits,
@@ -62,31 +81,86 @@ impl PluginType for Script {
 
     fn build(table: Table, context: &mut BuildContext<'_>) -> Result<Self, BuildError> {
         table.limits.check()?;
-        let program = load::load(&table.file, &table.config, &table.limits, context)?;
+        let granted = Arc::new(Capabilities::build(&table.grants, context)?);
+        let program = load::load(&table.file, &table.config, &table.limits, &granted, context)?;
         let needs = program.hooks.iter().fold(Needs::default(), |needs, (hook, _)| match hook {
             HookName::OnRequestBody => needs.request_body(BodyWish::Whole { limit: table.body_limit.0 }),
             HookName::OnResponseBody => needs.response_body(BodyWish::Whole { limit: table.body_limit.0 }),
             hook => needs.and(*hook),
         });
-        Ok(Script { program, needs, limits: table.limits })
+        let waits = granted.may_wait().then(|| Waits {
+            threads: context.script_threads(),
+            exhausted: context
+                .counter("pool_exhausted", "times that no thread was left for a script that may wait"),
+        });
+        Ok(Script { policy: Arc::new(Policy { program, limits: table.limits }), needs, waits })
     }
 }
 
 impl Script {
-    fn hook(&self, hook: HookName, exchange: &mut Exchange) -> Hook<'_> {
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            call::with_lent(exchange, &self.limits, |call| self.call(hook, Dynamic::from(Context(call))))
-        }));
-        exchange.set_used(Used { operations: call::used(), ..Used::default() });
-        let result = result.unwrap_or_else(|_| Err(self.panicked(hook)));
-        Hook::Ready(result.map(|(decision, place)| {
-            if let Some((file, position)) = place {
-                let place = error::place(file.as_deref().unwrap_or(&self.program.file), position);
-                let named = exchange.rule().map(|rule| format!("{rule} ({place})"));
-                exchange.rests_on(&named.unwrap_or(place));
+    fn hook<'a>(&'a self, hook: HookName, exchange: &'a mut Exchange) -> Hook<'a> {
+        if let Some(waits) = &self.waits {
+            return Hook::Wait(Box::pin(self.elsewhere(waits, hook, exchange)));
+        }
+        let policy = &self.policy;
+        let result = policy.guarded(hook, || {
+            call::with_lent(exchange, &policy.limits, |call| policy.call(hook, Dynamic::from(Context(call))))
+        });
+        Hook::Ready(policy.settle(exchange, result, call::used()))
+    }
+
+    /// Runs a hook on a thread on which it may wait.
+    async fn elsewhere(
+        &self,
+        waits: &Waits,
+        hook: HookName,
+        exchange: &mut Exchange,
+    ) -> Result<Decision, PluginError> {
+        let policy = self.policy.clone();
+        let script = move |desk| {
+            let result = policy.guarded(hook, || {
+                call::with_desk(desk, &policy.limits, |call| policy.call(hook, Dynamic::from(Context(call))))
+            });
+            (result, call::used())
+        };
+        match Waiting::new(exchange, &waits.threads, script).await {
+            Ok((result, used)) => self.policy.settle(exchange, result, used),
+            // A refusal and no error, since `on_error: allow` must not let pass what a flood brings.
+            Err(error) if error.kind() == ErrorKind::Budget => {
+                waits.exhausted.increment();
+                let reply = Reply::deny(StatusCode::SERVICE_UNAVAILABLE, "rhai.pool_exhausted");
+                Ok(Decision::Respond(Box::new(reply)))
             }
-            decision
-        }))
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Policy {
+    /// Calls the script; a panic of the host's functions is its error.
+    fn guarded(
+        &self,
+        hook: HookName,
+        call: impl FnOnce() -> Result<Placed, PluginError>,
+    ) -> Result<Placed, PluginError> {
+        catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err(self.panicked(hook)))
+    }
+
+    /// Notes with the exchange what a call came to.
+    fn settle(
+        &self,
+        exchange: &mut Exchange,
+        result: Result<Placed, PluginError>,
+        operations: u64,
+    ) -> Result<Decision, PluginError> {
+        exchange.set_used(Used { operations, ..Used::default() });
+        let (decision, place) = result?;
+        if let Some((file, position)) = place {
+            let place = error::place(file.as_deref().unwrap_or(&self.program.file), position);
+            let named = exchange.rule().map(|rule| format!("{rule} ({place})"));
+            exchange.rests_on(&named.unwrap_or(place));
+        }
+        Ok(decision)
     }
 
     /// What a hook decided, and where.
@@ -122,20 +196,19 @@ impl Plugin for Script {
     }
 
     fn budget(&self) -> Used {
-        Used { operations: self.limits.operations, ..Used::default() }
+        Used { operations: self.policy.limits.operations, ..Used::default() }
     }
 
     fn on_connection(&self, connection: &Connection) -> Result<Admission, PluginError> {
         let conn = Dynamic::from(Conn(connection.clone()));
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            call::metered(&self.limits, || self.call(HookName::OnConnection, conn))
-        }));
-        match result.unwrap_or_else(|_| Err(self.panicked(HookName::OnConnection)))?.0 {
+        let (policy, hook) = (&self.policy, HookName::OnConnection);
+        let result = policy.guarded(hook, || call::metered(&policy.limits, || policy.call(hook, conn)));
+        match result?.0 {
             Decision::Continue => Ok(Admission::Accept),
             Decision::Drop => Ok(Admission::Drop),
-            Decision::Respond(_) => Err(self.fault(
+            Decision::Respond(_) => Err(policy.fault(
                 ErrorKind::Trap,
-                HookName::OnConnection,
+                hook,
                 "there is nobody to answer to yet: return drop(), or nothing to accept",
             )),
         }

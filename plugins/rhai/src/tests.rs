@@ -1,12 +1,17 @@
 //! Scripts as a user writes them, and scripts as an attacker does.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
 use portcullis_plugin::{
-    BuildError, Exchange, ExchangeBuilder, PluginTester, Principal, TestedPlugin, TlsSession,
+    BuildError, Exchange, ExchangeBuilder, OutboundError, PluginTester, Principal, TestedPlugin, TlsSession,
 };
 use serde_json::{Value, json};
 
 use crate::Script;
 
+mod capabilities;
+mod coverage;
 mod language;
 mod sandbox;
 mod shipped;
@@ -27,6 +32,36 @@ fn build_from(mut tester: PluginTester, mut table: Value) -> Result<TestedPlugin
 
 fn build(script: &str) -> TestedPlugin {
     build_with(script, json!({})).unwrap()
+}
+
+/// Builds a script that is granted everything there is.
+fn build_granted(script: &str) -> TestedPlugin {
+    let answer = |request: &http::Request<Bytes>| {
+        let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
+        let seen = json!({
+            "method": request.method().as_str(),
+            "target": request.uri().to_string(),
+            "headers": headers.collect::<BTreeMap<_, _>>(),
+            "body": std::str::from_utf8(request.body()).unwrap(),
+        });
+        Ok(http::Response::builder().header("x-a", "1").body(seen.to_string().into()).unwrap())
+    };
+    let tester = PluginTester::new()
+        .file("policies/x.rhai", script.to_owned())
+        .upstream("idp", answer)
+        .upstream("gone", |_: &http::Request<Bytes>| Err(OutboundError::Unreachable))
+        .secret("KEY", "hunter2");
+    let grants = json!({
+        "http": { "upstreams": ["idp", "gone"], "calls": 3 },
+        "cache": {},
+        "store": true,
+        "rate_limit": { "login": { "rate": "2/min", "burst": 2 } },
+        "metrics": ["logins"],
+        "clock": true,
+        "random": true,
+        "secrets": { "signing": "env:KEY" },
+    });
+    build_from(tester, json!({ "grants": grants })).unwrap()
 }
 
 /// An exchange that has everything an exchange can have.

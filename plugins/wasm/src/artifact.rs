@@ -30,23 +30,35 @@ pub(crate) fn compile(
     load(engines, &artifact)
 }
 
-/// The same for a core module, as it is, on one engine.
+/// Code of a core module, which runs on every engine.
+pub(crate) struct Compiled(Vec<u8>);
+
+impl Compiled {
+    #[allow(unsafe_code, reason = "loading machine code is trusting it")]
+    pub(crate) fn load_core(&self, engine: &Engine) -> Result<Module> {
+        // SAFETY: as below, for what `precompile_module` returned.
+        unsafe { Module::deserialize(engine, &self.0) }
+    }
+}
+
+/// The same for a core module, as it is.
 pub(crate) fn compile_core(
-    engine: &Engine,
+    engines: &Engines,
     digest: &str,
     store: Option<Arc<dyn ArtifactStore>>,
     module: &[u8],
-) -> Result<Module> {
-    let key = format!("core-{}", key(engine, digest));
-    let stored = store.as_ref().and_then(|store| store.load(&key));
-    if let Some(module) = stored.and_then(|artifact| load_core(engine, &artifact).ok()) {
-        return Ok(module);
+) -> Result<Compiled> {
+    let Some(first) = engines.lanes.first() else { return Ok(Compiled(Vec::new())) };
+    let key = format!("core-{}", key(&first.engine, digest));
+    let stored = store.as_ref().and_then(|store| store.load(&key)).map(Compiled);
+    if let Some(compiled) = stored.filter(|compiled| compiled.load_core(&first.engine).is_ok()) {
+        return Ok(compiled);
     }
-    let artifact = engine.precompile_module(module)?;
+    let artifact = first.engine.precompile_module(module)?;
     if let Some(store) = store {
         store.store(&key, &artifact);
     }
-    load_core(engine, &artifact)
+    Ok(Compiled(artifact))
 }
 
 /// Names what was compiled and for what: the file, the engine's version and settings, the CPU.
@@ -65,12 +77,6 @@ fn load(engines: &Engines, artifact: &[u8]) -> Result<Vec<Component>> {
     // counts anything tampered with as absent. Engine version, settings and CPU are checked.
     let component = |engine| unsafe { Component::deserialize(engine, artifact) };
     engines.lanes.iter().map(|lane| component(&lane.engine)).collect()
-}
-
-#[allow(unsafe_code, reason = "loading machine code is trusting it")]
-fn load_core(engine: &Engine, artifact: &[u8]) -> Result<Module> {
-    // SAFETY: as above, for what `precompile_module` returned.
-    unsafe { Module::deserialize(engine, artifact) }
 }
 
 #[cfg(test)]

@@ -5,16 +5,19 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, Uri};
+use portcullis_plugin::{Keyspace, StoreError};
 use wasmtime::Result;
 
-use crate::bindings::{cache, clock, http as calls, metrics, random, rate_limit, secrets, types};
+use crate::bindings::{cache, clock, http as calls, metrics, random, rate_limit, secrets, store, types};
 use crate::host::{Host, header};
 
 /// What the guest gets, or for its author why not.
 type Answer<T> = std::result::Result<T, String>;
 
-/// Why a call can't be made where nothing can wait.
-const NO_WAIT: &str = "`http` has to wait, which `on_connection` and `configure` can't";
+/// Why what may wait can't be used where nothing can.
+fn no_wait(name: &str) -> String {
+    format!("`{name}` may have to wait, which `on_connection` and `configure` can't")
+}
 
 impl calls::Host for Host {
     async fn send(&mut self, upstream: String, given: calls::Request) -> Result<Answer<calls::Response>> {
@@ -27,7 +30,7 @@ impl Host {
         let about = self.about.clone();
         let http = about.capabilities.http().map_err(|denied| denied.to_string())?;
         if !self.can_wait() {
-            return Err(NO_WAIT.into());
+            return Err(no_wait("http"));
         }
         let call =
             http.send(upstream, request(given)?, &mut self.calls).map_err(|denied| denied.to_string())?;
@@ -35,6 +38,23 @@ impl Host {
         let answer = call.await;
         self.waited(start);
         answer.map(response).map_err(|error| error.to_string())
+    }
+}
+
+impl Host {
+    /// Asks the policy's part of the store.
+    async fn ask<T, F>(&mut self, operation: impl FnOnce(Keyspace) -> F) -> Answer<T>
+    where
+        F: Future<Output = std::result::Result<T, StoreError>>,
+    {
+        let store = self.about.capabilities.store().map_err(|denied| denied.to_string())?.clone();
+        if !self.can_wait() {
+            return Err(no_wait("store"));
+        }
+        let start = Instant::now();
+        let answer = operation(store).await;
+        self.waited(start);
+        answer.map_err(|error| error.to_string())
     }
 }
 
@@ -72,6 +92,40 @@ impl cache::Host for Host {
         let cache = self.about.capabilities.cache();
         let set = cache.and_then(|cache| cache.set(&key, value.into(), Duration::from_millis(lifetime)));
         Ok(set.map_err(|denied| denied.to_string()))
+    }
+}
+
+impl store::Host for Host {
+    async fn get(&mut self, key: String) -> Result<Answer<Option<Vec<u8>>>> {
+        let value = self.ask(|store| async move { store.get(&key).await }).await;
+        Ok(value.map(|value| value.map(Vec::from)))
+    }
+
+    async fn set(&mut self, key: String, value: Vec<u8>, lifetime: u64) -> Result<Answer<()>> {
+        let lifetime = Duration::from_millis(lifetime);
+        Ok(self.ask(|store| async move { store.set(&key, value.into(), lifetime).await }).await)
+    }
+
+    async fn replace(
+        &mut self,
+        key: String,
+        expected: Option<Vec<u8>>,
+        value: Vec<u8>,
+        lifetime: u64,
+    ) -> Result<Answer<bool>> {
+        let (expected, lifetime) = (expected.map(Bytes::from), Duration::from_millis(lifetime));
+        let replaced = self
+            .ask(|store| async move { store.compare_and_set(&key, expected, value.into(), lifetime).await });
+        Ok(replaced.await)
+    }
+
+    async fn delete(&mut self, key: String) -> Result<Answer<bool>> {
+        Ok(self.ask(|store| async move { store.delete(&key).await }).await)
+    }
+
+    async fn add(&mut self, key: String, by: i64, lifetime: u64) -> Result<Answer<i64>> {
+        let lifetime = Duration::from_millis(lifetime);
+        Ok(self.ask(|store| async move { store.add(&key, by, lifetime).await }).await)
     }
 }
 

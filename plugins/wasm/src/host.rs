@@ -1,5 +1,5 @@
 //! What a guest can reach: the exchange lent to it, its configuration, a bounded log. What else it may be granted is
-//! in `capabilities.rs` and `wasi.rs`.
+//! in `capabilities.rs` and `wasi2.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use wasmtime::{Error, ResourceLimiter, Result, UpdateDeadline, bail};
 use crate::bindings::exchange::Message;
 use crate::bindings::{exchange, host, types};
 use crate::engine::{Engines, MAX_TABLE_ELEMENTS, TICK, WATCH};
-use crate::wasi::Wasi;
+use crate::wasi2::Wasi;
 
 /// Lines that a guest may log per call of a hook, and their length in bytes.
 pub(crate) const LOG_LINES: u32 = 16;
@@ -113,6 +113,12 @@ impl Host {
         if budget < WATCH {
             self.about.engines.ticker.hurry();
         }
+    }
+
+    /// The call goes on after a wait, which took none of the guest's time.
+    pub(crate) fn go_on(&mut self) {
+        self.begun = Instant::now();
+        self.about.engines.ticker.stir();
     }
 
     /// The guest is interrupted: another tick, or the end.

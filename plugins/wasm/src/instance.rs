@@ -36,14 +36,14 @@ pub(crate) struct Guest {
     /// The last hook of an exchange; then the instance is let go.
     pub(crate) last: HookName,
     pub(crate) slot: Slot<Stage>,
-    pub(crate) idle: Idle,
+    pub(crate) idle: Idle<Live>,
     pub(crate) counts: Counts,
 }
 
 /// What is counted.
 pub(crate) struct Counts {
-    fresh: Counter,
-    reused: Counter,
+    pub(crate) fresh: Counter,
+    pub(crate) reused: Counter,
     exhausted: Counter,
     made: Counter,
     ended: Counter,
@@ -64,6 +64,20 @@ impl Counts {
             exhausted: context
                 .counter("pool_exhausted", "times that there was no room for one more instance"),
         }
+    }
+
+    /// An instance begins, and ends with what this gives.
+    pub(crate) fn life(&self) -> Life {
+        self.made.increment();
+        Life(self.ended.clone())
+    }
+
+    /// A refusal and no error, since `on_error: allow` must not let pass what a flood brings.
+    pub(crate) fn exhausted(&self, about: &About) -> Decision {
+        self.exhausted.increment();
+        about.engines.remark_full(&about.name);
+        let status = http::StatusCode::SERVICE_UNAVAILABLE;
+        Decision::Respond(Box::new(Reply::deny(status, "wasm.pool_exhausted")))
     }
 }
 
@@ -91,7 +105,7 @@ pub(crate) struct Live {
 }
 
 /// Counts the end of an instance.
-struct Life(Counter);
+pub(crate) struct Life(Counter);
 
 impl Drop for Life {
     fn drop(&mut self) {
@@ -231,7 +245,6 @@ impl Guest {
     }
 
     fn place(&self, lane: usize, prepared: &Prepared, permit: Permit) -> Live {
-        self.counts.made.increment();
         let mut store = Store::new(&prepared.lane.engine, Host::new(self.about.clone()));
         store.limiter(|host| host);
         store.epoch_deadline_callback(|mut context| context.data_mut().tick());
@@ -243,7 +256,7 @@ impl Guest {
             lane,
             uses_left: self.uses,
             permit,
-            _life: Life(self.counts.ended.clone()),
+            _life: self.counts.life(),
         }
     }
 
@@ -255,12 +268,8 @@ impl Guest {
         }
     }
 
-    /// A refusal and no error, since `on_error: allow` must not let pass what a flood brings.
     fn exhausted(&self) -> Decision {
-        self.counts.exhausted.increment();
-        self.about.engines.remark_full(&self.about.name);
-        let status = http::StatusCode::SERVICE_UNAVAILABLE;
-        Decision::Respond(Box::new(Reply::deny(status, "wasm.pool_exhausted")))
+        self.counts.exhausted(&self.about)
     }
 
     /// The same for a connection, which gets no answer.
@@ -323,24 +332,21 @@ impl Guest {
         function.call_async(&mut live.store, parameters).await
     }
 
-    /// What an error of the engine says about the guest.
     fn failure(&self, at: &str, live: &Live, error: &wasmtime::Error) -> PluginError {
-        let host = live.store.data();
-        let trap = error.downcast_ref::<Trap>();
-        match (host.breach, trap) {
-            (Some(Breach::Cpu), _) => PluginError::new(
-                ErrorKind::Budget,
-                format!("{at} used up its {} of CPU", Span::millis(host.budget.into())),
-            ),
-            (Some(Breach::Memory), _) => {
-                let memory = Size(self.about.memory);
-                PluginError::new(ErrorKind::Budget, format!("{at} asked for more than {memory} of memory"))
-            }
-            (None, Some(Trap::StackOverflow)) => {
-                PluginError::new(ErrorKind::Budget, format!("{at} recursed beyond its {MAX_STACK} of stack"))
-            }
-            (None, _) => trapped(at, error, host.last_words.as_deref()),
+        failure(live.store.data(), at, error)
+    }
+}
+
+/// What an error of the engine says about the guest.
+pub(crate) fn failure(host: &Host, at: &str, error: &wasmtime::Error) -> PluginError {
+    let over = |what: String| PluginError::new(ErrorKind::Budget, format!("{at} {what}"));
+    match (host.breach, error.downcast_ref::<Trap>()) {
+        (Some(Breach::Cpu), _) => over(format!("used up its {} of CPU", Span::millis(host.budget.into()))),
+        (Some(Breach::Memory), _) => {
+            over(format!("asked for more than {} of memory", Size(host.about.memory)))
         }
+        (None, Some(Trap::StackOverflow)) => over(format!("recursed beyond its {MAX_STACK} of stack")),
+        (None, _) => trapped(at, error, host.last_words.as_deref()),
     }
 }
 
@@ -482,22 +488,27 @@ fn culprit(backtrace: &WasmBacktrace) -> Option<String> {
 }
 
 /// Instances that wait for their next exchange. Sharded, so that workers do not wait for each other.
-#[derive(Default)]
-pub(crate) struct Idle([Mutex<Vec<Live>>; SHELVES]);
+pub(crate) struct Idle<L>([Mutex<Vec<L>>; SHELVES]);
 
-impl Idle {
-    fn take(&self) -> Option<Live> {
+impl<L> Default for Idle<L> {
+    fn default() -> Self {
+        Idle(Default::default())
+    }
+}
+
+impl<L> Idle<L> {
+    pub(crate) fn take(&self) -> Option<L> {
         self.shelf()?.lock().ok()?.pop()
     }
 
-    fn put(&self, live: Live) {
+    pub(crate) fn put(&self, live: L) {
         let Some(Ok(mut shelf)) = self.shelf().map(Mutex::lock) else { return };
         if shelf.len() < MAX_IDLE {
             shelf.push(live);
         }
     }
 
-    fn shelf(&self) -> Option<&Mutex<Vec<Live>>> {
+    fn shelf(&self) -> Option<&Mutex<Vec<L>>> {
         use std::sync::atomic::{AtomicUsize, Ordering};
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local!(static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed));

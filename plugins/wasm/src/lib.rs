@@ -12,21 +12,25 @@
 //! `portcullis:policy`. It runs in a sandbox: a fresh instance per exchange by default, memory and
 //! CPU bounded, and no power that the host functions do not give. What it is as a plugin is in `policy.rs`, how it
 //! is loaded in `load.rs`, with what an instance begins in `snapshot.rs`, how it is called in `instance.rs`, what
-//! it can reach in `host.rs`, `capabilities.rs` and `wasi.rs`. Modules made for proxy-wasm are told by what they export, and run as
-//! `proxy_wasm` says.
+//! it can reach in `host.rs`, `capabilities.rs` and `wasi2.rs`. Modules made for proxy-wasm are told by what they
+//! export, and run as `proxy_wasm` says; those made for http-wasm by what they import and export, and run as
+//! `http_wasm` says.
 
 mod artifact;
 mod bindings;
 mod capabilities;
 mod engine;
 mod host;
+mod http_wasm;
 mod instance;
 mod load;
+mod memory;
 mod policy;
 mod proxy_wasm;
 mod scaffold;
 mod snapshot;
 mod wasi;
+mod wasi2;
 
 use std::num::NonZeroU32;
 
@@ -39,6 +43,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::engine::{Engines, MAX_MEMORY};
+use crate::http_wasm::Handler;
 use crate::policy::Policy;
 use crate::proxy_wasm::{Filter, Options};
 
@@ -53,7 +58,8 @@ const MAX_CPU: Span = Span::seconds(1);
 pub struct Config {
     /// The module, a .wasm file.
     file: String,
-    /// The policy's own configuration. A module for proxy-wasm gets a table as JSON, and may have plain text too.
+    /// The policy's own configuration. A module for proxy-wasm or http-wasm gets a table as JSON, and may have plain
+    /// text too.
     #[serde(default = "config")]
     #[schemars(extend("type" = ["object", "string"]))]
     config: Value,
@@ -112,6 +118,23 @@ fn body_limit() -> Size {
     Size::mib(1)
 }
 
+/// What a module that is no policy of ours gets as its configuration.
+fn text(config: &Config) -> Result<String, BuildError> {
+    match &config.config {
+        Value::String(text) => Ok(text.clone()),
+        Value::Object(table) if table.is_empty() => Ok(String::new()),
+        Value::Object(_) => Ok(config.config.to_string()),
+        _ => Err(BuildError::at("config", "neither a table nor text")),
+    }
+}
+
+/// One of the two ways that an exchange's messages go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Request,
+    Response,
+}
+
 /// A loaded module, of whichever kind its file says.
 pub struct Module(Box<dyn Plugin>);
 
@@ -130,13 +153,18 @@ impl PluginType for Module {
         let engines = context.shared_by_kind(Engines::new);
         let engines = Result::as_ref(&engines)
             .map_err(|error| BuildError::at("", format!("no engine for Wasm can be had: {error:#}")))?;
-        Ok(Module(match proxy_wasm::version(&source.bytes) {
-            Some(_) if config.grants != Grants::default() => {
-                let help = "what such a module may call stands in `proxy_wasm`";
-                return Err(BuildError::at("grants", "a module for proxy-wasm has none").help(help));
+        let bytes = &source.bytes;
+        let foreign = proxy_wasm::version(bytes).is_some() || http_wasm::is_handler(bytes);
+        if foreign && config.grants != Grants::default() {
+            let help = "what a module for proxy-wasm may call stands in `proxy_wasm`";
+            return Err(BuildError::at("grants", "a module for proxy-wasm or http-wasm has none").help(help));
+        }
+        Ok(Module(match proxy_wasm::version(bytes) {
+            Some(version) => Box::new(Filter::build(&config, &version, bytes, engines, context)?),
+            None if http_wasm::is_handler(bytes) => {
+                Box::new(Handler::build(&config, bytes, engines, context)?)
             }
-            Some(version) => Box::new(Filter::build(&config, &version, &source.bytes, engines, context)?),
-            None => Box::new(Policy::build(&config, &source.bytes, engines, context)?),
+            None => Box::new(Policy::build(&config, bytes, engines, context)?),
         }))
     }
 }

@@ -16,10 +16,25 @@ use crate::bindings::Imports;
 use crate::engine::{Engines, Lane};
 use crate::host::{About, Host};
 use crate::snapshot::snapshot;
-use crate::wasi;
+use crate::wasi2;
 
 /// The version of the WIT package that this gateway offers and calls.
 const VERSION: &str = "0.1.0";
+
+/// The interfaces of that package that a policy may import.
+const OFFERED: [&str; 11] = [
+    "types",
+    "exchange",
+    "host",
+    "http",
+    "cache",
+    "store",
+    "rate-limit",
+    "metrics",
+    "clock",
+    "random",
+    "secrets",
+];
 
 /// How a file begins that is a core module.
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
@@ -116,9 +131,9 @@ fn prepare(lane: &Arc<Lane>, component: &Component) -> Result<Prepared, BuildErr
         return Err(no_hooks(&lane.engine, component));
     }
     let mut linker = Linker::new(&lane.engine);
-    let has_wasi = component.component_type().imports(&lane.engine).any(|(name, _)| wasi::offers(name));
+    let has_wasi = component.component_type().imports(&lane.engine).any(|(name, _)| wasi2::offers(name));
     let pre = Imports::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)
-        .and_then(|()| if has_wasi { wasi::link(&mut linker) } else { Ok(()) })
+        .and_then(|()| if has_wasi { wasi2::link(&mut linker) } else { Ok(()) })
         .and_then(|()| linker.instantiate_pre(component))
         .map_err(|error| invalid(&format!("{error:#}")))?;
     Ok(Prepared { lane: lane.clone(), pre, exports })
@@ -158,14 +173,12 @@ fn wrap(module: &[u8]) -> Result<Vec<u8>, BuildError> {
 }
 
 fn check_imports(engine: &Engine, component: &Component) -> Result<(), BuildError> {
-    let offered =
-        ["types", "exchange", "host", "http", "cache", "rate-limit", "metrics", "clock", "random", "secrets"];
-    let offered = offered.map(interface);
+    let offered = OFFERED.map(interface);
     let ty = component.component_type();
     let missing: Vec<_> = ty
         .imports(engine)
         .map(|(name, _)| name)
-        .filter(|name| !wasi::offers(name) && !offered.iter().any(|known| known == name))
+        .filter(|name| !wasi2::offers(name) && !offered.iter().any(|known| known == name))
         .collect();
     let Some(first) = missing.first() else { return Ok(()) };
     let message = format!("imports what no policy can have: `{}`", missing.join("`, `"));

@@ -16,7 +16,7 @@ use crate::instance::{Counts, Guest, Idle};
 use crate::{Config, Isolation, bindings, host, load};
 
 /// Ticks per call of a hook, unless the configuration says otherwise.
-const CPU: u32 = 5;
+pub(crate) const CPU: u32 = 5;
 
 /// CPU, in ticks, that a guest may take to judge its configuration at load.
 const CONFIGURE_TICKS: u32 = 1000;
@@ -148,8 +148,14 @@ fn remark(guest: &Guest, hooks: &[HookName], memory: &Size, body: &Size, context
     // The second start, since the first one pays for what is done once.
     let start = thread_time();
     let started = block_on(guest.configure(CONFIGURE_TICKS));
-    let took = thread_time().saturating_sub(start);
-    if started.is_ok() && took > SLOW_START {
+    if started.is_ok() {
+        remark_start(thread_time().saturating_sub(start), context);
+    }
+}
+
+/// Says so if an instance that every exchange has for itself takes long to start.
+pub(crate) fn remark_start(took: Duration, context: &mut BuildContext<'_>) {
+    if took > SLOW_START {
         let took = took.as_micros() as f64 / 1000.0;
         let message =
             format!("a fresh instance takes {took:.1}ms to start; consider `isolation: {{ reuse: 100 }}`");

@@ -5,6 +5,8 @@ use crate::{BUDGETS, DISCOVERY};
 
 const LOADING: &str = "core/config/src/load/tests.rs";
 const LAST_GOOD: &str = "core/control/src/last_good.rs";
+const STORE: &str = "tests/tests/store.rs";
+const STORES: &str = "core/control/src/store/tests.rs";
 const RESOLVER: &str = "core/control/src/resolver.rs";
 const UPGRADE: &str = "core/gateway/src/upgrade.rs";
 const JSON_SCHEMA: &str = "plugins/builtin/src/json_schema.rs";
@@ -14,6 +16,7 @@ const STATE: &str = "plugins/wasm/src/tests/state.rs";
 const ENGINE: &str = "plugins/wasm/src/engine.rs";
 const GUESTS: &str = "plugins/wasm/src/tests.rs";
 const FILTERS: &str = "plugins/wasm/src/proxy_wasm/tests/handmade.rs";
+const HANDLERS: &str = "plugins/wasm/src/http_wasm/tests/handmade.rs";
 const SHARED: &str = "plugins/wasm/src/proxy_wasm/shared.rs";
 
 /// The crates beside the data plane.
@@ -61,6 +64,8 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("core/config/src/values.rs LARGEST", Bites("core/config/src/values/tests.rs", "other_words")),
     ("core/config/src/values.rs LONGEST", Bites("core/config/src/values/tests.rs", "durations_need_a_unit")),
+    ("core/config/src/read.rs STORE_TIMEOUT", Not("a default; the setting has its test")),
+    ("core/config/src/store.rs REDIS_PORT", Not("a port")),
     (
         "core/config/src/listen.rs LONGEST_SOCKET",
         Bites("core/config/src/listen.rs", "listeners_are_at_addresses_or_paths"),
@@ -106,12 +111,60 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "core/control/src/offload.rs QUEUE_PER_THREAD",
         Bites("core/control/src/offload.rs", "the_queue_is_bounded_and_what_waits_is_done_in_turn"),
     ),
+    (
+        "core/control/src/offload.rs SCRIPTS_PER_THREAD",
+        Bites("tests/tests/capabilities.rs", "so_many_scripts_wait_and_no_more"),
+    ),
     ("core/control/src/private.rs OTHERS_WRITE", Not("bits of permissions")),
     ("core/control/src/private.rs ROOT", Not("a user")),
     (
         "core/control/src/reload.rs ATTEMPTS",
         Bites("core/control/src/reload.rs", "a_file_that_changes_under_a_build_is_built_again"),
     ),
+    ("core/control/src/gate.rs SHOWN", Not("how a message is written")),
+    ("core/control/src/rehearsal.rs NO_REQUEST", Not("of the command line, about a request of its own")),
+    ("core/control/src/rehearsal.rs KEPT", Not("of the command line, about a request of its own")),
+    ("core/control/src/store/mod.rs REHEARSED", Not("of the command line, about a request of its own")),
+    ("core/control/src/replay.rs MOST", Bites("core/control/src/replay.rs", "the_latest_are_tried")),
+    (
+        "core/control/src/state.rs YEAR",
+        Bites("core/control/src/state.rs", "an_entry_lives_as_long_as_was_said"),
+    ),
+    ("core/gateway/src/cli/test.rs DEPTH", Not("of the command line, about directories of its own")),
+    ("core/gateway/src/sinks.rs LOG", Not("permissions")),
+    ("core/gateway/src/sinks.rs PRIVATE", Not("permissions")),
+    ("plugins/rhai/src/coverage.rs COST", Not("what is not charged")),
+    ("core/control/src/store/file.rs BATCH", Not("how much is done at once; the queue has its own bound")),
+    ("core/control/src/store/file.rs CACHE", Not("memory for what may be read again")),
+    (
+        "core/control/src/store/file.rs LIMIT",
+        Bites(STORES, "a_full_file_refuses_what_is_new_and_forgets_nothing"),
+    ),
+    ("core/control/src/store/file.rs OVERHEAD", Not("a unit")),
+    (
+        "core/control/src/store/file.rs RETRY",
+        Bites(STORES, "a_file_that_is_no_store_is_told_and_tried_again"),
+    ),
+    ("core/control/src/store/file.rs SWEEP", Not("how often a clock is looked at")),
+    ("core/control/src/store/file.rs SWEPT", Not("how much is done at once")),
+    (
+        "core/control/src/store/mod.rs MAX_UNDER_WAY",
+        Bites(STORES, "who_waits_is_told_in_time_and_too_many_are_told_at_once"),
+    ),
+    ("core/control/src/store/redis.rs CONNECT", Not("how long connecting may take, for which nobody waits")),
+    (
+        "core/control/src/store/redis.rs FIRST_PAUSE",
+        Bites(STORE, "a_redis_that_is_killed_is_refused_at_once_and_used_again_when_it_is_back"),
+    ),
+    (
+        "core/control/src/store/redis.rs LONGEST_PAUSE",
+        Bites(STORE, "a_redis_that_is_killed_is_refused_at_once_and_used_again_when_it_is_back"),
+    ),
+    (
+        "core/control/src/store/redis.rs PING",
+        Bites(STORE, "a_redis_that_is_killed_is_refused_at_once_and_used_again_when_it_is_back"),
+    ),
+    ("core/control/src/trust.rs STICKY", Not("bits of permissions")),
     ("core/control/src/rehearsal.rs PATIENCE", Not("of the command line, about a request of its own")),
     ("core/control/src/rehearsal.rs RECORD", Not("of the command line, about a request of its own")),
     ("core/control/src/reload.rs LOOK", Not("how often a clock is looked at")),
@@ -252,6 +305,36 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("plugin-sdk/native/src/plugin.rs STATE_SCHEMA", Not("a version")),
     (
+        "plugin-sdk/native/src/store.rs MAX_STORE_KEY",
+        Bites("plugin-sdk/native/src/store.rs", "what_is_out_of_bounds_reaches_no_store"),
+    ),
+    (
+        "plugin-sdk/native/src/store.rs MAX_STORE_LIFETIME",
+        Bites("plugin-sdk/native/src/store.rs", "what_is_out_of_bounds_reaches_no_store"),
+    ),
+    (
+        "plugin-sdk/native/src/store.rs MAX_STORE_VALUE",
+        Bites("plugin-sdk/native/src/store.rs", "what_is_out_of_bounds_reaches_no_store"),
+    ),
+    (
+        "plugin-sdk/native/src/store.rs MIN_LIFETIME",
+        Bites("plugin-sdk/native/src/store.rs", "what_is_out_of_bounds_reaches_no_store"),
+    ),
+    ("plugin-sdk/native/src/store/memory.rs OVERHEAD", Not("a unit")),
+    ("plugin-sdk/native/src/store/memory.rs SHARDS", Not("a number of locks")),
+    (
+        "plugin-sdk/native/src/store/memory.rs SIZE",
+        Bites(
+            "plugin-sdk/native/src/store/memory.rs",
+            "a_full_store_refuses_what_is_new_and_forgets_nothing",
+        ),
+    ),
+    (
+        "plugin-sdk/native/src/store/memory.rs SWEPT",
+        Bites("plugin-sdk/native/src/store/memory.rs", "what_is_over_goes_little_by_little"),
+    ),
+    ("plugin-sdk/native/src/tester.rs STORE", Not("of tests, as large as they need")),
+    (
         "plugin-sdk/native/src/rate.rs MAX_TAKES",
         Bites("plugins/builtin/src/rate_limit/tests.rs", "what_is_wrong_is_named_where_it_stands"),
     ),
@@ -317,6 +400,9 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ("plugins/rhai/src/call.rs FIRST_LOOK", Not("how often a clock is looked at")),
     ("plugins/rhai/src/call.rs SLOW", Not("how often a clock is looked at")),
     ("plugins/rhai/src/engine.rs TEXT_PER_OPERATION", Not("a price")),
+    ("plugins/rhai/src/host/capabilities.rs CALL", Not("a price")),
+    ("plugins/rhai/src/host/capabilities.rs CRYPTO", Not("a price")),
+    ("plugins/rhai/src/host/capabilities.rs LOOK_UP", Not("a price")),
     ("plugins/rhai/src/host/text.rs BYTES_PER_OPERATION", Bites(SANDBOX, "memory_has_a_bound")),
     ("plugins/rhai/src/host/text.rs HASH", Not("a price")),
     ("plugins/rhai/src/host/text.rs PATTERNS", Bites(TEXT, "expressions_made_from_requests_do_not_pile_up")),
@@ -379,6 +465,19 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         Bites("plugins/wasm/src/host.rs", "what_is_no_header_is_refused_with_its_name"),
     ),
     ("plugins/wasm/src/host.rs MAX_JSON", Bites("plugins/wasm/src/host.rs", "statuses_and_json_are_bounded")),
+    ("plugins/wasm/src/http_wasm/abi.rs BUFFER_REQUEST", Not("a flag")),
+    ("plugins/wasm/src/http_wasm/abi.rs BUFFER_RESPONSE", Not("a flag")),
+    ("plugins/wasm/src/http_wasm/abi.rs FEATURES", Not("flags")),
+    ("plugins/wasm/src/http_wasm/abi.rs TRAILERS", Not("a flag")),
+    (
+        "plugins/wasm/src/http_wasm/host.rs MAX_HEADERS",
+        Bites(HANDLERS, "an_answer_has_as_many_headers_as_a_message_may_have"),
+    ),
+    ("plugins/wasm/src/http_wasm/imports.rs MAX_TRAILERS", Bites(HANDLERS, "trailers_are_bounded")),
+    (
+        "plugins/wasm/src/http_wasm/instance.rs START_TICKS",
+        Bites(HANDLERS, "a_module_that_can_not_run_is_a_located_error"),
+    ),
     ("plugins/wasm/src/instance.rs MAX_IDLE", Not("instances kept for the next exchanges")),
     (
         "plugins/wasm/src/instance.rs MAX_REASON",
@@ -451,19 +550,14 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "plugins/wasm/src/proxy_wasm/vm.rs START_BUDGET",
         Bites(FILTERS, "a_module_that_can_not_run_is_a_located_error"),
     ),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs BADF", Not("an error's number")),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs FAULT", Not("an error's number")),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs INVAL", Not("an error's number")),
-    (
-        "plugins/wasm/src/proxy_wasm/wasi.rs MAX_PARTS",
-        Bites(FILTERS, "a_module_links_whatever_functions_it_imports"),
-    ),
-    (
-        "plugins/wasm/src/proxy_wasm/wasi.rs MAX_RANDOM",
-        Bites(FILTERS, "a_module_links_whatever_functions_it_imports"),
-    ),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs NOSYS", Not("an error's number")),
-    ("plugins/wasm/src/proxy_wasm/wasi.rs NOTSUP", Not("an error's number")),
     ("plugins/wasm/src/snapshot.rs GAP", Not("how data is laid out")),
     ("plugins/wasm/src/snapshot.rs MAX_IMAGE", Bites("plugins/wasm/src/snapshot.rs", "an_image_is_bounded")),
+    ("plugins/wasm/src/wasi.rs BADF", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs FAULT", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs IO", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs INVAL", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs MAX_PARTS", Bites(FILTERS, "a_module_links_whatever_functions_it_imports")),
+    ("plugins/wasm/src/wasi.rs MAX_RANDOM", Bites(FILTERS, "a_module_links_whatever_functions_it_imports")),
+    ("plugins/wasm/src/wasi.rs NOSYS", Not("an error's number")),
+    ("plugins/wasm/src/wasi.rs NOTSUP", Not("an error's number")),
 ];

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use portcullis_config::{ChainEntry, Diagnostic, InstanceOptions, Node, NodeError, PluginEntry, Source};
-use portcullis_plugin::Registration;
+use portcullis_plugin::{Ceiling, Registration};
 
 use super::Builder;
+use crate::rehearsal::{PROPS, REGISTRATION};
 
 /// What a chain can index.
 const LONGEST_CHAIN: usize = u16::MAX as usize;
@@ -31,6 +32,8 @@ pub(crate) struct Planned {
     pub(crate) scope: Scope,
     pub(crate) options: InstanceOptions,
     pub(crate) table: Node,
+    /// The most that its table may grant it, if it comes from the policy directory.
+    pub(crate) ceiling: Option<Arc<Ceiling>>,
     pub(crate) place: Whereabouts,
 }
 
@@ -90,7 +93,7 @@ impl Builder<'_> {
     pub(super) fn plan(&mut self, policies: Vec<Planned>) -> Vec<Planned> {
         let config = &self.loaded.config;
         let mut policies = Some(policies);
-        let mut planned = Vec::new();
+        let mut planned: Vec<Planned> = self.prompter().into_iter().collect();
         for entry in &config.plugins {
             match entry {
                 ChainEntry::Policies(_) => planned.extend(policies.take().unwrap_or_default()),
@@ -110,6 +113,22 @@ impl Builder<'_> {
         self.refuse_equal_names(&planned);
         self.refuse_long_chains(&planned);
         planned
+    }
+
+    /// The plugin in front of all others that a rehearsal may have.
+    fn prompter(&self) -> Option<Planned> {
+        self.services.stage.as_ref()?.play.props.as_ref()?;
+        let place =
+            Whereabouts { source: Some(self.loaded.source.clone()), path: String::new(), policy: None };
+        Some(Planned {
+            registration: &REGISTRATION,
+            name: PROPS.into(),
+            scope: Scope::Gateway,
+            options: InstanceOptions::default(),
+            table: self.loaded.root.empty_table(),
+            ceiling: None,
+            place,
+        })
     }
 
     fn list(&mut self, scope: &Scope, entries: &[ChainEntry]) -> Vec<Planned> {
@@ -134,6 +153,7 @@ impl Builder<'_> {
             scope,
             options: entry.options.clone(),
             table: entry.table.clone(),
+            ceiling: None,
             place: Whereabouts { source: Some(source.clone()), path: entry.path.clone(), policy: None },
         })
     }

@@ -19,8 +19,10 @@ use portcullis_proxy::shadow::{Partial, Shadow, ShadowOptions, Share};
 use portcullis_proxy::upstream::Upstream;
 
 use super::{Builder, Planned, Scope};
-use crate::host::{Host, Services, Taken};
+use crate::host::{Host, Services, Surroundings, Taken};
 use crate::inputs::{Digest, Found};
+use crate::store::OpenStore;
+use crate::trust::Trust;
 
 /// How long one wait may take unless the instance says otherwise: longer than any healthy call, shorter
 /// than a client's patience.
@@ -36,6 +38,13 @@ pub(crate) struct BuiltPlugin {
     recipe: Digest,
     files: Vec<(PathBuf, Found)>,
     taken: Taken,
+}
+
+/// What all instances are built with.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'b> {
+    pub(super) store: &'b Arc<OpenStore>,
+    pub(super) trust: Option<&'b Trust>,
 }
 
 /// How a plugin is used, whatever it does.
@@ -90,13 +99,18 @@ impl BuiltPlugin {
 
 impl Builder<'_> {
     /// Builds every instance, also after one failed: all errors are to be seen at once.
-    pub(super) fn plugins(&mut self, planned: Vec<Planned>, upstreams: &[Arc<Upstream>]) -> Vec<BuiltPlugin> {
+    pub(super) fn plugins(
+        &mut self,
+        planned: Vec<Planned>,
+        upstreams: &[Arc<Upstream>],
+        around: Around<'_>,
+    ) -> Vec<BuiltPlugin> {
         let running = self.running.iter().flat_map(|running| &running.plugins);
         let running: HashMap<&str, &BuiltPlugin> =
             running.map(|plugin| (&*plugin.instance.name, plugin)).collect();
         let build = |planned: Planned| {
             let running = running.get(&*planned.name).copied();
-            let built = self.plugin(&planned, running, upstreams)?;
+            let built = self.plugin(&planned, running, upstreams, around)?;
             self.remark(&planned, &built);
             Some(built)
         };
@@ -108,14 +122,22 @@ impl Builder<'_> {
         planned: &Planned,
         running: Option<&BuiltPlugin>,
         upstreams: &[Arc<Upstream>],
+        around: Around<'_>,
     ) -> Option<BuiltPlugin> {
         let recipe = recipe(planned);
+        let is_shadow = Terms::of(&planned.options).mode == Mode::Shadow;
         if let Some(running) = running.filter(|running| running.recipe == recipe)
+            && running.taken.in_shadow.is_none_or(|before| before == is_shadow)
+            && running.taken.store.as_ref().is_none_or(|store| Arc::ptr_eq(store, around.store))
+            && self.is_trusted_alike()
             && self.unchanged(running, upstreams)
         {
             return Some(running.take_over(planned, self.services));
         }
-        let mut host = Host::new(self.services, &self.dir, self.files, upstreams);
+        let Around { store, trust } = around;
+        let surroundings = Surroundings { kind: planned.registration.kind, is_shadow, store, trust };
+        let mut host = Host::new(self.services, &self.dir, self.files, upstreams, surroundings)
+            .below(planned.ceiling.as_deref());
         let result = make(planned, &mut host);
         let taken = host.into_taken();
         match result {
@@ -125,6 +147,11 @@ impl Builder<'_> {
                 None
             }
         }
+    }
+
+    /// Whether the running generation trusts the same keys.
+    fn is_trusted_alike(&self) -> bool {
+        self.running.is_some_and(|running| running.loaded.config.trust == self.loaded.config.trust)
     }
 
     /// Whether an instance would find everything that it took from outside its table as it was.
@@ -359,7 +386,8 @@ fn said(panic: &(dyn Any + Send)) -> &str {
 /// A hash of what an instance is made of, apart from what it takes while it is built.
 fn recipe(planned: &Planned) -> Digest {
     let table = planned.table.to_json().to_string();
-    Digest::of_parts([planned.registration.kind, &planned.name, &table].map(str::as_bytes))
+    let ceiling = planned.ceiling.as_ref().map(|ceiling| format!("{ceiling:?}")).unwrap_or_default();
+    Digest::of_parts([planned.registration.kind, &planned.name, &table, &ceiling].map(str::as_bytes))
 }
 
 fn version(recipe: Digest, files: &[(PathBuf, Found)]) -> Arc<str> {

@@ -60,6 +60,7 @@ pub(crate) fn render(metrics: &Metrics, facts: &Facts) -> String {
     quarantines(&mut page, metrics, facts);
     shadows(&mut page, metrics);
     plugins_own(&mut page, metrics);
+    store(&mut page, metrics);
     mirrors(&mut page, metrics);
     upstreams(&mut page, metrics);
     states(&mut page, facts);
@@ -108,6 +109,18 @@ fn control(page: &mut Page, facts: &Facts) {
     for (outcome, count) in &control.reloads {
         reloads.sample(&[("outcome", outcome)], count);
     }
+}
+
+fn store(page: &mut Page, metrics: &Metrics) {
+    let store = &metrics.store;
+    page.gauge("store_up", "1 while the store that plugins share can be reached")
+        .sample(&[], u8::from(store.is_up()));
+    let mut requests = page.counter("store_requests_total", "operations of the store, by what came of them");
+    for (operation, result, count) in store.requests() {
+        requests.sample(&[("op", operation), ("result", result)], count);
+    }
+    page.histogram("store_duration_seconds", "how long operations of the store took")
+        .histogram(&[], &store.duration);
 }
 
 fn connections(page: &mut Page, metrics: &Metrics) {

@@ -51,7 +51,7 @@ fn dry_run(options: &ExplainOptions, asked: &[String]) -> Result<ExitCode, Failu
     let runtime = runtime.map_err(|error| failed(error.to_string()))?;
     let told = runtime.block_on(async {
         let gateway = Rehearsal::start(&file.path(), &kinds::registry(), BTreeMap::new()).await;
-        gateway.map_err(Failure::Files)?.ask(&asked).await.map_err(failed)
+        gateway.map_err(Failure::Files)?.ask(&asked).await.map_err(|why| failed(why.to_string()))
     })?;
     say::result(&if options.json {
         format!("{:#}", serde_json::json!(told.record))
@@ -185,17 +185,22 @@ fn page(record: &Record) -> String {
             upstream.micros.map(|micros| format!(", answered after {}", time(micros))).unwrap_or_default();
         line("upstream", &format!("{}: {}{attempts}{after}", upstream.name, upstream.endpoint));
     }
+    page.push('\n');
+    page.push_str(&steps(record));
+    page
+}
+
+/// Which plugins were called, one after the other.
+pub(super) fn steps(record: &Record) -> String {
     if record.steps.is_empty() {
-        page.push_str("\nno plugin was called\n");
-        return page;
+        return "no plugin was called\n".to_owned();
     }
     let head = ["at", "took", "plugin", "hook", "verdict", ""].map(str::to_owned);
-    page.push('\n');
-    page.push_str(&columns(&[head].into_iter().chain(record.steps.iter().map(step)).collect::<Vec<_>>()));
+    let mut text = columns(&[head].into_iter().chain(record.steps.iter().map(step)).collect::<Vec<_>>());
     if record.changes_unlisted > 0 {
-        let _ = writeln!(page, "and {} more changes", record.changes_unlisted);
+        let _ = writeln!(text, "and {} more changes", record.changes_unlisted);
     }
-    page
+    text
 }
 
 fn decision(decision: &Decision) -> String {
@@ -241,7 +246,7 @@ fn step(step: &RecordStep) -> [String; 6] {
 }
 
 /// Text in columns as wide as their widest cell; the last is not filled up.
-fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let shown: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))).collect();
     let width = |at: usize| shown.iter().map(|row| row[at].chars().count()).max().unwrap_or_default();
     let widths: [usize; N] = std::array::from_fn(width);
@@ -258,6 +263,11 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 /// What a client has sent is not to speak to the terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
+}
+
+/// The same of a text of several lines.
+pub(super) fn printable_lines(text: &str) -> String {
+    text.lines().map(|line| printable(line) + "\n").collect()
 }
 
 fn time(micros: u64) -> String {

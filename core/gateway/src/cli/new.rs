@@ -17,17 +17,20 @@ const DEFINITIONS: &str = "portcullis.d.rhai";
 pub(super) fn script(name: &str, dir: &Path) -> Result<ExitCode, Failure> {
     judge(name)?;
     let path = dir.join(format!("{name}.rhai"));
-    write(&path, &portcullis_rhai::SCAFFOLD.replace("NAME", name).as_bytes())?;
+    write(&path, portcullis_rhai::SCAFFOLD.replace("NAME", name).as_bytes())?;
+    let tests = path.with_extension("test.yaml");
+    write(&tests, portcullis_rhai::SCAFFOLD_TESTS.as_bytes())?;
     let definitions = dir.join(DEFINITIONS);
     // What an editor knows of the host's functions; the same for every script.
     fs::write(&definitions, portcullis_rhai::definitions())
         .map_err(|error| Failure::Run(format!("`{}` can't be written: {error}", definitions.display())))?;
     say::result(&format!(
-        "wrote {path}, and {DEFINITIONS} for editors that complete Rhai\n\n\
+        "wrote {path}, {tests} with its tests (`portcullis test {tests}`),\nand {DEFINITIONS} for editors that complete Rhai\n\n\
          Use it in a list of `plugins`:\n  - rhai: {{ file: {name}.rhai }}\n\
          or copy it into the policy directory, where it applies by being there:\n  \
          cp {path} policies/50-{name}.rhai",
-        path = path.display()
+        path = path.display(),
+        tests = tests.display()
     ));
     Ok(ExitCode::SUCCESS)
 }

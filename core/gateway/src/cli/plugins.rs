@@ -17,7 +17,11 @@ const WIDTH: usize = 100;
 const DEPTH: usize = 4;
 
 /// `portcullis schema`
-pub(super) fn schema() -> Result<ExitCode, Failure> {
+pub(super) fn schema(tests: bool) -> Result<ExitCode, Failure> {
+    if tests {
+        say::result(&format!("{:#}", portcullis_config::suite_schema()));
+        return Ok(ExitCode::SUCCESS);
+    }
     let registry = kinds::registry();
     let tables: Vec<_> = registry.kinds().map(|kind| (kind.kind, (kind.schema)())).collect();
     say::result(&format!("{:#}", portcullis_config::schema(&tables)));

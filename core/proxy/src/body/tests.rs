@@ -3,6 +3,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, StreamBody};
 
 use super::*;
+use crate::pace::Pace;
 
 fn full(text: &'static str) -> impl Body<Data = Bytes, Error = Fault> + Unpin {
     Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {})

@@ -175,6 +175,11 @@ pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
         || FORBIDDEN_TRAILERS.iter().any(|forbidden| name == forbidden.as_bytes())
 }
 
+/// Whether any of these must not stand in trailers.
+pub(crate) fn has_forbidden(trailers: &HeaderMap) -> bool {
+    trailers.keys().any(|name| is_forbidden_trailer(name.as_str().as_bytes()))
+}
+
 /// Trailers without what must not stand there.
 pub(crate) fn allowed_trailers(mut trailers: HeaderMap) -> HeaderMap {
     let is_forbidden = |name: &&HeaderName| is_forbidden_trailer(name.as_str().as_bytes());

@@ -23,7 +23,7 @@ mod response;
 mod tests;
 mod wire;
 
-pub(crate) use self::chunked::{allowed_trailers, is_forbidden_trailer};
+pub(crate) use self::chunked::{allowed_trailers, has_forbidden, is_forbidden_trailer};
 pub(crate) use self::connection::serve_connection;
 pub(crate) use self::framing::{Framing, write_field, write_number};
 pub(crate) use self::head::{decimal, expect, has_option, is_like_framing, same_authority, split_authority};

@@ -15,6 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::PREFACE;
 use super::malformed::Heads;
+use super::walk::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Head, PROTOCOL_ERROR, RST_STREAM, Walk, frame,
+};
 use crate::client::Client;
 use crate::metrics::GivenUp;
 use crate::timer::LazyTimer;
@@ -29,96 +32,9 @@ const PER_SECOND: u64 = 10;
 const MAX_RESETS: u64 = 200;
 /// Frames that are read before other connections get their turn.
 const TURN: u32 = 512;
-
-/// A frame's head (RFC 9113, 4.1), and of a reset its code.
-#[derive(Debug, Clone, Copy)]
-struct Head {
-    length: u32,
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    code: u32,
-}
-
-const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
-pub(super) const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-pub(super) const END_STREAM: u8 = 1;
-pub(super) const END_HEADERS: u8 = 4;
-/// Codes of what a client did wrong (RFC 9113, 7).
-pub(super) const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
 const ENHANCE_YOUR_CALM: u32 = 11;
-
-impl Head {
-    const LENGTH: usize = 9;
-    const CODE: usize = 4;
-
-    /// Of the bytes known of it, how many there are to be.
-    fn wanted(known: &[u8]) -> usize {
-        match known {
-            [0, 0, 4, RST_STREAM, _, _, _, _, _, ..] => Head::LENGTH + Head::CODE,
-            _ => Head::LENGTH,
-        }
-    }
-
-    fn read([l0, l1, l2, kind, flags, s0, s1, s2, s3, code @ ..]: [u8; Head::LENGTH + Head::CODE]) -> Self {
-        let length = u32::from_be_bytes([0, l0, l1, l2]);
-        let stream = u32::from_be_bytes([s0, s1, s2, s3]) & !(1 << 31);
-        Head { length, kind, flags, stream, code: u32::from_be_bytes(code) }
-    }
-}
-
-/// A frame whose payload is no longer than a client has to take.
-pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let [_, l0, l1, l2] = (payload.len() as u32).to_be_bytes();
-    [&[l0, l1, l2, kind, flags], &stream.to_be_bytes()[..], payload].concat()
-}
-
-/// Finds the heads of frames in bytes that come in any pieces.
-#[derive(Default, Clone)]
-struct Walk {
-    head: [u8; Head::LENGTH + Head::CODE],
-    /// Bytes known of the next head.
-    known: usize,
-    /// Bytes left of what is no head.
-    left: usize,
-}
-
-impl Walk {
-    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head)) {
-        while let Some(head) = self.next(&mut bytes) {
-            each(head);
-        }
-    }
-
-    /// The next head, behind which the bytes begin then; none if they end before.
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<Head> {
-        while !bytes.is_empty() {
-            let (skipped, rest) = bytes.split_at(self.left.min(bytes.len()));
-            self.left -= skipped.len();
-            let wanted = Head::wanted(&self.head[..self.known]);
-            let missing = &mut self.head[self.known..wanted];
-            let (more, rest) = rest.split_at(missing.len().min(rest.len()));
-            missing[..more.len()].copy_from_slice(more);
-            self.known += more.len();
-            *bytes = rest;
-            if self.known == Head::wanted(&self.head[..self.known]) {
-                let head = Head::read(self.head);
-                self.left = Head::LENGTH + head.length as usize - self.known;
-                self.known = 0;
-                return Some(head);
-            }
-        }
-        None
-    }
-
-    fn is_between_frames(&self) -> bool {
-        self.known == 0 && self.left == 0
-    }
-}
 
 /// Whether a frame is one that a body is made of.
 fn is_part_of_body(frame: Head) -> bool {
@@ -234,7 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Counted<S> {
             io,
             client,
             heads,
-            reading: Walk { left: PREFACE.len(), ..Walk::default() },
+            reading: Walk::behind(PREFACE.len()),
             writing: Walk::default(),
             is_in_head: false,
             allowance: Allowance::new(),
@@ -250,10 +166,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Counted<S> {
         self.is_parting = true;
         self.client.give_up(why);
         tracing::debug!(peer = %self.client.connection.peer, ?why, "HTTP/2 client is heard no more");
-        if self.may_interject() && self.heads.frames.borrow().is_empty() {
+        if self.may_interject() {
             let payload = [self.allowance.last.to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes()];
-            let frame = frame(GOAWAY, 0, 0, payload.as_flattened());
-            let _ = Pin::new(&mut self.io).poll_write(cx, &frame);
+            let mut frames = self.heads.frames.borrow_mut();
+            frames.extend_from_slice(&frame(GOAWAY, 0, 0, payload.as_flattened()));
+            let _ = Pin::new(&mut self.io).poll_write(cx, &frames);
         }
     }
 
@@ -477,7 +394,7 @@ mod tests {
             bytes.resize(bytes.len() + u32::from_be_bytes(length) as usize, 0xff);
         }
         for piece in [1, 2, 8, 9, 10, 100, 16_000, bytes.len()] {
-            let mut walk = Walk { left: PREFACE.len(), ..Walk::default() };
+            let mut walk = Walk::behind(PREFACE.len());
             let mut found = Vec::new();
             for piece in bytes.chunks(piece) {
                 walk.pass(piece, |head| {

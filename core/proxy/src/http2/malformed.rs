@@ -16,7 +16,7 @@ use bytes::BytesMut;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, response};
 
-use super::frames::{END_HEADERS, END_STREAM, HEADERS, PROTOCOL_ERROR, RST_STREAM, frame};
+use super::walk::{END_HEADERS, END_STREAM, HEADERS, PROTOCOL_ERROR, RST_STREAM, frame};
 use crate::body::{Incoming, ResponseBody};
 use crate::client::Client;
 use crate::exchange::{Dropped, serve};
@@ -34,10 +34,13 @@ pub(super) struct Heads {
     /// Those of which is not known yet what became.
     open: RefCell<Vec<Head>>,
     /// Refusals that are decided on; as many at most as the library bears resets.
-    refusals: RefCell<Vec<Pin<Box<dyn Future<Output = Vec<u8>>>>>>,
+    refusals: RefCell<Vec<Refusing>>,
     /// Whole frames that are to be written between those of the library.
     pub(super) frames: RefCell<BytesMut>,
 }
+
+/// An exchange that refuses: the frames that say so.
+type Refusing = Pin<Box<dyn Future<Output = Vec<u8>>>>;
 
 struct Head {
     stream: u32,

@@ -7,6 +7,7 @@ mod frames;
 pub(crate) mod fuzz;
 mod malformed;
 mod streams;
+pub(crate) mod walk;
 
 use std::error::Error;
 use std::future::{Future, poll_fn};

@@ -31,7 +31,7 @@ fn numbered(number: u128) -> Exchange {
 #[test]
 fn what_is_too_long_is_cut_off() {
     let records = Records::new(1);
-    let plan = RecordPlan { refused: 1, passed: 1, file: None };
+    let plan = RecordPlan { refused: 1, passed: 1, ..RecordPlan::default() };
     let path = format!("/{}", "a".repeat(2 * MAX_TEXT));
     let mut exchange = ExchangeBuilder::get(&path).build();
     let cursor = Cursor { plugin: 0, hook: HookName::OnUpstream };
@@ -48,7 +48,7 @@ fn the_oldest_are_forgotten_first_whatever_room_there_was_before() {
     let records = Records::new(1);
     let mut next = 0;
     for room in [3, 5, 2, 4, 0, 3] {
-        let plan = RecordPlan { refused: 1, passed: room, file: None };
+        let plan = RecordPlan { refused: 1, passed: room, ..RecordPlan::default() };
         for _ in 0..7 {
             next += 1;
             keep(&records, &plan, &mut numbered(next), End::Complete);
@@ -67,7 +67,7 @@ fn the_oldest_are_forgotten_first_whatever_room_there_was_before() {
 #[test]
 fn what_nobody_asks_about_pushes_out_nothing_that_somebody_may() {
     let records = Records::new(1);
-    let plan = RecordPlan { refused: 2, passed: 2, file: None };
+    let plan = RecordPlan { refused: 2, passed: 2, ..RecordPlan::default() };
     keep(&records, &plan, &mut numbered(1), End::ClientGone);
     let decider =
         Decider { by: "core.route".into(), hook: None, reason: Some(Reason::Borrowed("route.none")) };

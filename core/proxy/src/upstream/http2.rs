@@ -111,7 +111,11 @@ impl Stream {
             Ok((response, out)) => {
                 match head.upgrade {
                     Some(_) => self.handshake = Handshake::new(head.headers, out),
-                    None => self.upload.out = Some(out).filter(|_| !ends),
+                    None if ends => {}
+                    None => {
+                        self.place.uploads(out.stream_id().as_u32());
+                        self.upload.out = Some(out);
+                    }
                 }
                 Download::Head(response)
             }
@@ -171,7 +175,7 @@ impl Stream {
         let Download::Body { incoming, left } = &mut self.download else { return Poll::Ready(None) };
         while let Some(data) = ready!(incoming.poll_data(cx)) {
             let data = match data {
-                Err(error) if is_whole(&error, *left) => return Poll::Ready(None),
+                Err(error) if self.place.is_whole(&error) => return Poll::Ready(None),
                 data => data.map_err(Broken::Http2)?,
             };
             // Whoever asks has room for it; what nobody asks for stays within the stream's window.
@@ -182,7 +186,7 @@ impl Stream {
             }
         }
         let trailers = match ready!(incoming.poll_trailers(cx)) {
-            Err(error) if is_whole(&error, *left) => return Poll::Ready(None),
+            Err(error) if self.place.is_whole(&error) => return Poll::Ready(None),
             trailers => trailers.map_err(Broken::Http2)?,
         };
         let Some(trailers) = trailers else { return Poll::Ready(None) };
@@ -377,15 +381,6 @@ fn keep(sent: &mut Option<Vec<u8>>, slice: &[u8]) {
 fn is_refusal(error: &h2::Error) -> bool {
     let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     error.is_remote() && (error.is_go_away() || is_refused)
-}
-
-/// Whether a response was all there when its stream ended so: an endpoint that wants no more of an upload may say that
-/// behind its answer (RFC 9113, 8.1), or hang up.
-fn is_whole(error: &h2::Error, left: Option<u64>) -> bool {
-    match left {
-        Some(left) => left == 0 && !error.is_library(),
-        None => error.is_remote() && error.is_reset() && error.reason() == Some(Reason::NO_ERROR),
-    }
 }
 
 /// A request's head: what concerns only the client's connection, or contradicts the framing, stays

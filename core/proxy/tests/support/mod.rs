@@ -158,7 +158,7 @@ impl Setup {
         Arc::new(Generation {
             number,
             names: Names::new(number, &listeners),
-            records: RecordPlan { refused: 16, passed: 16, file: None },
+            records: RecordPlan { refused: 16, passed: 16, ..RecordPlan::default() },
             version: "test".into(),
             listeners,
             table: table.unwrap(),

@@ -1,7 +1,6 @@
 //! Functions that need no exchange: verdicts, log, time.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rhai::{Dynamic, ImmutableString, Map, NativeCallContext};
 
@@ -101,25 +100,12 @@ pub(crate) fn write_line(plugin: &str, level: &str, text: &str) -> Outcome<()> {
 }
 
 fn time(api: &mut Api<'_>) {
-    api.function("now() -> int", "Seconds since 1970-01-01T00:00:00Z.", "let expires = now() + 60;", || {
-        since_epoch().as_secs() as i64
-    });
-    api.function(
-        "now_ms() -> int",
-        "Milliseconds since 1970-01-01T00:00:00Z.",
-        "let start = now_ms();",
-        || since_epoch().as_millis() as i64,
-    );
     api.function(
         "rfc3339(seconds: int) -> string",
         "Seconds since 1970 as text (RFC 3339), in UTC.",
         r#"if rfc3339(0) != "1970-01-01T00:00:00Z" { throw "wrong"; }"#,
         rfc3339,
     );
-}
-
-fn since_epoch() -> std::time::Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn rfc3339(seconds: i64) -> Outcome<ImmutableString> {

@@ -154,7 +154,7 @@ fn utf8(bytes: Option<Vec<u8>>) -> Dynamic {
     bytes.and_then(|bytes| String::from_utf8(bytes).ok()).map_or(Dynamic::UNIT, Dynamic::from)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes
         .iter()
         .flat_map(|byte| [byte >> 4, byte & 15])

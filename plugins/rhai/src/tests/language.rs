@@ -9,7 +9,7 @@ use portcullis_plugin::{
 };
 use serde_json::json;
 
-use super::{build, build_from, build_with, complete};
+use super::{build, build_from, build_granted, build_with, complete};
 use crate::host::{self, Kind};
 
 fn run(script: &str, hook: HookName, exchange: &mut Exchange) -> Decision {
@@ -321,11 +321,6 @@ fn calls_that_may_be_right_are_not_refused() {
 
 #[test]
 fn what_a_script_says_stays_one_line() {
-    let lines = Arc::new(Mutex::new(Vec::new()));
-    let writer = {
-        let lines = lines.clone();
-        move || Lines(lines.clone())
-    };
     let plugin = build(
         r#"fn on_request(ctx) {
             let forged = "hi\n2026-01-01T00:00:00Z  INFO portcullis: all is well\r\x1b[2J\u202e";
@@ -335,13 +330,27 @@ fn what_a_script_says_stays_one_line() {
             throw forged;
         }"#,
     );
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
-    let error =
-        tracing::subscriber::with_default(subscriber, || plugin.on_request(&mut complete()).unwrap_err());
-    let written = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    let (written, error) = collect_log(|| plugin.on_request(&mut complete()).unwrap_err());
     let escaped = r"hi\n2026-01-01T00:00:00Z  INFO portcullis: all is well\r\u{1b}[2J\u{202e}";
     assert_eq!((written.lines().count(), written.matches(escaped).count()), (3, 3), "{written}");
     assert!(error.message().ends_with(escaped), "{error}");
+}
+
+/// What is logged while `work` is done, and its result.
+pub(super) fn collect_log<T>(work: impl FnOnce() -> T) -> (String, T) {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let writer = {
+        let lines = lines.clone();
+        move || Lines(lines.clone())
+    };
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(writer)
+        .finish();
+    let result = tracing::subscriber::with_default(subscriber, work);
+    let written = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    (written, result)
 }
 
 #[derive(Clone)]
@@ -366,7 +375,7 @@ fn every_example_of_the_reference_runs() {
             _ => HookName::OnRequestBody,
         };
         let parameter = if hook == HookName::OnConnection { "conn" } else { "ctx" };
-        let plugin = build(&format!("fn {hook}({parameter}) {{ {} }}", entry.example));
+        let plugin = build_granted(&format!("fn {hook}({parameter}) {{ {} }}", entry.example));
         if let Err(error) = plugin.call(hook, &mut complete()) {
             panic!("{}: {error}", entry.signature);
         }
@@ -375,7 +384,7 @@ fn every_example_of_the_reference_runs() {
 
 #[test]
 fn definitions_and_reference_have_everything_that_is_registered() {
-    let engine = crate::engine::new(&crate::Limits::default(), "x".into());
+    let engine = crate::engine::new(&crate::Limits::default(), "x".into(), &Arc::default());
     let (definitions, reference) = (crate::definitions(), crate::reference());
     let entries = host::entries();
     for entry in &entries {
@@ -388,8 +397,18 @@ fn definitions_and_reference_have_everything_that_is_registered() {
         assert!(definitions.contains(&declared), "{declared}");
     }
     // What replaces a function of the standard library is documented there.
-    let standard =
-        ["to_string", "to_debug", "print", "debug", "to_json", "==", "!=", "replace", "panic_in_the_host"];
+    let standard = [
+        "+",
+        "to_string",
+        "to_debug",
+        "print",
+        "debug",
+        "to_json",
+        "==",
+        "!=",
+        "replace",
+        "panic_in_the_host",
+    ];
     for signature in engine.gen_fn_signatures(false) {
         let name = signature.split('(').next().unwrap().trim_start_matches("get$").trim_start_matches("set$");
         let documented = entries.iter().any(|entry| entry.name() == name) || name.starts_with("index$");

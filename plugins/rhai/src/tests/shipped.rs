@@ -1,12 +1,14 @@
 //! The shipped scripts and the scaffold.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use http::StatusCode;
 use portcullis_plugin::{Decision, ExchangeBuilder, HookName, PluginTester, PluginType, TestedPlugin};
 use serde_json::{Value, json};
 
-use super::build_with;
+use super::{build_from, build_with};
 use crate::{SCAFFOLD, Script};
 
 fn shipped() -> Vec<(String, String)> {
@@ -85,6 +87,46 @@ fn require_header_protects_what_is_below_its_prefix() {
         json!({}),
     );
     assert!(error.err().unwrap().message.contains("config needs"));
+}
+
+#[test]
+fn introspect_asks_once_for_each_token() {
+    let (_, script) = shipped().into_iter().find(|(file, _)| file == "introspect.rhai").unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let answer = {
+        let asked = asked.clone();
+        move |request: &http::Request<Bytes>| {
+            let form = std::str::from_utf8(request.body()).unwrap().to_owned();
+            let told = match form.as_str() {
+                "token=good%20one" => json!({ "active": true, "sub": "ann" }),
+                "token=old" => json!({ "active": false }),
+                _ => return Ok(http::Response::builder().status(500).body(Bytes::new()).unwrap()),
+            };
+            asked.lock().unwrap().push(form);
+            Ok(http::Response::new(told.to_string().into()))
+        }
+    };
+    let tester = PluginTester::new().file("policies/x.rhai", script).upstream("idp", answer);
+    let grants = json!({ "http": { "upstreams": ["idp"] }, "cache": {} });
+    let plugin = build_from(tester, json!({ "grants": grants })).unwrap();
+    let ask = |authorization: Option<&str>| {
+        let builder = ExchangeBuilder::get("/");
+        let mut exchange = match authorization {
+            Some(value) => builder.header("authorization", value).build(),
+            None => builder.build(),
+        };
+        let decision = plugin.on_request(&mut exchange);
+        (decision.map(refusal), exchange.principal().map(|principal| principal.id.clone()))
+    };
+    let refused = |reason: &str| Some((StatusCode::UNAUTHORIZED, reason.to_owned()));
+    for _ in 0..2 {
+        let (decision, principal) = ask(Some("Bearer good one"));
+        assert_eq!((decision.unwrap(), principal.as_deref()), (None, Some("ann")));
+        assert_eq!(ask(Some("bearer old")).0.unwrap(), refused("introspect.inactive"));
+    }
+    assert_eq!(ask(None).0.unwrap(), refused("introspect.missing"));
+    assert_eq!(*asked.lock().unwrap(), ["token=good%20one", "token=old"]);
+    assert!(ask(Some("Bearer else")).0.unwrap_err().message().contains("answers 500"));
 }
 
 #[test]

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use wasmparser::{ExternalKind, Parser, Payload};
 
+pub(super) use crate::Way;
+
 /// What every module exports under the name of the version that it was made for.
 const MARK: &str = "proxy_abi_version_";
 
@@ -49,13 +51,6 @@ impl Map {
             _ => return Err(Status::BadArgument),
         })
     }
-}
-
-/// One of the two ways that an exchange's messages go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
-    Request,
-    Response,
 }
 
 /// The version of the ABI that a core module says it was made for, such as `0.2.1`.

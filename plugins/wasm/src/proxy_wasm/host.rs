@@ -15,6 +15,7 @@ use super::abi::{Status, Way};
 use super::calls::{Answer, Outgoing};
 use crate::engine::{MAX_TABLE_ELEMENTS, TICK, WATCH};
 use crate::host::{Breach, LOG_LINE, LOG_LINES, one_line};
+use crate::memory::CoreHost;
 
 /// The plugin's own context; those of exchanges have the numbers after it.
 pub(super) const ROOT: u32 = 1;
@@ -264,9 +265,14 @@ impl Host {
         properties.insert(path.into(), Bytes::copy_from_slice(value));
         Ok(())
     }
+}
 
-    /// Logs a line of the guest's.
-    pub(super) fn log(&mut self, level: tracing::Level, message: &[u8]) {
+impl CoreHost for Host {
+    fn memory(&mut self) -> &mut Option<Memory> {
+        &mut self.memory
+    }
+
+    fn log(&mut self, level: tracing::Level, message: &[u8]) {
         // What is cut off here would be cut off anyway, after a look at all of it.
         let message = message.get(..LOG_LINE).unwrap_or(message);
         let message = one_line(&String::from_utf8_lossy(message));

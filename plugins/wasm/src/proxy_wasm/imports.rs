@@ -3,7 +3,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
 use portcullis_plugin::{Content, Reply};
 use tracing::Level;
 use wasmtime::{Engine, ExternType, FuncType, Linker, Module, Val};
@@ -13,8 +14,10 @@ use super::calls::{Kind, Outgoing, add_message, cluster, grpc_request, http_requ
 use super::host::Host;
 use super::maps::{self, Change};
 use super::memory::{Caller, Fault, give, parts, slice, write, write_number};
-use super::{properties, wasi};
+use super::properties;
 use crate::instance::reason;
+use crate::memory::CoreHost;
+use crate::wasi;
 
 /// Why a guest's own answer was given, unless it says.
 const LOCAL_RESPONSE: &str = "wasm.local_response";
@@ -370,12 +373,14 @@ fn send_local_response(
     let status = known.and_then(|status| StatusCode::from_u16(status).ok()).ok_or(Status::BadArgument)?;
     let details = String::from_utf8_lossy(slice(memory, details, details_size)?).into_owned();
     let pairs = read_pairs(slice(memory, pairs, pairs_size)?).ok_or(Status::BadArgument)?;
-    let reply = Reply {
-        status,
-        reason: Some(reason(details).map_or(LOCAL_RESPONSE.into(), Into::into)),
-        headers: headers(&pairs)?,
-        content: Content::Bytes(Bytes::copy_from_slice(slice(memory, body, body_size)?)),
-    };
+    let body = Bytes::copy_from_slice(slice(memory, body, body_size)?);
+    let mut headers = headers(&pairs)?;
+    // As in Envoy.
+    if !body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    let reason = Some(reason(details).map_or(LOCAL_RESPONSE.into(), Into::into));
+    let reply = Reply { status, reason, headers, content: Content::Bytes(body) };
     host.stream()?.reply = Some(Box::new(reply));
     host.wake();
     Ok(())

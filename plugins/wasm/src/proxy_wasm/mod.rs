@@ -19,7 +19,6 @@ mod seat;
 mod shared;
 mod stream;
 mod vm;
-mod wasi;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -34,7 +33,6 @@ use portcullis_plugin::{
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value;
 
 use self::abi::{VERSIONS, Way};
 use self::metrics::Metrics;
@@ -185,8 +183,8 @@ impl Filter {
             BuildError::at("file", format!("not a module that can run here: {error:#}"))
         };
         // Beyond the pool: these VMs are few and live long.
-        let module = artifact::compile_core(&lane.engine, &load::sha256(bytes), context.artifacts(), bytes);
-        let module = module.map_err(unfit)?;
+        let compiled = artifact::compile_core(engines, &load::sha256(bytes), context.artifacts(), bytes);
+        let module = compiled.and_then(|compiled| compiled.load_core(&lane.engine)).map_err(unfit)?;
         let (linker, unknown) = imports::linker(&lane.engine, &module).map_err(unfit)?;
         let module = linker.instantiate_pre(&module).map_err(unfit)?;
         if !unknown.is_empty() {
@@ -409,12 +407,7 @@ fn about(
     context: &mut BuildContext<'_>,
 ) -> Result<About, BuildError> {
     let options = &config.proxy_wasm;
-    let text = match &config.config {
-        Value::String(text) => text.clone(),
-        Value::Object(table) if table.is_empty() => String::new(),
-        Value::Object(_) => config.config.to_string(),
-        _ => return Err(BuildError::at("config", "neither a table nor text")),
-    };
+    let text = crate::text(config)?;
     let upstreams = options.upstreams.iter().map(|(cluster, upstream)| {
         let found = context.upstream(&format!("proxy_wasm.upstreams.{cluster}"), upstream)?;
         Ok((cluster.as_str().into(), found))

@@ -5,7 +5,7 @@ mod handmade;
 mod sdk;
 
 use portcullis_plugin::{ErrorKind, ExchangeBuilder, HookName, PluginTester, TestedPlugin};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::Module;

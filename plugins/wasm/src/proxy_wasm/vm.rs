@@ -9,11 +9,11 @@ use super::abi::Way;
 use super::calls::{Answer, Kind};
 use super::host::{Body, Context, Host, MAX_DEFERRED, ROOT};
 use super::maps;
-use super::wasi::Exit;
 use super::{About, has_body};
 use crate::engine::MAX_STACK;
 use crate::host::Breach;
 use crate::instance::trapped;
+use crate::wasi::Exit;
 
 /// CPU, in milliseconds, that a module may take to start and to read its configuration.
 const START_BUDGET: u32 = 1000;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use portcullis_guest::*;
 
+const MINUTE: Duration = Duration::from_secs(60);
+
 #[derive(Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Config {
@@ -109,7 +111,7 @@ impl Hostile {
             }
             Some(Act::Hoard) => {
                 for entry in 0..300 {
-                    keep(&format!("entry {entry}"), &[0; 4096], Duration::from_secs(60))?;
+                    keep(&format!("entry {entry}"), &[0; 4096], MINUTE)?;
                 }
                 proceed()
             }
@@ -190,8 +192,13 @@ fn tour(exchange: &Exchange) -> Result<Verdict> {
 fn use_all(exchange: &Exchange) -> Result<Verdict> {
     let seen = [
         ("http", told(call("origin", Call::new("GET", "/")).map(|answer| answer.status))),
-        ("cache_set", told(keep("a", b"1", Duration::from_secs(60)))),
+        ("cache_set", told(keep("a", b"1", MINUTE))),
         ("cache", told(cached("a"))),
+        ("store", told(store("a", b"1", MINUTE))),
+        ("store_replace", told(store_replace("a", Some(b"1"), b"2", MINUTE))),
+        ("stored", told(stored("a"))),
+        ("store_add", told(store_add("n", 2, MINUTE))),
+        ("store_delete", told(store_delete("n"))),
         ("rate_limit", told(take("login", "ann").map(|taken| (taken.allowed, taken.left)))),
         ("metrics", told(count("seen", "", 2))),
         ("clock", told(now().map(|now| now > 1_700_000_000_000))),

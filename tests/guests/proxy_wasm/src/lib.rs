@@ -62,7 +62,7 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Stream { configuration: self.configuration.clone(), act: String::new(), body: 0, call: 0 }))
+        Some(Box::new(Stream { configuration: self.configuration.clone(), act: String::new(), body: 0, call: 0, heard: vec![] }))
     }
 
     fn get_type(&self) -> Option<ContextType> {
@@ -75,6 +75,7 @@ struct Stream {
     act: String,
     body: usize,
     call: u32,
+    heard: Vec<String>,
 }
 
 impl Stream {
@@ -126,6 +127,19 @@ impl Context for Stream {
         assert_eq!(call, self.call);
         let message = self.get_grpc_call_response_body(0, size).unwrap_or_default();
         self.found(&format!("{status} {}", String::from_utf8(message).unwrap()));
+        self.resume_http_request();
+    }
+
+    fn on_grpc_stream_message(&mut self, call: u32, size: usize) {
+        assert_eq!(call, self.call);
+        let message = self.get_grpc_stream_message(0, size).unwrap_or_default();
+        self.heard.push(String::from_utf8(message).unwrap());
+    }
+
+    fn on_grpc_stream_close(&mut self, call: u32, status: u32) {
+        assert_eq!(call, self.call);
+        let (_, message) = self.get_grpc_status();
+        self.found(&format!("{status} {} {}", self.heard.join(","), message.unwrap_or_default()));
         self.resume_http_request();
     }
 
@@ -204,6 +218,24 @@ impl HttpContext for Stream {
             "grpc" => {
                 let call = self.dispatch_grpc_call("api", "a.B", "C", vec![], Some(rest.as_bytes()), Duration::from_secs(1));
                 self.call = call.unwrap();
+                return Action::Pause;
+            }
+            "call-grpc" => {
+                let (method, message) = rest.split_once(' ').unwrap_or((rest, ""));
+                let (metadata, message) = (vec![("x-asked", &b"7"[..])], Some(message.as_bytes()));
+                let time = Duration::from_secs(5);
+                let call = self.dispatch_grpc_call("grpc", "test.Test", method, metadata, message, time);
+                self.call = call.unwrap();
+                return Action::Pause;
+            }
+            "stream-grpc" => {
+                let mut words = rest.split(' ');
+                let method = words.next().unwrap_or_default();
+                self.call = self.open_grpc_stream("grpc", "test.Test", method, vec![]).unwrap();
+                for word in words {
+                    self.send_grpc_stream_message(self.call, Some(word.as_bytes()), false);
+                }
+                self.send_grpc_stream_message(self.call, None, true);
                 return Action::Pause;
             }
             "gather" => return Action::Pause,

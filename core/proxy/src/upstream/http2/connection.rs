@@ -7,8 +7,8 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use tokio::sync::{SetOnce, watch};
 use tokio::time::{Instant, timeout};
 
 use super::tunnel::is_handshake;
+use crate::http2::walk::{DATA, END_STREAM, HEADERS, Walk};
 use crate::timer::LazyTimer;
 use crate::upstream::connection::{Conn, dial};
 use crate::upstream::http1::{Broken, MAX_HEAD};
@@ -58,6 +59,11 @@ struct Link {
     written: AtomicU64,
     /// Bytes that came from it.
     heard: AtomicU64,
+    /// Requests with bodies that have a place, so that others need not look among them.
+    uploads: AtomicUsize,
+    /// Their streams, and whether the response has come whole. The library does not know that any more when the stream or
+    /// the connection ended before the upload did.
+    answered: Mutex<BTreeMap<u32, bool>>,
     /// The silence in which requests were given up last.
     silence: Mutex<Option<Silence>>,
     /// That was too long: the connection has to show that it works.
@@ -108,6 +114,8 @@ pub(in crate::upstream) struct Place {
     /// What had been heard when the wait for the endpoint began.
     heard: u64,
     is_tunnel: bool,
+    /// Its stream, if a body is sent on it.
+    upload: Option<u32>,
 }
 
 /// A place for a request, on a new connection if those that are there have none; none if the endpoint chose HTTP/1.
@@ -255,8 +263,10 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .data_frame_budget(SMALL_PIECES)
         .max_header_list_size(MAX_HEAD as u32);
-    let (sender, mut running) =
-        builder.handshake(Counted { io, link: link.clone(), end: None }).await.map_err(Broken::Http2)?;
+    let (sender, mut running) = builder
+        .handshake(Counted { io, link: link.clone(), reading: Walk::default(), has_failed: false })
+        .await
+        .map_err(Broken::Http2)?;
     let mut doubt = Doubt::of(running.ping_pong());
     let mut rest = Rest { served: None, clock: LazyTimer::new() };
     let mut age = LazyTimer::new();
@@ -294,6 +304,19 @@ impl Link {
         if let Opening::Open(sender, _) = opening {
             let _ = self.takes_connect.set(Some(sender.is_extended_connect_protocol_enabled()));
         }
+    }
+
+    /// The endpoint has ended its side of a stream.
+    fn has_answered(&self, stream: u32) {
+        if self.uploads.load(Relaxed) > 0
+            && let Some(answered) = self.answered().get_mut(&stream)
+        {
+            *answered = true;
+        }
+    }
+
+    fn answered(&self) -> MutexGuard<'_, BTreeMap<u32, bool>> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it has been silent for too long when requests that waited since then are given up.
@@ -410,7 +433,7 @@ impl Place {
         link.places.fetch_add(1, Relaxed);
         let is_reused = link.served.fetch_add(1, Relaxed) > 0;
         let (written, heard) = (link.written.load(Relaxed), link.heard.load(Relaxed));
-        Some(Place { sender, is_reused, written, heard, is_tunnel: false, link: link.clone() })
+        Some(Place { sender, is_reused, written, heard, is_tunnel: false, upload: None, link: link.clone() })
     }
 
     /// The scheme of requests on it.
@@ -429,6 +452,20 @@ impl Place {
         if self.link.tunnels.fetch_add(1, Relaxed) == 0 {
             self.link.task.wake();
         }
+    }
+
+    /// A body is sent on this stream.
+    pub(super) fn uploads(&mut self, stream: u32) {
+        self.upload = Some(stream);
+        self.link.uploads.fetch_add(1, Relaxed);
+        self.link.answered().insert(stream, false);
+    }
+
+    /// Whether the response to an upload has come whole, though its stream ended so: an endpoint that wants no more of the
+    /// upload may say that behind its answer (RFC 9113, 8.1), or hang up.
+    pub(super) fn is_whole(&self, error: &h2::Error) -> bool {
+        let is_answered = |stream| self.link.answered().get(&stream) == Some(&true);
+        !error.is_library() && self.upload.is_some_and(is_answered)
     }
 
     /// From now on the endpoint is waited for.
@@ -452,6 +489,10 @@ impl Drop for Place {
         if self.is_tunnel {
             self.link.tunnels.fetch_sub(1, Relaxed);
         }
+        if let Some(stream) = self.upload {
+            self.link.uploads.fetch_sub(1, Relaxed);
+            self.link.answered().remove(&stream);
+        }
         if self.link.places.fetch_sub(1, Relaxed) == 1 {
             self.link.task.wake();
         }
@@ -462,12 +503,13 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A socket that counts what it takes and what comes from it. Its end is told a turn later: a response that came whole
-/// is read by then, which the library would not call whole any more if it came during the upload.
+/// A socket that counts what it takes and what comes from it, and sees which responses come whole.
 struct Counted<S> {
     io: S,
     link: Arc<Link>,
-    end: Option<io::Result<()>>,
+    reading: Walk,
+    /// It takes nothing any more. What came before is read first.
+    has_failed: bool,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
@@ -476,26 +518,29 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(end) = self.end.take() {
-            return Poll::Ready(end);
-        }
         let before = buf.filled().len();
-        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
-        let length = buf.filled().len() - before;
-        self.link.heard.fetch_add(length as u64, Relaxed);
-        if length > 0 || buf.remaining() == 0 {
-            return Poll::Ready(read);
-        }
-        self.end = Some(read);
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        let Counted { io, link, reading, .. } = &mut *self;
+        let read = Pin::new(io).poll_read(cx, buf);
+        let new = &buf.filled()[before..];
+        link.heard.fetch_add(new.len() as u64, Relaxed);
+        reading.pass(new, |frame| {
+            if [DATA, HEADERS].contains(&frame.kind) && frame.flags & END_STREAM != 0 {
+                link.has_answered(frame.stream);
+            }
+        });
+        read
     }
 }
 
 impl<S: AsyncWrite + Unpin> Counted<S> {
-    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(written)) = written {
-            self.link.written.fetch_add(written as u64, Relaxed);
+    fn count(&mut self, written: Poll<io::Result<usize>>, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(Ok(length)) => _ = self.link.written.fetch_add(length as u64, Relaxed),
+            Poll::Ready(Err(_)) if !std::mem::replace(&mut self.has_failed, true) => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            _ => {}
         }
         written
     }
@@ -504,7 +549,7 @@ impl<S: AsyncWrite + Unpin> Counted<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.count(written)
+        self.count(written, cx)
     }
 
     fn poll_write_vectored(
@@ -513,7 +558,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.count(written)
+        self.count(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
