@@ -28,6 +28,7 @@ mod elsewhere;
 const ABUSE: &str = "tests/tests/abuse.rs";
 const DEPLOY: &str = "tests/tests/deploy.rs";
 const CAPABILITIES: &str = "tests/tests/capabilities.rs";
+const MODULES: &str = "tests/tests/guests.rs";
 const CEILING: &str = "plugin-sdk/native/src/ceiling.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
 const SMUGGLING: &str = "tests/tests/smuggling.rs";
@@ -261,6 +262,12 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("sign.limit", Bites(BUDGETS, "a_signature_bounds_the_body_and_its_own_life")),
     ("wasm.body_limit", Bites(BUDGETS, "a_module_gets_bodies_up_to_its_limit")),
     ("wasm.cpu", Bites(BUDGETS, "the_memory_and_the_time_of_a_module_are_what_its_configuration_says")),
+    ("wasm.grants.cache.entries", Bites(MODULES, "floods_of_capabilities_end_at_their_bounds")),
+    ("wasm.grants.http.calls", Bites(MODULES, "floods_of_capabilities_end_at_their_bounds")),
+    ("wasm.grants.http.max_body", Bites(MODULES, "each_number_of_a_grant_bites")),
+    ("wasm.grants.http.timeout", Bites(MODULES, "each_number_of_a_grant_bites")),
+    ("wasm.grants.rate_limit.burst", Bites(MODULES, "each_number_of_a_grant_bites")),
+    ("wasm.grants.rate_limit.rate", Bites(MODULES, "each_number_of_a_grant_bites")),
     ("wasm.isolation.reuse", Bites(BUDGETS, "an_instance_serves_as_many_exchanges_as_allowed")),
     ("wasm.memory", Bites(BUDGETS, "the_memory_and_the_time_of_a_module_are_what_its_configuration_says")),
 ];

@@ -27,7 +27,7 @@ fn sent(answer: &Answer, header: &str) -> String {
     answer.json()["headers"][header].as_str().unwrap_or_default().to_owned()
 }
 
-const ALL: &str = "grants: { http: { upstreams: [origin] }, cache: {}, rate_limit: { login: { rate: 5/min } }, metrics: [seen], clock: true, random: true, secrets: { signing: env:PORTCULLIS_TEST_KEY } }";
+const ALL: &str = "grants: { http: { upstreams: [origin] }, cache: {}, store: true, rate_limit: { login: { rate: 5/min } }, metrics: [seen], clock: true, random: true, secrets: { signing: env:PORTCULLIS_TEST_KEY } }";
 
 #[test]
 fn a_module_uses_what_it_was_granted() {
@@ -36,7 +36,8 @@ fn a_module_uses_what_it_was_granted() {
     };
     assert_eq!(gateway.get("/all").status, 200);
     let expected = json!({
-        "http": "200", "cache_set": "()", "cache": "Some([49])", "rate_limit": "(true, 4)", "metrics": "()",
+        "http": "200", "cache_set": "()", "cache": "Some([49])", "store": "()", "store_replace": "true", "stored": "Some([50])", "store_add": "2", "store_delete": "true",
+        "rate_limit": "(true, 4)", "metrics": "()",
         "clock": "true", "random": "16", "secrets": "(250, 32)", "is_secret": "true",
     });
     assert_eq!(gateway.logged_path("/all")["facts"]["seen"], expected);
@@ -55,6 +56,11 @@ fn what_was_not_granted_is_denied_with_the_grant_to_add() {
         ("http", "http: { upstreams: [..] }"),
         ("cache_set", "cache: {}"),
         ("cache", "cache: {}"),
+        ("store", "store: true"),
+        ("store_replace", "store: true"),
+        ("stored", "store: true"),
+        ("store_add", "store: true"),
+        ("store_delete", "store: true"),
         ("rate_limit", "rate_limit: { NAME: { rate: 10/s } }"),
         ("metrics", "metrics: [NAME]"),
         ("clock", "clock: true"),
@@ -107,10 +113,31 @@ fn floods_of_capabilities_end_at_their_bounds() {
     let (_origin, gateway) = start("hostile", options).unwrap();
     let before = gateway.memory();
     for _ in 0..20 {
-        assert_eq!(gateway.get("/echo").status, 200);
+        let kept: u32 = sent(&gateway.get("/echo"), "x-kept").parse().unwrap();
+        assert!(kept < 150, "{kept}");
     }
     // Six thousand values of 4 KiB were kept, ten at a time.
-    assert!(gateway.memory() < before + (12 << 20), "{before} {}", gateway.memory());
+    assert!(gateway.memory() < before + (12 << 10), "{before} {}", gateway.memory());
+}
+
+#[test]
+fn each_number_of_a_grant_bites() {
+    let http = "{ upstreams: [origin], timeout: 200ms, max_body: 100B }";
+    let options = format!("config: {{ on_request: ask }}, grants: {{ http: {http} }}");
+    let Some((_origin, gateway)) = start("hostile", &options) else { return };
+    let body = format!("/body/{}", "x".repeat(101));
+    for (target, error) in [
+        ("/hold", "no answer from `origin`: no answer in time"),
+        (&*body, "no answer from `origin`: the answer is larger than allowed"),
+    ] {
+        assert_eq!(gateway.get(target).status, 500);
+        until(error, || gateway.log().contains(error));
+    }
+    let options =
+        "config: { on_request: exhaust }, grants: { rate_limit: { login: { rate: 1/h, burst: 2 } } }";
+    let (_origin, gateway) = start("hostile", options).unwrap();
+    let taken = || sent(&gateway.get("/echo"), "x-taken");
+    assert_eq!((taken(), taken()), ("2".into(), "0".into()));
 }
 
 #[test]
@@ -125,6 +152,18 @@ fn wasi_has_no_power_that_was_not_granted() {
         assert_eq!(gateway.ask(&request("GET", "/echo").header("x-do", wish)).status, 500, "{wish}");
         until(told, || gateway.log().contains(told));
     }
+}
+
+#[test]
+fn what_wasi_gives_is_bounded() {
+    let Some((_origin, gateway)) = start("wasi", "memory: 4MiB, grants: { clock: true, random: true }")
+    else {
+        return;
+    };
+    for wish in ["much random", "many sleeps"] {
+        assert_eq!(gateway.ask(&request("GET", "/echo").header("x-do", wish)).status, 500, "{wish}");
+    }
+    assert_eq!(gateway.get("/echo").status, 200);
 }
 
 #[test]
@@ -168,9 +207,9 @@ fn what_a_module_prints_is_logged_within_bounds() {
 
 #[test]
 fn a_module_for_proxy_wasm_has_no_grants() {
-    let Some(module) = guest("proxy_wasm") else { return };
+    let Some(module) = guest("proxy_wasm_guest") else { return };
     let setup =
         Setup::new("plugins: [{ wasm: { file: m.wasm, grants: { clock: true } } }]\n").file("m.wasm", module);
     let ended = setup.before(&Origin::start()).try_start().err().unwrap();
-    assert!(format!("{ended:?}").contains("a module for proxy-wasm has none"), "{ended:?}");
+    assert!(format!("{ended:?}").contains("a module for proxy-wasm or http-wasm has none"), "{ended:?}");
 }

@@ -49,6 +49,8 @@ pub(super) fn wasm(name: &str, language: Language, dir: &Path) -> Result<ExitCod
         "wrote {root}\n\n\
          Build it ({root}/README.md says what that takes):\n  \
          sh {root}/build.sh\n\
+         run its tests:\n  \
+         portcullis test {root}/{name}.test.yaml\n\
          then copy it into the policy directory, where it applies by being there:\n  \
          cp {root}/{name}.wasm policies/50-{name}.wasm",
         root = root.display()

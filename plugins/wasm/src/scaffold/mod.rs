@@ -13,6 +13,7 @@ const WIT: &str = include_str!("../../../../plugin-sdk/guest/wit/portcullis-poli
 
 const WORLD: &str = include_str!("world.wit");
 const README: &str = include_str!("README.md");
+const TESTS: &str = include_str!("policy.test.yaml");
 
 /// What a policy can be written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ struct Template {
     source: (&'static str, &'static str),
     build: &'static str,
     /// Options of the instance that it does not do without.
-    options: &'static str,
+    options: &'static [&'static str],
     rest: &'static str,
     has_c_bindings: bool,
 }
@@ -64,7 +65,7 @@ const C: Template = Template {
     language: "C",
     source: ("policy.c", include_str!("policy.c")),
     build: include_str!("c.sh"),
-    options: "",
+    options: &[],
     rest: GENERATED,
     has_c_bindings: true,
 };
@@ -73,7 +74,7 @@ const JAVASCRIPT: Template = Template {
     language: "JavaScript",
     source: ("policy.js", include_str!("policy.js")),
     build: include_str!("javascript.sh"),
-    options: "\n        cpu: 50ms\n        isolation: { reuse: 100 }",
+    options: &["cpu: 50ms", "isolation: { reuse: 100 }"],
     rest: EDITABLE,
     has_c_bindings: false,
 };
@@ -82,7 +83,7 @@ const PYTHON: Template = Template {
     language: "Python",
     source: ("policy.py", include_str!("policy.py")),
     build: include_str!("python.sh"),
-    options: "\n        memory: 64MiB\n        cpu: 100ms\n        isolation: { reuse: 100 }",
+    options: &["memory: 64MiB", "cpu: 100ms", "isolation: { reuse: 100 }"],
     rest: EDITABLE,
     has_c_bindings: false,
 };
@@ -91,7 +92,7 @@ const ZIG: Template = Template {
     language: "Zig",
     source: ("policy.zig", include_str!("policy.zig")),
     build: include_str!("zig.sh"),
-    options: "",
+    options: &[],
     rest: GENERATED,
     has_c_bindings: true,
 };
@@ -114,7 +115,11 @@ pub fn scaffold(name: &str, language: Language) -> Result<BTreeMap<String, Vec<u
 fn project(name: &str, template: &Template) -> Result<BTreeMap<String, Vec<u8>>, String> {
     let (source, policy) = template.source;
     let fill = |text: &str| {
-        let text = text.replace("LANGUAGE", template.language).replace("OPTIONS", template.options);
+        let options = |before: &str| {
+            template.options.iter().map(|option| format!("{before}{option}")).collect::<String>()
+        };
+        let text = text.replace("LANGUAGE", template.language);
+        let text = text.replace("OPTION_LINES", &options("\n        ")).replace("OPTIONS", &options(", "));
         let text = text.replace("SOURCE", source).replace("REST", template.rest);
         text.replace("NAME", name).replace("SNAKE", &name.replace('-', "_")).into_bytes()
     };
@@ -122,6 +127,7 @@ fn project(name: &str, template: &Template) -> Result<BTreeMap<String, Vec<u8>>,
         (source.to_owned(), fill(policy)),
         ("build.sh".to_owned(), fill(template.build)),
         ("README.md".to_owned(), fill(README)),
+        (format!("{name}.test.yaml"), fill(TESTS)),
         ("wit/world.wit".to_owned(), WORLD.into()),
         ("wit/deps/portcullis-policy/portcullis-policy.wit".to_owned(), WIT.into()),
     ]);
@@ -156,7 +162,7 @@ mod tests {
             assert!(text("README.md").starts_with("# my-policy"), "{language:?}");
             for (path, content) in files.iter().filter(|(path, _)| !path.starts_with("sdk/")) {
                 let content = String::from_utf8_lossy(content);
-                let unfilled = ["NAME", "SNAKE", "VERSION", "LANGUAGE", "OPTIONS", "SOURCE", "REST"];
+                let unfilled = ["NAME", "SNAKE", "VERSION", "LANGUAGE", "OPTION", "SOURCE", "REST"];
                 assert!(!unfilled.iter().any(|word| content.contains(word)), "{language:?}: {path}");
             }
         }

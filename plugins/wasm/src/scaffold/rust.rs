@@ -51,6 +51,8 @@ strip = "debuginfo"
 
 const BUILD_SCRIPT: &str = include_str!("../../../../plugin-sdk/guest/examples/block-path/build.rs");
 
+const TESTS: &str = include_str!("rust.test.yaml");
+
 const POLICY: &str = r#"//! Refuses requests for a path and for what lies below it.
 
 use portcullis_guest::*;
@@ -116,7 +118,7 @@ A policy for Portcullis, compiled to WebAssembly.
 
 makes `NAME.wasm`. That takes a Rust that makes WebAssembly: one from rustup, once
 `rustup target add wasm32-unknown-unknown`; or, on Debian and Ubuntu, the packages `rustc-web` and
-`rust-web-src` beside it.
+`rust-web-src` beside it. `portcullis test NAME.test.yaml` runs its tests.
 
 Copy it into the policy directory as `50-NAME.wasm`, with `config: { prefix: /secret }` in
 `50-NAME.yaml` beside it if the default is not what you want; or name it in a chain:
@@ -143,7 +145,8 @@ pub(super) fn project(name: &str) -> BTreeMap<String, Vec<u8>> {
         ("sdk/Cargo.toml", SDK_MANIFEST),
     ];
     let own = own.into_iter().map(|(path, text)| (path.to_owned(), fill(text)));
-    own.chain(SDK.into_iter().map(|(path, text)| (path.to_owned(), text.into()))).collect()
+    let tests = (format!("{name}.test.yaml"), fill(TESTS));
+    own.chain([tests]).chain(SDK.into_iter().map(|(path, text)| (path.to_owned(), text.into()))).collect()
 }
 
 #[cfg(test)]

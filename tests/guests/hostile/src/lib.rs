@@ -56,6 +56,8 @@ enum Act {
     Hoard,
     /// Counts under ever new labels.
     Label,
+    /// Takes what a limit has.
+    Exhaust,
 }
 
 struct Hostile {
@@ -113,6 +115,13 @@ impl Hostile {
                 for entry in 0..300 {
                     keep(&format!("entry {entry}"), &[0; 4096], MINUTE)?;
                 }
+                let is_kept = |entry: &u32| cached(&format!("entry {entry}")).is_ok_and(|value| value.is_some());
+                exchange.request().set_header("x-kept", (0..300).filter(is_kept).count().to_string())?;
+                proceed()
+            }
+            Some(Act::Exhaust) => {
+                let is_allowed = |_: &u32| take("login", "ann").is_ok_and(|taken| taken.allowed);
+                exchange.request().set_header("x-taken", (0..100).take_while(is_allowed).count().to_string())?;
                 proceed()
             }
             Some(Act::Label) => {

@@ -44,8 +44,10 @@ impl Policy for Wasi {
     fn on_request(&mut self, exchange: &Exchange) -> Result<Verdict> {
         let request = exchange.request();
         let wish = request.header("x-do").unwrap_or_default();
-        let (wish, number) = wish.split_once(' ').unwrap_or((&wish, "0"));
-        let number: u64 = number.parse()?;
+        let (wish, number) = match wish.rsplit_once(' ') {
+            Some((first, number)) if number.parse::<u64>().is_ok() => (first, number.parse()?),
+            _ => (&*wish, 0),
+        };
         let got = match wish {
             "random" => {
                 let mut bytes = [0_u8; 8];
@@ -76,10 +78,20 @@ impl Policy for Wasi {
                 String::new()
             }
             "sleep" => {
-                let wanted =
-                    Subscription { user: 0, tag: 0, clock: 1, timeout: number * 1_000_000, precision: 0, flags: 0 };
+                let wanted = wait(number);
                 let (mut event, mut ready) = ([0; 4], 0);
                 let failed = unsafe { poll_oneoff(&raw const wanted, &raw mut event, 1, &raw mut ready) };
+                format!("{failed} {ready}")
+            }
+            "much random" => {
+                let mut bytes = vec![0_u8; 100 << 10];
+                let failed = unsafe { random_get(bytes.as_mut_ptr(), bytes.len()) };
+                failed.to_string()
+            }
+            "many sleeps" => {
+                let wanted = [const { wait(1) }; 300];
+                let (mut events, mut ready) = ([[0; 4]; 300], 0);
+                let failed = unsafe { poll_oneoff(wanted.as_ptr(), events.as_mut_ptr(), wanted.len(), &raw mut ready) };
                 format!("{failed} {ready}")
             }
             // SAFETY: it does not return.
@@ -89,6 +101,10 @@ impl Policy for Wasi {
         request.set_header("x-got", got)?;
         proceed()
     }
+}
+
+const fn wait(millis: u64) -> Subscription {
+    Subscription { user: 0, tag: 0, clock: 1, timeout: millis * 1_000_000, precision: 0, flags: 0 }
 }
 
 fn print(fd: u32, text: &str) {
