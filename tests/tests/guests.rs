@@ -12,7 +12,7 @@ fn start(name: &str, options: &str) -> Option<(Origin, Gateway)> {
     let module = guest(name)?;
     let origin = Origin::start();
     let plugins = format!(
-        "plugins:\n  - access_log: {{ target: access.log }}\n  - wasm: {{ file: m.wasm, cpu: 1s, {options} }}\n"
+        "workers: 1\nplugins:\n  - access_log: {{ target: access.log }}\n  - wasm: {{ file: m.wasm, cpu: 1s, {options} }}\n"
     );
     let gateway = Setup::new(&plugins)
         .file("m.wasm", module)
@@ -138,6 +138,18 @@ fn each_number_of_a_grant_bites() {
     let (_origin, gateway) = start("hostile", options).unwrap();
     let taken = || sent(&gateway.get("/echo"), "x-taken");
     assert_eq!((taken(), taken()), ("2".into(), "0".into()));
+}
+
+#[test]
+fn what_can_not_wait_says_so() {
+    let options = "config: { on_connection: ask }, grants: { http: { upstreams: [origin] }, store: true }";
+    let Some((origin, gateway)) = start("hostile", options) else { return };
+    assert_eq!(gateway.get("/echo").status, 200);
+    for name in ["http", "store"] {
+        let said = format!("`{name}` may have to wait, which `on_connection` and `configure` can't");
+        until(&said, || gateway.log().contains(&said));
+    }
+    assert_eq!(origin.served(), 1);
 }
 
 #[test]

@@ -242,6 +242,12 @@ impl Policy for Hostile {
             Some(Act::Spin) => spin(),
             Some(Act::Panic) => panic!("the guest lost its head"),
             Some(Act::Drop) => Ok(Admission::Drop),
+            Some(Act::Ask) => {
+                let asked = call("origin", Call::new("GET", "/")).map(|answer| answer.status);
+                log(Level::Warn, &told(asked));
+                log(Level::Warn, &told(stored("a")));
+                Ok(Admission::Accept)
+            }
             Some(Act::Count) if client.peer.starts_with("203.") => Ok(Admission::Drop),
             _ => Ok(Admission::Accept),
         }
