@@ -28,6 +28,7 @@ mod elsewhere;
 const ABUSE: &str = "tests/tests/abuse.rs";
 const DEPLOY: &str = "tests/tests/deploy.rs";
 const CAPABILITIES: &str = "tests/tests/capabilities.rs";
+const MODULES: &str = "tests/tests/guests.rs";
 const CEILING: &str = "plugin-sdk/native/src/ceiling.rs";
 const LIMITS: &str = "tests/tests/limits.rs";
 const SMUGGLING: &str = "tests/tests/smuggling.rs";
@@ -245,6 +246,12 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("rate_limit.limits.token_bucket.rate", Bites(RATES, "tokens_come_back_at_their_rate")),
     ("rate_limit.max_keys", Bites(RATES, "a_flood_of_keys_forgets_nobody_and_is_limited_as_a_whole")),
     ("rhai.body_limit", Bites(BUDGETS, "a_script_gets_bodies_up_to_its_limit")),
+    ("rhai.grants.cache.entries", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
+    ("rhai.grants.http.calls", Bites(CAPABILITIES, "bounds_bite")),
+    ("rhai.grants.http.max_body", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
+    ("rhai.grants.http.timeout", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
+    ("rhai.grants.rate_limit.burst", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
+    ("rhai.grants.rate_limit.rate", Bites(CAPABILITIES, "each_number_of_a_grant_bites")),
     ("rhai.limits.array", Bites(BUDGETS, "every_limit_of_a_script_bites")),
     ("rhai.limits.depth", Bites(BUDGETS, "every_limit_of_a_script_bites")),
     ("rhai.limits.map", Bites(BUDGETS, "every_limit_of_a_script_bites")),
@@ -255,6 +262,12 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("sign.limit", Bites(BUDGETS, "a_signature_bounds_the_body_and_its_own_life")),
     ("wasm.body_limit", Bites(BUDGETS, "a_module_gets_bodies_up_to_its_limit")),
     ("wasm.cpu", Bites(BUDGETS, "the_memory_and_the_time_of_a_module_are_what_its_configuration_says")),
+    ("wasm.grants.cache.entries", Bites(MODULES, "floods_of_capabilities_end_at_their_bounds")),
+    ("wasm.grants.http.calls", Bites(MODULES, "floods_of_capabilities_end_at_their_bounds")),
+    ("wasm.grants.http.max_body", Bites(MODULES, "each_number_of_a_grant_bites")),
+    ("wasm.grants.http.timeout", Bites(MODULES, "each_number_of_a_grant_bites")),
+    ("wasm.grants.rate_limit.burst", Bites(MODULES, "each_number_of_a_grant_bites")),
+    ("wasm.grants.rate_limit.rate", Bites(MODULES, "each_number_of_a_grant_bites")),
     ("wasm.isolation.reuse", Bites(BUDGETS, "an_instance_serves_as_many_exchanges_as_allowed")),
     ("wasm.memory", Bites(BUDGETS, "the_memory_and_the_time_of_a_module_are_what_its_configuration_says")),
 ];

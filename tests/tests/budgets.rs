@@ -2,7 +2,7 @@
 //! them. Seen from outside: as the answer, and as the reason in the access log.
 
 use portcullis_tests::tools::guest;
-use portcullis_tests::{Answer, Gateway, Origin, Setup, request, run_in, until};
+use portcullis_tests::{Answer, Gateway, Origin, Setup, request, until};
 use serde_json::{Value, json};
 
 fn with(plugins: &str, files: &[(&str, &[u8])]) -> (Origin, Gateway) {
@@ -370,18 +370,4 @@ fn an_instance_serves_as_many_exchanges_as_allowed() {
     };
     let (first, second, third) = (count("/1"), count("/2"), count("/3"));
     assert!(first.is_some() && second > first && third == first, "{first:?} {second:?} {third:?}");
-}
-
-#[test]
-fn a_module_that_wants_wasi_is_refused_and_told_what_to_do() {
-    let Some(module) = guest("wasi") else { return };
-    let setup = Setup::new("").file("m.wasm", module).file(
-        "gateway.yaml",
-        "listeners: [{ bind: 127.0.0.1:0 }]\nplugins: [{ wasm: { file: m.wasm } }]\nroutes: [{ respond: { status: 204 } }]\n",
-    );
-    let checked = run_in(setup.dir(), &["check", "gateway.yaml"]);
-    assert_eq!(checked.status.code(), Some(2), "{checked:?}");
-    assert!(checked.err.contains("wasi_snapshot_preview1"), "{}", checked.err);
-    assert!(checked.err.contains("no files, sockets, environment or clock of WASI"), "{}", checked.err);
-    assert!(checked.err.contains("gateway.yaml:2:"), "{}", checked.err);
 }

@@ -12,6 +12,12 @@ fn on_request(ctx) {
     let said = if told == "call" { http_get("idp", ctx.request.path).status }
         else if told == "calls" { for n in 0..5 { http_get("idp", "/x"); } }
         else if told == "cache" { cache_set("a", "kept", 60); cache_get("a") }
+        else if told == "cache many" {
+            let kept = 0;
+            for n in 0..100 { cache_set(`${n}`, "kept", 60); }
+            for n in 0..100 { if cache_get(`${n}`) != () { kept += 1; } }
+            kept < 50
+        }
         else if told == "cache large" { let s = "x"; s.pad(70000, "x"); cache_set("a", s, 60); }
         else if told == "store" { store_add("n", 1, 60) }
         else if told == "limit" { rate_limit("login", ctx.client.address).allowed }
@@ -32,8 +38,8 @@ const SECRET: &str = "hunter2-and-more";
 
 const UPSTREAMS: &str = "
 upstreams:
-  - { name: origin, endpoints: [\"${ORIGIN}\"] }
-  - { name: idp, endpoints: [\"${IDP}\"] }
+  origin: { endpoints: [\"http://${ORIGIN}\"] }
+  idp: { endpoints: [\"http://${IDP}\"] }
 ";
 
 /// A gateway with the policy and these options of it.
@@ -125,6 +131,27 @@ fn bounds_bite() {
 }
 
 #[test]
+fn each_number_of_a_grant_bites() {
+    let idp = Origin::named("idp");
+    let http = "{ upstreams: [idp], timeout: 200ms, calls: 5, max_body: 100B }";
+    let limit = "{ login: { rate: 1/h, burst: 2 } }";
+    let grants = format!("{{ http: {http}, cache: {{ entries: 10 }}, rate_limit: {limit} }}");
+    let (_origin, gateway) = with(&format!("rhai: {{ file: policy.rhai, grants: {grants} }}"), "", &idp);
+    let body = format!("/body/{}", "x".repeat(101));
+    for (target, error) in [
+        ("/hold", "no answer from `idp`: no answer in time"),
+        (&*body, "no answer from `idp`: the answer is larger than allowed"),
+    ] {
+        assert_eq!(asks(&gateway, target).answer("GET").unwrap().status, 500);
+        until(error, || gateway.log().contains(error));
+    }
+    assert_eq!(asks(&gateway, &body[..106]).answer("GET").unwrap().text(), "200");
+    let limited: Vec<_> = (0..3).map(|_| told(&gateway, "limit").text()).collect();
+    assert_eq!(limited, ["true", "true", "false"]);
+    assert_eq!(told(&gateway, "cache many").text(), "true");
+}
+
+#[test]
 fn a_call_that_stalls_holds_up_no_other_request_of_its_worker() {
     let idp = Origin::named("idp");
     let (_origin, gateway) = granted("workers: 1", &idp);
@@ -213,7 +240,7 @@ fn on_request(ctx) {
     let (idp, origin) = (Origin::named("idp"), Origin::start());
     let options = format!("rhai: {{ file: leak.rhai, grants: {GRANTS} }}");
     let config = format!(
-        "log: {{ level: debug }}\nplugins:\n  - access_log: {{ target: access.log, facts: [key, json] }}\n  - {{ name: policy, {options} }}\n{UPSTREAMS}"
+        "log: {{ level: debug, format: json }}\nplugins:\n  - access_log: {{ target: access.log, facts: [key, json] }}\n  - {{ name: policy, {options} }}\n{UPSTREAMS}"
     );
     let setup = Setup::new(&config).file("leak.rhai", script).variable("IDP", idp.address());
     let gateway = setup.variable("SIGNING", SECRET).before(&origin).start();
@@ -241,7 +268,7 @@ fn a_file_of_the_policy_directory_grants_no_more_than_the_ceiling() {
     let config = |grants: &str| {
         format!(
             "listeners: [{{ bind: 127.0.0.1:0 }}]\npolicies: {{ dir: policies{grants} }}\n\
-             upstreams: [{{ name: idp, endpoints: [\"127.0.0.1:1\"] }}]\nroutes: [{{ respond: {{ status: 204 }} }}]\n"
+             upstreams: {{ idp: {{ endpoints: [\"http://127.0.0.1:1\"] }} }}\nroutes: [{{ respond: {{ status: 204 }} }}]\n"
         )
     };
     let checked = |grants: &str, granted: &str| {
@@ -254,7 +281,7 @@ fn a_file_of_the_policy_directory_grants_no_more_than_the_ceiling() {
         ("{ http: { upstreams: [idp] } }", "http", "10-who.yaml:1"),
         ("{ store: true }", "store", "10-who.yaml:1:18"),
         ("{ secrets: { key: env:PATH } }", "secrets", "10-who.yaml:1"),
-        ("{ cache: { entries: 10001 } }", "cache.entries", "10-who.yaml:1:28"),
+        ("{ cache: { entries: 10001 } }", "cache.entries", "10-who.yaml:1:29"),
     ] {
         let (accepted, said) = checked("", granted);
         assert!(!accepted && said.contains(&format!("`policies.grants.{path}")), "{said}");

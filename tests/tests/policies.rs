@@ -298,7 +298,7 @@ fn an_upload_through_every_runtime_that_the_client_cuts_off_leaves_nothing_behin
     let script = "fn on_request(ctx) { ctx.facts[\"seen\"] = ctx.request.path; }\n\
                   fn on_response(ctx) { ctx.response.headers[\"x-script\"] = \"yes\"; }\n\
                   fn on_log(ctx) { ctx.facts[\"logged\"] = ctx.outcome.end; }\n";
-    let plugins = "  - body_limit: { request: 1MiB }\n  - rhai: { file: watch.rhai }\n  - wasm: { file: stamp.wasm, config: { header: x-module } }\n";
+    let plugins = "  - body_limit: { request: 1MiB }\n  - rhai: { file: watch.rhai }\n  - wasm: { file: stamp.wasm, config: { header: x-module }, grants: { clock: true } }\n";
     let (_origin, gateway) = with(plugins, &[("watch.rhai", script.as_bytes()), ("stamp.wasm", &module)]);
     const CUT: usize = 20;
     for turn in 0..CUT {

@@ -138,3 +138,16 @@ fn a_reload_that_changes_too_much_is_refused() {
     gateway.wait_status("one flip", |status| status["last_error"].is_null());
     assert_eq!(gateway.get("/b").status, 403);
 }
+
+#[test]
+fn recorded_requests_that_cannot_be_read_let_no_reload_pass() {
+    let origin = Origin::start();
+    let gateway = recording(&format!("{RECORDING}reload: {{ max_flips: 1 }}\n"), &origin);
+    assert_eq!(gateway.get("/a").status, 200);
+    recorded(&gateway, 1);
+    std::fs::write(gateway.dir().join("replay.jsonl"), [0xff, 0xfe]).unwrap();
+    gateway.edit("guard.rhai", guard("/a"));
+    let why = gateway.wait_refused();
+    assert!(why.contains("replay.jsonl` can't be read"), "{why}");
+    assert_eq!(gateway.get("/a").status, 200);
+}

@@ -189,7 +189,7 @@ fn no_request_that_may_be_repeated_fails_while_endpoints_do() {
     let urls: Vec<_> = endpoints.iter().map(|address| format!("\"http://{address}\"")).collect();
     let Some(module) = guest("stamp_response") else { return };
     let gateway = Setup::new(&format!(
-        "plugins: [{{ rhai: {{ file: edited.rhai }} }}, {{ wasm: {{ file: unchanged.wasm, cpu: 100ms, config: {{ header: x-module }} }} }}]
+        "plugins: [{{ rhai: {{ file: edited.rhai }} }}, {{ wasm: {{ file: unchanged.wasm, cpu: 100ms, config: {{ header: x-module }}, grants: {{ clock: true }} }} }}]
 upstreams:
   origin:
     endpoints: [{}]

@@ -192,7 +192,7 @@ pub struct Limits {
 pub struct Policies {
     /// Its path, relative to this file; it must exist. Example: `policies`.
     pub dir: PathBuf,
-    /// The most that the files beside its policies may grant them.
+    /// The most that the files beside its policies may grant them. Default: what its keys say.
     #[serde(default)]
     pub grants: Ceiling,
 }

@@ -44,13 +44,15 @@ fn flips(built: &Built, running: &Built, services: &Services, files: &Files) -> 
     if *running.accepted == *files.accepted() {
         return None;
     }
-    let samples = match replay::samples(&crate::inputs::absolute(&built.loaded.dir, &replay.file)) {
+    let at = |message: &str| built.loaded.error("reload.max_flips", message);
+    let recorded = crate::inputs::absolute(&built.loaded.dir, &replay.file);
+    let samples = match replay::samples(&recorded) {
         Ok(samples) if samples.is_empty() => return None,
         Ok(samples) => samples,
         // Nothing was recorded so far.
-        Err(_) => return None,
+        Err(_) if !recorded.exists() => return None,
+        Err(unreadable) => return Some(at(&unreadable).into()),
     };
-    let at = |message: &str| built.loaded.error("reload.max_flips", message);
     let kind =
         || Services { env: services.env.clone(), artifacts: services.artifacts.clone(), ..dry(services) };
     let before = (path.as_path(), kind(), Files::new(Some(running.accepted.clone())));

@@ -39,7 +39,16 @@ struct State {
     limit: usize,
     threads: usize,
     idle: usize,
+    /// Jobs that threads are at.
+    running: usize,
     ended: bool,
+}
+
+impl State {
+    /// A job for which a thread is free, or about to start, takes none of the room.
+    fn is_full(&self) -> bool {
+        self.jobs.len() + self.running >= self.room.saturating_add(self.limit)
+    }
 }
 
 impl Pool {
@@ -74,11 +83,11 @@ impl Pool {
 impl CpuPool for Pool {
     fn submit(&self, job: Job) -> Result<(), Job> {
         let mut state = self.shared.state();
-        if state.jobs.len() >= state.room {
+        if state.is_full() {
             // Clients that have gone must not keep others out.
             state.jobs.retain(|job| job.is_wanted());
         }
-        if state.jobs.len() >= state.room {
+        if state.is_full() {
             return Err(job);
         }
         state.jobs.push_back(job);
@@ -117,6 +126,7 @@ impl Shared {
         while let Some(job) = self.next() {
             // A job catches what its work does; this is for the destruction of what it leaves.
             let _ = catch_unwind(AssertUnwindSafe(|| job.run()));
+            self.state().running -= 1;
         }
     }
 
@@ -129,6 +139,7 @@ impl Shared {
                 return None;
             }
             if let Some(job) = state.jobs.pop_front() {
+                state.running += 1;
                 return Some(job);
             }
             if state.ended {

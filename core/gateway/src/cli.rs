@@ -17,9 +17,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::styling::{AnsiColor, Styles};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use portcullis_config::Diagnostics;
+use portcullis_wasm::Language;
 
 use crate::{run, say};
 
@@ -239,8 +241,8 @@ pub(crate) struct ReplayOptions {
 enum New {
     /// A policy as a Rhai script: `NAME.rhai`.
     Script(NewOptions),
-    /// A policy as a WebAssembly module in Rust: a directory `NAME` with all it needs to build.
-    Wasm(NewOptions),
+    /// A policy as a WebAssembly module: a directory `NAME` with all it needs to build.
+    Wasm(NewWasmOptions),
 }
 
 #[derive(Debug, Args)]
@@ -251,6 +253,22 @@ struct NewOptions {
     /// Where to put it.
     #[arg(long, value_name = "DIR", default_value = ".")]
     dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct NewWasmOptions {
+    #[command(flatten)]
+    common: NewOptions,
+
+    /// The language to write it in.
+    #[arg(long, value_name = "LANGUAGE", default_value = "rust", value_parser = languages())]
+    lang: Language,
+}
+
+/// The languages of policies, by their names.
+fn languages() -> impl TypedValueParser<Value = Language> {
+    PossibleValuesParser::new(Language::ALL.map(Language::as_str))
+        .try_map(|name| Language::ALL.into_iter().find(|language| language.as_str() == name).ok_or("unknown"))
 }
 
 #[derive(Debug, Args)]
@@ -357,7 +375,9 @@ fn answer(command: Command) -> Result<ExitCode, Failure> {
         Command::Plugins { name: None } => plugins::list(),
         Command::Plugins { name: Some(name) } => plugins::show(&name),
         Command::New { what: New::Script(options) } => new::script(&options.name, &options.dir),
-        Command::New { what: New::Wasm(options) } => new::wasm(&options.name, &options.dir),
+        Command::New { what: New::Wasm(options) } => {
+            new::wasm(&options.common.name, options.lang, &options.common.dir)
+        }
         Command::Status(options) => status::status(&options.config, options.admin, options.json),
         Command::Explain(options) => explain::explain(options),
         Command::Shadow(options) => shadow::shadow(&options.config, options.admin, options.json),

@@ -266,6 +266,26 @@ fn a_new_module_is_a_crate() {
 }
 
 #[test]
+fn a_new_module_may_be_in_other_languages() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = |name: &str, language: &str| {
+        portcullis(&["new", "wasm", name, "--lang", language, "--dir", dir.path().to_str().unwrap()])
+    };
+    for (language, source) in
+        [("c", "policy.c"), ("javascript", "policy.js"), ("python", "policy.py"), ("zig", "policy.zig")]
+    {
+        let output = new(language, language);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(dir.path().join(language).join(source).is_file());
+        assert!(dir.path().join(language).join("wit/world.wit").is_file());
+    }
+    assert!(dir.path().join("c/sdk/policy.h").is_file());
+    let unknown = new("x", "cobol");
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(stderr(&unknown).contains("javascript"), "{}", stderr(&unknown));
+}
+
+#[test]
 fn completions_complete() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(stdout(&portcullis(&["completions", shell])).contains("portcullis"), "{shell}");

@@ -42,6 +42,7 @@
 
 #[doc(hidden)]
 pub mod bindings;
+mod capabilities;
 mod config;
 mod exchange;
 #[doc(hidden)]
@@ -55,6 +56,10 @@ pub use bindings::portcullis::policy::exchange::Message;
 pub use bindings::portcullis::policy::host::Level;
 pub use bindings::portcullis::policy::types::{
     Admission, Attempt, Connection, Decider, Denial, Header, Outcome, Reply, TlsSession, Verdict,
+};
+pub use capabilities::{
+    Call, CallAnswer, Taken, cached, call, count, hmac_sha256, is_secret, keep, now, random, store,
+    store_add, store_delete, store_replace, stored, take,
 };
 pub use exchange::{Exchange, Principal, Request, Response};
 pub use {serde, serde_json};
@@ -154,11 +159,6 @@ impl Reply {
 /// Writes to the gateway's log; the number of lines per hook call and their length are bounded.
 pub fn log(level: Level, message: &str) {
     bindings::portcullis::policy::host::log(level, message);
-}
-
-/// Milliseconds since 1970-01-01T00:00:00Z.
-pub fn now() -> u64 {
-    bindings::portcullis::policy::host::now()
 }
 
 /// The policy's own failure, as opposed to a refusal: what follows is for `on_error` of the

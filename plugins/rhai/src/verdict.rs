@@ -51,7 +51,7 @@ pub(crate) fn decision(result: Dynamic) -> Result<Placed, String> {
             Ok((verdict.decision(), Some(place)))
         }
         Err(other) => Err(format!(
-            "a hook returns nothing, deny(..), respond(..), redirect(..) or drop(), not a value of type `{}`",
+            "a hook returns nothing, deny(..), respond(..), redirect(..) or drop(), not a value of type `{}`, which is that of its last statement: end the hook with `return;`",
             value::type_name(&other),
         )),
     }

@@ -4,7 +4,12 @@
 wasmtime::component::bindgen!({
     path: "../../plugin-sdk/guest/wit",
     world: "imports",
-    imports: { default: trappable },
+    imports: {
+        "portcullis:policy/http.send": async | trappable,
+        "portcullis:policy/store": async | trappable,
+        default: trappable },
 });
 
-pub use portcullis::policy::{exchange, host, types};
+pub use portcullis::policy::{
+    cache, clock, exchange, host, http, metrics, random, rate_limit, secrets, store, types,
+};

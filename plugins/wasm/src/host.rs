@@ -1,16 +1,18 @@
-//! What a guest can reach: the exchange lent to it, its configuration, a bounded log, the clock.
+//! What a guest can reach: the exchange lent to it, its configuration, a bounded log. What else it may be granted is
+//! in `capabilities.rs` and `wasi2.rs`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use portcullis_plugin::{Exchange, HeadMut, Request, RequestMut, thread_time};
+use portcullis_plugin::{Capabilities, Exchange, HeadMut, Request, RequestMut, thread_time};
 use wasmtime::{Error, ResourceLimiter, Result, UpdateDeadline, bail};
 
 use crate::bindings::exchange::Message;
 use crate::bindings::{exchange, host, types};
 use crate::engine::{Engines, MAX_TABLE_ELEMENTS, TICK, WATCH};
+use crate::wasi2::Wasi;
 
 /// Lines that a guest may log per call of a hook, and their length in bytes.
 pub(crate) const LOG_LINES: u32 = 16;
@@ -40,8 +42,14 @@ pub(crate) struct Host {
     held_since: Duration,
     pace: Pace,
     ticks: u32,
+    /// Whether the guest waited since the last look.
+    rested: bool,
     pub(crate) memory: usize,
     lines: u32,
+    /// HTTP calls of this call.
+    pub(crate) calls: u32,
+    /// Made for guests that ask for WASI, when they do.
+    pub(crate) wasi: Option<Box<Wasi>>,
 }
 
 /// What is the same for all instances of a plugin.
@@ -53,6 +61,7 @@ pub(crate) struct About {
     pub(crate) memory: usize,
     /// Bytes that the guest may hand over in one call.
     pub(crate) transfer: usize,
+    pub(crate) capabilities: Capabilities,
     /// Held, since without its ticker nothing interrupts a guest.
     pub(crate) engines: Arc<Engines>,
 }
@@ -68,6 +77,7 @@ pub(crate) enum Breach {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
     Yield,
+    /// It goes on at once, and can't wait for anything.
     Hold,
 }
 
@@ -83,15 +93,18 @@ impl Host {
             begun: Instant::now(),
             held_since: Duration::ZERO,
             ticks: 0,
+            rested: false,
             memory: 0,
             lines: 0,
+            calls: 0,
+            wasi: None,
         }
     }
 
     /// Begins a call that may take `budget` ticks of CPU.
     pub(crate) fn begin(&mut self, budget: u32, pace: Pace) {
         (self.budget, self.pace, self.ticks, self.lines) = (budget, pace, 0, 0);
-        (self.breach, self.last_words) = (None, None);
+        (self.breach, self.last_words, self.rested, self.calls) = (None, None, false, 0);
         self.begun = Instant::now();
         if pace == Pace::Hold {
             self.held_since = thread_time();
@@ -112,7 +125,8 @@ impl Host {
     pub(crate) fn tick(&mut self) -> Result<UpdateDeadline> {
         let ticker = &self.about.engines.ticker;
         ticker.stir();
-        let stretch = if self.ticks > 0 { TICK } else { self.begun.elapsed() };
+        let rested = std::mem::take(&mut self.rested);
+        let stretch = if self.ticks > 0 && !rested { TICK } else { self.begun.elapsed() };
         if stretch < GRACE {
             return Ok(UpdateDeadline::Continue(1));
         }
@@ -127,6 +141,21 @@ impl Host {
             Pace::Yield => UpdateDeadline::Yield(1),
             Pace::Hold => UpdateDeadline::Continue(1),
         })
+    }
+
+    /// Whether this call can wait for something.
+    pub(crate) fn can_wait(&self) -> bool {
+        self.pace == Pace::Yield
+    }
+
+    /// The guest waited since `start`, which took none of its CPU.
+    pub(crate) fn waited(&mut self, start: Instant) {
+        match self.ticks {
+            0 => self.begun += start.elapsed(),
+            _ => self.begun = Instant::now(),
+        }
+        self.rested = true;
+        self.about.engines.ticker.stir();
     }
 
     /// CPU time that the call has taken: ticks, or less than one.
@@ -462,13 +491,21 @@ impl host::Host for Host {
     }
 
     fn log(&mut self, level: host::Level, message: String) -> Result<()> {
-        let message = one_line(&message);
+        self.say(level, &message);
+        Ok(())
+    }
+}
+
+impl Host {
+    /// Logs what the guest says, within the bounds of this call.
+    pub(crate) fn say(&mut self, level: host::Level, message: &str) {
+        let message = one_line(message);
         if level == host::Level::Error {
             self.last_words = Some(message.clone());
         }
         self.lines = self.lines.saturating_add(1);
         if self.lines > LOG_LINES {
-            return Ok(());
+            return;
         }
         let (plugin, more) = (&*self.about.name, self.lines == LOG_LINES);
         let id = self.exchange.as_ref().map(|exchange| tracing::field::display(exchange.id()));
@@ -478,12 +515,6 @@ impl host::Host for Host {
             host::Level::Warn => tracing::warn!(plugin, request_id = id, more_dropped = more, "{message}"),
             host::Level::Error => tracing::error!(plugin, request_id = id, more_dropped = more, "{message}"),
         }
-        Ok(())
-    }
-
-    fn now(&mut self) -> Result<u64> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(since.as_millis() as u64)
     }
 }
 
@@ -558,6 +589,7 @@ mod tests {
             config: "{}".into(),
             memory: 0,
             transfer: 0,
+            capabilities: Capabilities::default(),
             engines: Engines::with(1, 1).unwrap(),
         };
         Host::new(Arc::new(about))

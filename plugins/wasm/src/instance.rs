@@ -174,6 +174,7 @@ impl Guest {
         live.store.data_mut().begin(budget, Pace::Hold);
         let index = self.export(&live, HookName::OnConnection);
         let answer: Result<Answer<_>, _> = self.invoke(&mut live, index, (connection,)).await;
+        live.store.data_mut().log_printed();
         match answer {
             Ok((verdict,)) => {
                 self.give_back(live);
@@ -189,7 +190,7 @@ impl Guest {
         let Some(mut live) = self.new_place() else {
             return Err(PluginError::failed("no room for one more instance"));
         };
-        live.store.data_mut().begin(budget, Pace::Yield);
+        live.store.data_mut().begin(budget, Pace::Hold);
         let configure = self.prepared.get(live.lane).and_then(|prepared| prepared.exports.configure);
         let outcome = match configure {
             Some(index) => {
@@ -201,6 +202,7 @@ impl Guest {
             Ok(verdict) => self.check_types(&mut live).map(|()| verdict),
             Err(error) => Err(error),
         };
+        live.store.data_mut().log_printed();
         outcome.map_err(|error| self.failure("configure", &live, &error))
     }
 
@@ -396,6 +398,7 @@ impl Loan<'_> {
             }
             _ => guest.judge(live, hook, index).await.map(|(result,)| result),
         };
+        live.store.data_mut().log_printed();
         match verdict {
             Ok(verdict) => Ok(verdict.and_then(decision).map_err(failed)),
             Err(error) if error.is::<PoolConcurrencyLimitError>() => Err(Failure::Exhausted),

@@ -12,11 +12,13 @@
 //! `portcullis:policy`. It runs in a sandbox: a fresh instance per exchange by default, memory and
 //! CPU bounded, and no power that the host functions do not give. What it is as a plugin is in `policy.rs`, how it
 //! is loaded in `load.rs`, with what an instance begins in `snapshot.rs`, how it is called in `instance.rs`, what
-//! it can reach in `host.rs`. Modules made for proxy-wasm are told by what they export, and run as
-//! `proxy_wasm` says; those made for http-wasm by what they import and export, and run as `http_wasm` says.
+//! it can reach in `host.rs`, `capabilities.rs` and `wasi2.rs`. Modules made for proxy-wasm are told by what they
+//! export, and run as `proxy_wasm` says; those made for http-wasm by what they import and export, and run as
+//! `http_wasm` says.
 
 mod artifact;
 mod bindings;
+mod capabilities;
 mod engine;
 mod host;
 mod http_wasm;
@@ -28,12 +30,13 @@ mod proxy_wasm;
 mod scaffold;
 mod snapshot;
 mod wasi;
+mod wasi2;
 
 use std::num::NonZeroU32;
 
 use portcullis_plugin::{
-    Admission, BodyFilter, BuildContext, BuildError, Connection, Exchange, Hook, Needs, Plugin, PluginError,
-    PluginType, Size, Span, Used,
+    Admission, BodyFilter, BuildContext, BuildError, Connection, Exchange, Grants, Hook, Needs, Plugin,
+    PluginError, PluginType, Size, Span, Used,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -44,7 +47,7 @@ use crate::http_wasm::Handler;
 use crate::policy::Policy;
 use crate::proxy_wasm::{Filter, Options};
 
-pub use scaffold::scaffold;
+pub use scaffold::{Language, scaffold};
 
 /// Longest CPU budget per hook call.
 const MAX_CPU: Span = Span::seconds(1);
@@ -83,6 +86,9 @@ pub struct Config {
     #[serde(default = "body_limit")]
     #[schemars(extend("default" = "1MiB"))]
     body_limit: Size,
+    /// What the policy may use beside its exchange. Default: nothing.
+    #[serde(default)]
+    grants: Grants,
     /// What only modules for proxy-wasm have, the ABI of Envoy's filters; docs/proxy-wasm.md tells how they run.
     #[serde(default)]
     proxy_wasm: Options,
@@ -148,6 +154,11 @@ impl PluginType for Module {
         let engines = Result::as_ref(&engines)
             .map_err(|error| BuildError::at("", format!("no engine for Wasm can be had: {error:#}")))?;
         let bytes = &source.bytes;
+        let foreign = proxy_wasm::version(bytes).is_some() || http_wasm::is_handler(bytes);
+        if foreign && config.grants != Grants::default() {
+            let help = "what a module for proxy-wasm may call stands in `proxy_wasm`";
+            return Err(BuildError::at("grants", "a module for proxy-wasm or http-wasm has none").help(help));
+        }
         Ok(Module(match proxy_wasm::version(bytes) {
             Some(version) => Box::new(Filter::build(&config, &version, bytes, engines, context)?),
             None if http_wasm::is_handler(bytes) => {

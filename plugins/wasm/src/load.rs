@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use portcullis_plugin::{ArtifactStore, BuildError, HookName, block_on};
+use wasi_preview1_component_adapter_provider::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER;
 use wasmtime::component::{Component, ComponentExportIndex, HasSelf, InstancePre, Linker};
 use wasmtime::{Engine, Error, ensure};
 use wit_component::ComponentEncoder;
@@ -15,15 +16,34 @@ use crate::bindings::Imports;
 use crate::engine::{Engines, Lane};
 use crate::host::{About, Host};
 use crate::snapshot::snapshot;
+use crate::wasi2;
 
 /// The version of the WIT package that this gateway offers and calls.
 const VERSION: &str = "0.1.0";
+
+/// The interfaces of that package that a policy may import.
+const OFFERED: [&str; 11] = [
+    "types",
+    "exchange",
+    "host",
+    "http",
+    "cache",
+    "store",
+    "rate-limit",
+    "metrics",
+    "clock",
+    "random",
+    "secrets",
+];
 
 /// How a file begins that is a core module.
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
 /// What a core module's component type is stored under.
 const COMPONENT_TYPE: &[u8] = b"component-type";
+
+/// What core modules import that were made for the first version of WASI; an adapter makes 0.2 of it.
+const PREVIEW1: &str = "wasi_snapshot_preview1";
 
 const BUILD_WITH_SDK: &str =
     "build it with the portcullis-guest SDK: `portcullis new wasm NAME` writes a project";
@@ -111,7 +131,9 @@ fn prepare(lane: &Arc<Lane>, component: &Component) -> Result<Prepared, BuildErr
         return Err(no_hooks(&lane.engine, component));
     }
     let mut linker = Linker::new(&lane.engine);
+    let has_wasi = component.component_type().imports(&lane.engine).any(|(name, _)| wasi2::offers(name));
     let pre = Imports::add_to_linker::<Host, HasSelf<Host>>(&mut linker, |host| host)
+        .and_then(|()| if has_wasi { wasi2::link(&mut linker) } else { Ok(()) })
         .and_then(|()| linker.instantiate_pre(component))
         .map_err(|error| invalid(&format!("{error:#}")))?;
     Ok(Prepared { lane: lane.clone(), pre, exports })
@@ -142,21 +164,21 @@ fn wrap(module: &[u8]) -> Result<Vec<u8>, BuildError> {
     if !module.windows(COMPONENT_TYPE.len()).any(|window| window == COMPONENT_TYPE) {
         return Err(BuildError::at("file", "a core module without component type").help(BUILD_WITH_SDK));
     }
-    let encoded = ComponentEncoder::default().validate(true).module(module).and_then(|mut it| it.encode());
-    encoded.map_err(|error| {
-        let reason = format!("{error:#}");
-        let failure = invalid(&reason);
-        if reason.contains("wasi_snapshot") { failure.help(advice("wasi:")) } else { failure }
-    })
+    let encoded = ComponentEncoder::default()
+        .validate(true)
+        .module(module)
+        .and_then(|encoder| encoder.adapter(PREVIEW1, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER))
+        .and_then(|mut encoder| encoder.encode());
+    encoded.map_err(|error| invalid(&format!("{error:#}")))
 }
 
 fn check_imports(engine: &Engine, component: &Component) -> Result<(), BuildError> {
-    let offered = ["types", "exchange", "host"].map(interface);
+    let offered = OFFERED.map(interface);
     let ty = component.component_type();
     let missing: Vec<_> = ty
         .imports(engine)
         .map(|(name, _)| name)
-        .filter(|name| !offered.iter().any(|known| known == name))
+        .filter(|name| !wasi2::offers(name) && !offered.iter().any(|known| known == name))
         .collect();
     let Some(first) = missing.first() else { return Ok(()) };
     let message = format!("imports what no policy can have: `{}`", missing.join("`, `"));
@@ -164,9 +186,10 @@ fn check_imports(engine: &Engine, component: &Component) -> Result<(), BuildErro
 }
 
 fn advice(import: &str) -> String {
-    if import.starts_with("wasi:") {
-        "a policy has no files, sockets, environment or clock of WASI: build it for wasm32-unknown-unknown"
-            .into()
+    if import.starts_with("wasi:http/") {
+        format!("a policy calls upstreams by way of `{}`, as far as `grants.http` lets it", interface("http"))
+    } else if import.starts_with("wasi:") {
+        "of WASI a policy has version 0.2, without `wasi:http`".into()
     } else if import.starts_with("portcullis:policy/") {
         format!("this gateway offers portcullis:policy@{VERSION}: build it with the SDK of that version")
     } else {

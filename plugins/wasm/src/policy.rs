@@ -5,8 +5,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use portcullis_plugin::{
-    Admission, BodyWish, BuildContext, BuildError, Connection, ErrorKind, Exchange, Hook, HookFuture,
-    HookName, Needs, Plugin, PluginError, Size, Used, block_on, thread_time,
+    Admission, BodyWish, BuildContext, BuildError, Capabilities, Connection, ErrorKind, Exchange, Hook,
+    HookFuture, HookName, Needs, Plugin, PluginError, Size, Used, block_on, thread_time,
 };
 use serde_json::{Map, Value};
 
@@ -55,6 +55,7 @@ impl Policy {
                 config: config.config.to_string(),
                 memory: config.memory.0,
                 transfer: TRANSFER + config.body_limit.0,
+                capabilities: Capabilities::build(&config.grants, context)?,
                 engines: engines.clone(),
             }),
             cpu: crate::check_cpu(config)?.unwrap_or(CPU),

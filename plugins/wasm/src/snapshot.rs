@@ -48,7 +48,7 @@ pub(crate) async fn snapshot(
     store.limiter(|host| host);
     store.epoch_deadline_callback(|mut context| context.data_mut().tick());
     store.set_epoch_deadline(1);
-    store.data_mut().begin(budget, Pace::Yield);
+    store.data_mut().begin(budget, Pace::Hold);
     let instance = linker(engine, &exposed)?.instantiate_async(&mut store, &exposed).await?;
     configure(&mut store, &instance).await?;
     let state = state(&mut store, &instance, globals.len())?;

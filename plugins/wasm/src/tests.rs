@@ -317,8 +317,13 @@ fn what_is_no_policy_is_refused_with_what_it_is() {
             component(
                 r#"(component (import "wasi:cli/environment@0.2.0" (instance)) (import "my:own/thing" (instance)))"#,
             ),
-            "imports what no policy can have: `wasi:cli/environment@0.2.0`, `my:own/thing`",
-            "wasm32-unknown-unknown",
+            "imports what no policy can have: `my:own/thing`",
+            "portcullis-guest SDK",
+        ),
+        (
+            component(r#"(component (import "wasi:http/outgoing-handler@0.2.0" (instance)))"#),
+            "imports what no policy can have: `wasi:http/outgoing-handler@0.2.0`",
+            "by way of `portcullis:policy/http@0.1.0`",
         ),
         (
             component(r#"(component (import "portcullis:policy/host@0.2.0" (instance)))"#),

@@ -15,6 +15,7 @@ const TEXT: &str = "plugins/rhai/src/host/text.rs";
 const STATE: &str = "plugins/wasm/src/tests/state.rs";
 const ENGINE: &str = "plugins/wasm/src/engine.rs";
 const GUESTS: &str = "plugins/wasm/src/tests.rs";
+const MODULES: &str = "tests/tests/guests.rs";
 const FILTERS: &str = "plugins/wasm/src/proxy_wasm/tests/handmade.rs";
 const HANDLERS: &str = "plugins/wasm/src/http_wasm/tests/handmade.rs";
 const SHARED: &str = "plugins/wasm/src/proxy_wasm/shared.rs";
@@ -493,6 +494,9 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         Bites("plugins/wasm/src/instance.rs", "a_reason_is_a_short_code"),
     ),
     ("plugins/wasm/src/instance.rs SHELVES", Not("a number of locks")),
+    ("plugins/wasm/src/wasi2.rs MAX_RANDOM", Bites(MODULES, "what_wasi_gives_is_bounded")),
+    ("plugins/wasm/src/wasi2.rs MAX_RESOURCES", Bites(MODULES, "what_wasi_gives_is_bounded")),
+    ("plugins/wasm/src/wasi2.rs PRINTED", Bites(MODULES, "what_a_module_prints_is_logged_within_bounds")),
     ("plugins/wasm/src/policy.rs CONFIGURE_TICKS", Bites(STATE, "configure_is_not_waited_for_without_end")),
     ("plugins/wasm/src/policy.rs CPU", Bites(GUESTS, "every_way_out_of_a_call_brings_the_exchange_back")),
     (

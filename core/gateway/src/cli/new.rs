@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use portcullis_wasm::Language;
+
 use super::Failure;
 use crate::say;
 
@@ -15,9 +17,9 @@ const DEFINITIONS: &str = "portcullis.d.rhai";
 pub(super) fn script(name: &str, dir: &Path) -> Result<ExitCode, Failure> {
     judge(name)?;
     let path = dir.join(format!("{name}.rhai"));
-    write(&path, &portcullis_rhai::SCAFFOLD.replace("NAME", name))?;
+    write(&path, portcullis_rhai::SCAFFOLD.replace("NAME", name).as_bytes())?;
     let tests = path.with_extension("test.yaml");
-    write(&tests, portcullis_rhai::SCAFFOLD_TESTS)?;
+    write(&tests, portcullis_rhai::SCAFFOLD_TESTS.as_bytes())?;
     let definitions = dir.join(DEFINITIONS);
     // What an editor knows of the host's functions; the same for every script.
     fs::write(&definitions, portcullis_rhai::definitions())
@@ -33,20 +35,22 @@ pub(super) fn script(name: &str, dir: &Path) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `portcullis new wasm NAME`
-pub(super) fn wasm(name: &str, dir: &Path) -> Result<ExitCode, Failure> {
+/// `portcullis new wasm NAME --lang LANGUAGE`
+pub(super) fn wasm(name: &str, language: Language, dir: &Path) -> Result<ExitCode, Failure> {
     judge(name)?;
     let root = dir.join(name);
     if root.exists() {
         return Err(exists(&root));
     }
-    for (path, content) in portcullis_wasm::scaffold(name) {
+    for (path, content) in portcullis_wasm::scaffold(name, language).map_err(Failure::Run)? {
         write(&root.join(path), &content)?;
     }
     say::result(&format!(
         "wrote {root}\n\n\
          Build it ({root}/README.md says what that takes):\n  \
          sh {root}/build.sh\n\
+         run its tests:\n  \
+         portcullis test {root}/{name}.test.yaml\n\
          then copy it into the policy directory, where it applies by being there:\n  \
          cp {root}/{name}.wasm policies/50-{name}.wasm",
         root = root.display()
@@ -66,12 +70,12 @@ fn judge(name: &str) -> Result<(), Failure> {
 }
 
 /// Writes a new file and its directories; never over another.
-fn write(path: &Path, content: &str) -> Result<(), Failure> {
+fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
     let create = || {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        OpenOptions::new().write(true).create_new(true).open(path)?.write_all(content.as_bytes())
+        OpenOptions::new().write(true).create_new(true).open(path)?.write_all(content)
     };
     create().map_err(|error: io::Error| match error.kind() {
         io::ErrorKind::AlreadyExists => exists(path),

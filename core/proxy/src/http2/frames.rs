@@ -166,10 +166,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Counted<S> {
         self.is_parting = true;
         self.client.give_up(why);
         tracing::debug!(peer = %self.client.connection.peer, ?why, "HTTP/2 client is heard no more");
-        if self.may_interject() && self.heads.frames.borrow().is_empty() {
+        if self.may_interject() {
             let payload = [self.allowance.last.to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes()];
-            let frame = frame(GOAWAY, 0, 0, payload.as_flattened());
-            let _ = Pin::new(&mut self.io).poll_write(cx, &frame);
+            let mut frames = self.heads.frames.borrow_mut();
+            frames.extend_from_slice(&frame(GOAWAY, 0, 0, payload.as_flattened()));
+            let _ = Pin::new(&mut self.io).poll_write(cx, &frames);
         }
     }
 

@@ -242,7 +242,7 @@ fn store(api: &mut Api<'_>, granted: &Arc<Capabilities>) {
     api.function(
         "store_delete(key: string) -> bool",
         "Removes what is kept under a key; whether there was something.",
-        r#"store_delete(`banned/${ctx.client.address}`);"#,
+        r#"if store_delete(`banned/${ctx.client.address}`) { count("logins", "unbanned"); }"#,
         move |key: &str| -> Outcome<bool> {
             let key = key.to_owned();
             ask_store(&caps, 0, move |store: Keyspace| async move { store.delete(&key).await })

@@ -91,7 +91,7 @@ fn calls_that_go_wrong_are_errors_that_a_script_may_catch() {
 #[test]
 fn hooks_that_cannot_wait_say_so() {
     let plugin = build_granted(r#"fn on_connection(conn) { http_get("idp", "/"); }"#);
-    let error = plugin.on_connection("192.0.2.1:1").unwrap_err();
+    let error = plugin.on_connection("192.0.2.1").unwrap_err();
     assert!(error.message().contains("not `on_connection`"), "{error}");
 }
 
@@ -177,13 +177,13 @@ fn a_secret_is_used_and_not_read() {
 fn no_way_of_a_script_prints_a_secret() {
     let script = r##"fn on_request(ctx) {
         let key = secret("signing");
-        print(key); debug(key); print([key]); log(`${key}`);
+        print(key); debug(key); log(`${key}`);
         let caught = [key.to_string(), key.to_debug(), type_of(key)];
         for attempt in [
             |k, ctx| json_stringify(k), |k, ctx| json_stringify([k]), |k, ctx| { throw k; }, |k, ctx| k + "",
             |k, ctx| { ctx.facts["key"] = k; }, |k, ctx| { ctx.request.headers["x-key"] = k; }, |k, ctx| k[0],
             |k, ctx| base64_encode(k), |k, ctx| k.len(), |k, ctx| cache_set("key", k, 1), |k, ctx| k.name,
-            |k, ctx| hmac_sha256_hex("a" + k, "b"),
+            |k, ctx| hmac_sha256_hex("a" + k, "b"), |k, ctx| print([k]),
         ] {
             try { caught.push(`${attempt.call(key, ctx)}`); } catch (error) { caught.push(`${error}`); }
         }
@@ -195,8 +195,8 @@ fn no_way_of_a_script_prints_a_secret() {
     let plugin = build_from(tester, json!({ "grants": grants })).unwrap();
     let mut exchange = complete();
     let (lines, error) = collect_log(|| plugin.on_request(&mut exchange).unwrap_err());
-    let said = exchange.fact("said").unwrap();
-    assert!(said.as_array().unwrap().len() == 15 && lines.contains("<secret>"), "{said} {lines}");
+    let said = exchange.fact("said").unwrap_or_else(|| panic!("{error}"));
+    assert!(said.as_array().unwrap().len() == 16 && lines.contains("<secret>"), "{said} {lines}");
     assert!(!format!("{said} {lines} {error} {exchange:?}").contains("hunter2"), "{said} {lines} {error}");
 }
 

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use portcullis_plugin::{
-    BodyWish, BuildContext, BuildError, Decision, Exchange, Hook, HookFuture, HookName, Needs, Plugin,
-    PluginError, Used, block_on, thread_time,
+    BodyWish, BuildContext, BuildError, Capabilities, Decision, Exchange, Hook, HookFuture, HookName, Needs,
+    Plugin, PluginError, Used, block_on, thread_time,
 };
 
 pub(crate) use self::abi::is_handler;
@@ -61,6 +61,7 @@ impl Handler {
             config: crate::text(config)?,
             memory: config.memory.0,
             transfer: config.body_limit.0,
+            capabilities: Capabilities::default(),
             engines: engines.clone(),
         };
         let guest = Guest {

@@ -1,9 +1,13 @@
 //! Does whatever its configuration says: `{ do: spin }`, or per hook, `{ on_log: panic }`. Most of it
 //! is bad, so that tests can see what the gateway makes of it.
 
+use std::fmt::Debug;
 use std::hint::black_box;
+use std::time::Duration;
 
 use portcullis_guest::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 #[derive(Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -42,6 +46,18 @@ enum Act {
     Count,
     /// Reads and changes whatever there is, and says what it saw.
     Tour,
+    /// Uses every capability, and says what came of it.
+    Use,
+    /// Calls the upstream `origin` until it is denied, and says how often that went well.
+    Calls,
+    /// Calls the upstream `origin` for its path, and hands its answer on.
+    Ask,
+    /// Fills its cache.
+    Hoard,
+    /// Counts under ever new labels.
+    Label,
+    /// Takes what a limit has.
+    Exhaust,
 }
 
 struct Hostile {
@@ -81,6 +97,39 @@ impl Hostile {
                 proceed()
             }
             Some(Act::Tour) => tour(exchange),
+            Some(Act::Use) => use_all(exchange),
+            Some(Act::Calls) => {
+                let went_well = |_: &u32| call("origin", Call::new("GET", "/")).is_ok();
+                let calls = (0..1000).take_while(went_well).count();
+                exchange.request().set_header("x-calls", calls.to_string())?;
+                proceed()
+            }
+            Some(Act::Ask) => {
+                let asked = Call::new("POST", &exchange.request().path()).header("x-asked", "yes").body("question");
+                let answer = call("origin", asked)?;
+                exchange.request().set_header("x-answer", answer.header("x-answer").unwrap_or("none"))?;
+                exchange.request().set_header("x-answered", format!("{} {}", answer.status, answer.body.len()))?;
+                proceed()
+            }
+            Some(Act::Hoard) => {
+                for entry in 0..300 {
+                    keep(&format!("entry {entry}"), &[0; 4096], MINUTE)?;
+                }
+                let is_kept = |entry: &u32| cached(&format!("entry {entry}")).is_ok_and(|value| value.is_some());
+                exchange.request().set_header("x-kept", (0..300).filter(is_kept).count().to_string())?;
+                proceed()
+            }
+            Some(Act::Exhaust) => {
+                let is_allowed = |_: &u32| take("login", "ann").is_ok_and(|taken| taken.allowed);
+                exchange.request().set_header("x-taken", (0..100).take_while(is_allowed).count().to_string())?;
+                proceed()
+            }
+            Some(Act::Label) => {
+                for label in 0..300 {
+                    count("seen", &label.to_string(), 1)?;
+                }
+                proceed()
+            }
         }
     }
 }
@@ -128,7 +177,7 @@ fn tour(exchange: &Exchange) -> Result<Verdict> {
         "attempt": exchange.attempt().map(|attempt| format!("{} {}", attempt.upstream, attempt.endpoint)),
         "status": exchange.response().status(),
         "outcome": exchange.outcome().map(|outcome| outcome.end),
-        "now": now() > 1_700_000_000_000,
+        "now": now().is_ok_and(|now| now > 1_700_000_000_000),
         "fact": exchange.fact::<u32>("before"),
     });
     exchange.set_fact("seen", &seen)?;
@@ -149,6 +198,35 @@ fn tour(exchange: &Exchange) -> Result<Verdict> {
     proceed()
 }
 
+fn use_all(exchange: &Exchange) -> Result<Verdict> {
+    let seen = [
+        ("http", told(call("origin", Call::new("GET", "/")).map(|answer| answer.status))),
+        ("cache_set", told(keep("a", b"1", MINUTE))),
+        ("cache", told(cached("a"))),
+        ("store", told(store("a", b"1", MINUTE))),
+        ("store_replace", told(store_replace("a", Some(b"1"), b"2", MINUTE))),
+        ("stored", told(stored("a"))),
+        ("store_add", told(store_add("n", 2, MINUTE))),
+        ("store_delete", told(store_delete("n"))),
+        ("rate_limit", told(take("login", "ann").map(|taken| (taken.allowed, taken.left)))),
+        ("metrics", told(count("seen", "", 2))),
+        ("clock", told(now().map(|now| now > 1_700_000_000_000))),
+        ("random", told(random(16).map(|bytes| bytes.len()))),
+        ("secrets", told(hmac_sha256("signing", b"text").map(|code| (code[0], code.len())))),
+        ("is_secret", told(is_secret("signing", b"hunter2"))),
+    ];
+    let seen = seen.into_iter().map(|(name, told)| (name.to_owned(), told.into())).collect();
+    exchange.set_fact("seen", serde_json::Value::Object(seen))?;
+    proceed()
+}
+
+fn told<T: Debug>(outcome: Result<T>) -> String {
+    match outcome {
+        Ok(value) => format!("{value:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
 impl Policy for Hostile {
     type Config = Config;
 
@@ -164,6 +242,12 @@ impl Policy for Hostile {
             Some(Act::Spin) => spin(),
             Some(Act::Panic) => panic!("the guest lost its head"),
             Some(Act::Drop) => Ok(Admission::Drop),
+            Some(Act::Ask) => {
+                let asked = call("origin", Call::new("GET", "/")).map(|answer| answer.status);
+                log(Level::Warn, &told(asked));
+                log(Level::Warn, &told(stored("a")));
+                Ok(Admission::Accept)
+            }
             Some(Act::Count) if client.peer.starts_with("203.") => Ok(Admission::Drop),
             _ => Ok(Admission::Accept),
         }

@@ -1,4 +1,5 @@
 //! Stamps responses with a header that tells how long the gateway and the upstream took.
+//! Takes `grants: { clock: true }`.
 
 use portcullis_guest::*;
 
@@ -10,23 +11,24 @@ struct Config {
 
 struct StampResponse {
     header: String,
-    began: u64,
+    began: Option<u64>,
 }
 
 impl Policy for StampResponse {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self> {
-        Ok(StampResponse { header: config.header, began: now() })
+        Ok(StampResponse { header: config.header, began: None })
     }
 
     fn on_request(&mut self, _: &Exchange) -> Result<Verdict> {
-        self.began = now();
+        self.began = Some(now()?);
         proceed()
     }
 
     fn on_response(&mut self, exchange: &Exchange) -> Result<Verdict> {
-        let took = now().saturating_sub(self.began);
+        let now = now()?;
+        let took = now.saturating_sub(self.began.unwrap_or(now));
         exchange.response().set_header(&self.header, format!("{took} ms"))?;
         proceed()
     }

@@ -1,13 +1,16 @@
-//! The project that `portcullis new wasm NAME` writes: a policy, the SDK beside it, how to build it.
+//! A project in Rust: a policy, the SDK beside it, how to build it.
+
+use std::collections::BTreeMap;
 
 /// The SDK, which goes along since a policy has to build wherever the gateway was installed from.
-const SDK: [(&str, &str); 6] = [
-    ("sdk/src/lib.rs", include_str!("../../../plugin-sdk/guest/src/lib.rs")),
-    ("sdk/src/bindings.rs", include_str!("../../../plugin-sdk/guest/src/bindings.rs")),
-    ("sdk/src/config.rs", include_str!("../../../plugin-sdk/guest/src/config.rs")),
-    ("sdk/src/exchange.rs", include_str!("../../../plugin-sdk/guest/src/exchange.rs")),
-    ("sdk/src/export.rs", include_str!("../../../plugin-sdk/guest/src/export.rs")),
-    ("sdk/wit/portcullis-policy.wit", include_str!("../../../plugin-sdk/guest/wit/portcullis-policy.wit")),
+const SDK: [(&str, &str); 7] = [
+    ("sdk/src/lib.rs", include_str!("../../../../plugin-sdk/guest/src/lib.rs")),
+    ("sdk/src/bindings.rs", include_str!("../../../../plugin-sdk/guest/src/bindings.rs")),
+    ("sdk/src/capabilities.rs", include_str!("../../../../plugin-sdk/guest/src/capabilities.rs")),
+    ("sdk/src/config.rs", include_str!("../../../../plugin-sdk/guest/src/config.rs")),
+    ("sdk/src/exchange.rs", include_str!("../../../../plugin-sdk/guest/src/exchange.rs")),
+    ("sdk/src/export.rs", include_str!("../../../../plugin-sdk/guest/src/export.rs")),
+    ("sdk/wit/portcullis-policy.wit", include_str!("../../../../plugin-sdk/guest/wit/portcullis-policy.wit")),
 ];
 
 const SDK_MANIFEST: &str = r#"[package]
@@ -46,7 +49,9 @@ strip = "debuginfo"
 [workspace]
 "#;
 
-const BUILD_SCRIPT: &str = include_str!("../../../plugin-sdk/guest/examples/block-path/build.rs");
+const BUILD_SCRIPT: &str = include_str!("../../../../plugin-sdk/guest/examples/block-path/build.rs");
+
+const TESTS: &str = include_str!("rust.test.yaml");
 
 const POLICY: &str = r#"//! Refuses requests for a path and for what lies below it.
 
@@ -113,7 +118,7 @@ A policy for Portcullis, compiled to WebAssembly.
 
 makes `NAME.wasm`. That takes a Rust that makes WebAssembly: one from rustup, once
 `rustup target add wasm32-unknown-unknown`; or, on Debian and Ubuntu, the packages `rustc-web` and
-`rust-web-src` beside it.
+`rust-web-src` beside it. `portcullis test NAME.test.yaml` runs its tests.
 
 Copy it into the policy directory as `50-NAME.wasm`, with `config: { prefix: /secret }` in
 `50-NAME.yaml` beside it if the default is not what you want; or name it in a chain:
@@ -125,12 +130,11 @@ Copy it into the policy directory as `50-NAME.wasm`, with `config: { prefix: /se
 The hooks and what they can do: `sdk/src/lib.rs`. For other languages: `sdk/wit/portcullis-policy.wit`.
 "#;
 
-/// All files of a new project, by path and content. `name` is a crate's name: letters, digits,
-/// hyphens, underscores.
-pub fn scaffold(name: &str) -> Vec<(String, String)> {
+/// All files of a project in Rust, by path.
+pub(super) fn project(name: &str) -> BTreeMap<String, Vec<u8>> {
     let fill = |text: &str| {
         let text = text.replace("NAME", name).replace("SNAKE", &name.replace('-', "_"));
-        text.replace("VERSION", env!("CARGO_PKG_VERSION"))
+        text.replace("VERSION", env!("CARGO_PKG_VERSION")).into_bytes()
     };
     let own = [
         ("Cargo.toml", MANIFEST),
@@ -141,7 +145,8 @@ pub fn scaffold(name: &str) -> Vec<(String, String)> {
         ("sdk/Cargo.toml", SDK_MANIFEST),
     ];
     let own = own.into_iter().map(|(path, text)| (path.to_owned(), fill(text)));
-    own.chain(SDK.into_iter().map(|(path, text)| (path.to_owned(), text.to_owned()))).collect()
+    let tests = (format!("{name}.test.yaml"), fill(TESTS));
+    own.chain([tests]).chain(SDK.into_iter().map(|(path, text)| (path.to_owned(), text.into()))).collect()
 }
 
 #[cfg(test)]
@@ -149,24 +154,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_project_has_its_name_everywhere_and_the_sdk_beside_it() {
-        let files = scaffold("my-policy");
-        let file = |path: &str| &files.iter().find(|(known, _)| known == path).unwrap().1;
+    fn a_project_has_its_name_where_it_matters() {
+        let files = project("my-policy");
+        let file = |path: &str| String::from_utf8(files[path].clone()).unwrap();
         assert!(file("Cargo.toml").contains("name = \"my-policy\""));
         assert!(file("build.rs").contains("stack-size"));
         assert!(file("build.sh").contains("release/my_policy.wasm\" my-policy.wasm"));
         assert!(file("src/lib.rs").contains("\"my_policy.prefix\""));
-        let unfilled = |text: &str| ["NAME", "SNAKE", "VERSION"].iter().any(|word| text.contains(word));
-        assert!(files.iter().filter(|(path, _)| !path.starts_with("sdk/")).all(|(_, text)| !unfilled(text)));
     }
 
     /// What is vendored builds with the dependencies it was written for.
     #[test]
     fn the_vendored_sdk_asks_for_what_the_real_one_does() {
-        let workspace = include_str!("../../../Cargo.toml");
+        let workspace = include_str!("../../../../Cargo.toml");
         let line = SDK_MANIFEST.lines().find(|line| line.starts_with("wit-bindgen")).unwrap();
         assert!(workspace.contains(line), "{line}");
-        let sdk = include_str!("../../../plugin-sdk/guest/src/lib.rs");
+        let sdk = include_str!("../../../../plugin-sdk/guest/src/lib.rs");
         let declares =
             |line: &&str| line.trim_start_matches("pub ").starts_with("mod ") && line.ends_with(';');
         let modules = sdk.lines().filter(declares);
