@@ -1,5 +1,5 @@
-//! Servers that are killed, started again and stopped while clients ask without a pause, whatever is spoken with them:
-//! HTTP/2 in plain text, HTTP/1 and HTTP/2 in TLS, gRPC. Each is a process of its own.
+//! Servers that are killed, started again, stopped, slowed and whose connections are reset while clients ask without a
+//! pause, whatever is spoken with them: HTTP/1 and HTTP/2, in plain text and in TLS, gRPC. Each is a process of its own.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use portcullis_tests::tools::{Authority, grpc, has};
-use portcullis_tests::{Gateway, Load, Setup, Stop, here, nobody, request, server, until};
+use portcullis_tests::{Gateway, Load, Setup, Stop, here, nobody, request, server, until, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -27,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(4);
 const FAILURES: usize = 2;
 
 /// A server that a test can stop, and that is killed when it is dropped.
-trait Mortal {
+trait Mortal: Sync {
     fn signal(&self, name: &str);
 }
 
@@ -91,15 +91,34 @@ http {{
     listening(Foreign { child: command.spawn().unwrap(), _dir: dir }, address)
 }
 
-/// Kills a server, starts it again, twice, then stops it and lets it go on; each time until the gateway has noticed.
+/// Has a server run a fifth of the time while clients go on.
+fn slow(victim: &dyn Mortal, go_on: &dyn Fn()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        scope.spawn(|| {
+            while !stop.load(SeqCst) {
+                for (signal, millis) in [("STOP", 40), ("CONT", 10)] {
+                    victim.signal(signal);
+                    wait_until(Instant::now() + Duration::from_millis(millis));
+                }
+            }
+        });
+        go_on();
+        go_on();
+    });
+}
+
+/// Kills a server, starts it again, twice; then slows it, stops it and lets it go on, and at last kills it with requests
+/// that it has not read, which has the system reset its connections; each time until the gateway has noticed.
 fn harm(
     gateway: &Gateway,
     address: SocketAddr,
     start: &dyn Fn(SocketAddr) -> Box<dyn Mortal>,
     go_on: &dyn Fn(),
 ) {
-    let is_healthy =
-        || gateway.metric("portcullis_endpoint_healthy", &[&format!("endpoint=\"{address}\"")]) == 1.0;
+    let metric = |name| gateway.metric(name, &[&format!("endpoint=\"{address}\"")]);
+    let is_healthy = || metric("portcullis_endpoint_healthy") == 1.0;
     for _ in 0..2 {
         let victim = start(address);
         until("the endpoint to be there", is_healthy);
@@ -111,16 +130,26 @@ fn harm(
     let victim = start(address);
     until("the endpoint to be back", is_healthy);
     go_on();
+    slow(&*victim, go_on);
+    until("the endpoint to be as before", is_healthy);
     victim.signal("STOP");
     until("the endpoint to be ejected", || !is_healthy());
     go_on();
     victim.signal("CONT");
     until("the endpoint to be back", is_healthy);
     go_on();
+    victim.signal("STOP");
+    until("requests to wait there", || metric("portcullis_endpoint_in_flight") > 0.0);
+    drop(victim);
+    until("the endpoint to be ejected", || !is_healthy());
+    go_on();
+    let _victim = start(address);
+    until("the endpoint to be back", is_healthy);
+    go_on();
 }
 
 /// So often is a server harmed there.
-const HARMS: usize = 3;
+const HARMS: usize = 5;
 
 /// Requests that are not repeated, one after the other.
 #[derive(Default)]
@@ -174,8 +203,11 @@ fn survives(scheme: &str, settings: &str, start: &dyn Fn(SocketAddr) -> Box<dyn 
 }
 
 #[test]
-fn http2_in_plain_text() {
-    survives("http", "protocol: http2", &|address| listening(server("h2c", address), address));
+fn http1_and_http2_in_plain_text() {
+    for protocol in ["http1", "http2"] {
+        let settings = format!("protocol: {protocol}");
+        survives("http", &settings, &|address| listening(server("plain", address), address));
+    }
 }
 
 #[test]

@@ -294,6 +294,26 @@ fn connections_that_come_and_go_are_counted_right_over_all_workers() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_holds_up_the_end_for_a_short_while_only() {
+    let config = "
+plugins: [{ access_log: { target: stdout, headers: [x-long] } }]
+listeners: [{ name: main, bind: 127.0.0.1:0, limits: { header_bytes: 64KiB } }]
+routes: [{ respond: { status: 204 } }]
+";
+    let (reader, writer) = std::io::pipe().unwrap();
+    let gateway = Setup::new(config).stdout(writer).start();
+    // More than a pipe holds.
+    let sent = request("GET", "/").header("x-long", &"l".repeat(60 << 10));
+    (0..5).for_each(|_| assert_eq!(gateway.ask(&sent).status, 204));
+    let begin = Instant::now();
+    gateway.signal("TERM");
+    assert!(gateway.wait().status.success());
+    // It waited for who might read yet.
+    assert!(begin.elapsed() >= Duration::from_secs(2), "{:?}", begin.elapsed());
+    drop(reader);
+}
+
+#[test]
 fn a_log_that_nobody_reads_drops_lines_and_holds_up_nothing() {
     const REQUESTS: usize = 200;
     let config = "

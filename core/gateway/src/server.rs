@@ -82,3 +82,32 @@ where
     }
     Ok(whole)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_end_is_not_waited_for_as_long_as_a_connection_may_last() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits { connections: 1, lifetime: 6 * HEAD, keep_alive: false };
+        let answer = |_| async { Response::new(String::new()) };
+        let (begin, mut rest) = (Instant::now(), Vec::new());
+        tokio::select! {
+            () = serve(listener, limits, answer) => {}
+            () = async {
+                let mut client = TcpStream::connect(address).await.unwrap();
+                client.write_all(b"GET / HTTP/1.1\r\nhost: ").await.unwrap();
+                client.read_to_end(&mut rest).await.unwrap();
+            } => {}
+        }
+        assert!((HEAD..2 * HEAD).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    }
+}

@@ -212,6 +212,21 @@ fn a_body_counts_against_the_budget_until_it_is_logged() {
     }
 }
 
+#[test]
+fn an_exchange_that_stays_in_its_log_holds_up_the_end_for_a_short_while_only() {
+    let (sender, receiver) = mpsc::channel();
+    let mut setup = Setup::to(origin()).plugin(Held(Mutex::new(receiver)));
+    setup.plugin_timeout = 6 * PATIENCE;
+    let mut gateway = setup.start();
+    let (_release, until) = oneshot::channel();
+    sender.send(until).unwrap();
+    assert_eq!(status(&gateway.get("/nowhere")), 404);
+    // Its workers end, after five seconds for the log.
+    let begin = Instant::now();
+    assert_eq!(gateway.drain(), 0);
+    assert!((4..30).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+}
+
 /// Exchanges that may wait for their log, and some more.
 const WAITING: usize = 16_384;
 const MORE: usize = 100;

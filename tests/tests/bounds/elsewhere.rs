@@ -83,7 +83,7 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ("core/control/src/build/listeners.rs SOCKET_MODE", Not("bits of permissions")),
     (
         "core/control/src/build/plan.rs LONGEST_CHAIN",
-        Not("as many plugins as can be numbered, which a test would have to build"),
+        Bites("core/control/src/build/plan.rs", "a_chain_has_no_more_plugins_than_can_be_numbered"),
     ),
     ("core/control/src/build/plugins.rs TIMEOUT", Not("a default; the setting has its test")),
     ("core/control/src/build/upstreams.rs MARK_BYTES", Not("the length of a name")),
@@ -221,10 +221,19 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         Bites("core/gateway/src/pid_file.rs", "another_file_is_not_overwritten"),
     ),
     ("core/gateway/src/quickstart.rs TRIED", Not("how many ports are tried")),
-    ("core/gateway/src/run.rs FLUSH", Not("two seconds at the end, for which a test would have to wait")),
+    (
+        "core/gateway/src/run.rs FLUSH",
+        Bites("tests/tests/limits.rs", "a_log_that_nobody_reads_holds_up_the_end_for_a_short_while_only"),
+    ),
     ("core/gateway/src/run.rs LEFT_BEHIND", Not("what is left behind ends with the process")),
     ("core/gateway/src/server.rs AFTER_FAILED_ACCEPT", Not("a pause")),
-    ("core/gateway/src/server.rs HEAD", Not("ten seconds, for which a test would have to wait")),
+    (
+        "core/gateway/src/server.rs HEAD",
+        Bites(
+            "core/gateway/src/server.rs",
+            "a_head_that_does_not_end_is_not_waited_for_as_long_as_a_connection_may_last",
+        ),
+    ),
     (
         "core/gateway/src/sinks.rs BYTES",
         Bites("core/gateway/src/sinks.rs", "a_stuck_target_blocks_nobody_and_what_it_drops_is_counted"),

@@ -172,20 +172,23 @@ impl Builder<'_> {
     }
 
     fn refuse_long_chains(&mut self, planned: &[Planned]) {
-        let mut counts: HashMap<&Scope, usize> = HashMap::new();
-        for plugin in planned {
-            *counts.entry(&plugin.scope).or_default() += 1;
-        }
-        let longest = |of: fn(&Scope) -> bool| {
-            counts.iter().filter(|(scope, _)| of(scope)).map(|(_, count)| *count).max().unwrap_or_default()
-        };
-        let total = longest(|scope| *scope == Scope::Gateway)
-            + longest(|scope| matches!(scope, Scope::Listener(_)))
-            + longest(|scope| matches!(scope, Scope::Route(_)));
-        if total > LONGEST_CHAIN {
+        if is_too_long(planned.iter().map(|plugin| &plugin.scope)) {
             self.error("plugins", format!("a chain has at most {LONGEST_CHAIN} plugins"));
         }
     }
+}
+
+/// Whether the longest chain of plugins in these scopes is longer than it may be.
+fn is_too_long<'p>(scopes: impl Iterator<Item = &'p Scope>) -> bool {
+    let mut counts: HashMap<&Scope, usize> = HashMap::new();
+    scopes.for_each(|scope| *counts.entry(scope).or_default() += 1);
+    let longest = |of: fn(&Scope) -> bool| {
+        counts.iter().filter(|(scope, _)| of(scope)).map(|(_, count)| *count).max().unwrap_or_default()
+    };
+    let total = longest(|scope| *scope == Scope::Gateway)
+        + longest(|scope| matches!(scope, Scope::Listener(_)))
+        + longest(|scope| matches!(scope, Scope::Route(_)));
+    total > LONGEST_CHAIN
 }
 
 fn shown_by_their_list(first: &Planned, second: &Planned) -> bool {
@@ -214,5 +217,23 @@ fn join(base: &str, part: &str) -> String {
         (_, true, _) => base.to_owned(),
         (_, _, true) => format!("{base}{part}"),
         _ => format!("{base}.{part}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_has_no_more_plugins_than_can_be_numbered() {
+        let (listener, route) = (Scope::Listener("main".into()), Scope::Route("all".into()));
+        let chain = |count: usize, last: &Scope| {
+            let scopes: Vec<_> = std::iter::repeat_n(Scope::Gateway, count).chain([last.clone()]).collect();
+            is_too_long(scopes.iter().chain([&listener, &route]))
+        };
+        // Of two listeners' lists, a chain has one.
+        let other = Scope::Listener("other".into());
+        assert!(!chain(LONGEST_CHAIN - 2, &other) && chain(LONGEST_CHAIN - 1, &other));
+        assert!(!chain(LONGEST_CHAIN - 3, &route) && chain(LONGEST_CHAIN - 2, &route));
     }
 }
