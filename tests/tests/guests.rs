@@ -5,14 +5,14 @@
 
 use portcullis_tests::tools::guest;
 use portcullis_tests::{Answer, Gateway, Origin, Setup, request, until};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A module before `origin` with these options, and an access log.
 fn start(name: &str, options: &str) -> Option<(Origin, Gateway)> {
     let module = guest(name)?;
     let origin = Origin::start();
     let plugins = format!(
-        "workers: 1\nplugins:\n  - access_log: {{ target: access.log }}\n  - wasm: {{ file: m.wasm, cpu: 1s, {options} }}\n"
+        "workers: 1\nplugins:\n  - access_log: {{ target: access.log, facts: [seen] }}\n  - wasm: {{ file: m.wasm, cpu: 1s, {options} }}\n"
     );
     let gateway = Setup::new(&plugins)
         .file("m.wasm", module)
@@ -24,7 +24,11 @@ fn start(name: &str, options: &str) -> Option<(Origin, Gateway)> {
 
 /// What reached the origin under this name.
 fn sent(answer: &Answer, header: &str) -> String {
-    answer.json()["headers"][header].as_str().unwrap_or_default().to_owned()
+    let text = answer.text();
+    // `hostile` puts brackets around every body.
+    let seen = text.strip_prefix('<').and_then(|text| text.strip_suffix('>')).unwrap_or(&text);
+    let seen: Value = serde_json::from_str(seen).unwrap_or_else(|error| panic!("{error} in {text}"));
+    seen["headers"][header].as_str().unwrap_or_default().to_owned()
 }
 
 const ALL: &str = "grants: { http: { upstreams: [origin] }, cache: {}, store: true, rate_limit: { login: { rate: 5/min } }, metrics: [seen], clock: true, random: true, secrets: { signing: env:PORTCULLIS_TEST_KEY } }";
@@ -82,7 +86,7 @@ fn a_module_that_waits_for_an_upstream_holds_no_worker() {
     until("the policy's call to be held", || origin.held() == 1);
     // More requests than there are workers go past meanwhile.
     for _ in 0..8 {
-        let answer = gateway.get("/echo");
+        let answer = gateway.get("/seen");
         assert!(sent(&answer, "x-answered").starts_with("200 "), "{}", answer.text());
     }
     assert_eq!(origin.held(), 1);
@@ -100,11 +104,11 @@ fn a_module_that_waits_for_an_upstream_holds_no_worker() {
 fn floods_of_capabilities_end_at_their_bounds() {
     let options = "config: { on_request: calls }, grants: { http: { upstreams: [origin], calls: 3 } }";
     let Some((origin, gateway)) = start("hostile", options) else { return };
-    assert_eq!(sent(&gateway.get("/echo"), "x-calls"), "3");
+    assert_eq!(sent(&gateway.get("/seen"), "x-calls"), "3");
     assert_eq!(origin.served(), 4);
     let options = "config: { on_request: label }, grants: { metrics: [seen] }";
     let (_origin, gateway) = start("hostile", options).unwrap();
-    assert_eq!(gateway.get("/echo").status, 200);
+    assert_eq!(gateway.get("/seen").status, 200);
     let counted = gateway.admin("GET", "/metrics").text();
     let rows =
         counted.lines().filter(|line| line.starts_with("portcullis_plugin_wasm_counted_total{")).count();
@@ -113,7 +117,7 @@ fn floods_of_capabilities_end_at_their_bounds() {
     let (_origin, gateway) = start("hostile", options).unwrap();
     let before = gateway.memory();
     for _ in 0..20 {
-        let kept: u32 = sent(&gateway.get("/echo"), "x-kept").parse().unwrap();
+        let kept: u32 = sent(&gateway.get("/seen"), "x-kept").parse().unwrap();
         assert!(kept < 150, "{kept}");
     }
     // Six thousand values of 4 KiB were kept, ten at a time.
@@ -136,7 +140,7 @@ fn each_number_of_a_grant_bites() {
     let options =
         "config: { on_request: exhaust }, grants: { rate_limit: { login: { rate: 1/h, burst: 2 } } }";
     let (_origin, gateway) = start("hostile", options).unwrap();
-    let taken = || sent(&gateway.get("/echo"), "x-taken");
+    let taken = || sent(&gateway.get("/seen"), "x-taken");
     assert_eq!((taken(), taken()), ("2".into(), "0".into()));
 }
 
@@ -144,7 +148,7 @@ fn each_number_of_a_grant_bites() {
 fn what_can_not_wait_says_so() {
     let options = "config: { on_connection: ask }, grants: { http: { upstreams: [origin] }, store: true }";
     let Some((origin, gateway)) = start("hostile", options) else { return };
-    assert_eq!(gateway.get("/echo").status, 200);
+    assert_eq!(gateway.get("/seen").status, 200);
     for name in ["http", "store"] {
         let said = format!("`{name}` may have to wait, which `on_connection` and `configure` can't");
         until(&said, || gateway.log().contains(&said));
@@ -155,13 +159,13 @@ fn what_can_not_wait_says_so() {
 #[test]
 fn wasi_has_no_power_that_was_not_granted() {
     let Some((_origin, gateway)) = start("wasi", "memory: 4MiB") else { return };
-    let got = |wish: &str| sent(&gateway.ask(&request("GET", "/echo").header("x-do", wish)), "x-got");
+    let got = |wish: &str| sent(&gateway.ask(&request("GET", "/seen").header("x-do", wish)), "x-got");
     assert_eq!(got("random"), got("random"));
     assert_eq!(got("clock"), "0 0");
     // No variables, no arguments, and 8 (`badf`): no directory.
     assert_eq!(got("world"), "0 0 0 8");
     for (wish, told) in [("sleep 10", "add `grants: { clock: true }`"), ("exit", "exit")] {
-        assert_eq!(gateway.ask(&request("GET", "/echo").header("x-do", wish)).status, 500, "{wish}");
+        assert_eq!(gateway.ask(&request("GET", "/seen").header("x-do", wish)).status, 500, "{wish}");
         until(told, || gateway.log().contains(told));
     }
 }
@@ -173,15 +177,15 @@ fn what_wasi_gives_is_bounded() {
         return;
     };
     for wish in ["much random", "many sleeps"] {
-        assert_eq!(gateway.ask(&request("GET", "/echo").header("x-do", wish)).status, 500, "{wish}");
+        assert_eq!(gateway.ask(&request("GET", "/seen").header("x-do", wish)).status, 500, "{wish}");
     }
-    assert_eq!(gateway.get("/echo").status, 200);
+    assert_eq!(gateway.get("/seen").status, 200);
 }
 
 #[test]
 fn wasi_tells_the_time_and_gives_random_bytes_where_granted() {
     let Some((_origin, gateway)) = start("wasi", "grants: { clock: true, random: true }") else { return };
-    let got = |wish: &str| sent(&gateway.ask(&request("GET", "/echo").header("x-do", wish)), "x-got");
+    let got = |wish: &str| sent(&gateway.ask(&request("GET", "/seen").header("x-do", wish)), "x-got");
     assert_ne!(got("random"), got("random"));
     let seconds: u64 = got("clock").strip_prefix("0 ").unwrap().parse().unwrap();
     assert!(seconds > 1_700_000_000, "{seconds}");
@@ -192,10 +196,10 @@ fn wasi_tells_the_time_and_gives_random_bytes_where_granted() {
 fn a_module_that_sleeps_holds_no_worker_and_ends_at_its_time_limit() {
     let Some((_origin, gateway)) = start("wasi", "grants: { clock: true }") else { return };
     let mut sleeps = gateway.connect();
-    sleeps.write(b"GET /echo HTTP/1.1\r\nhost: g\r\nx-do: sleep 3600000\r\n\r\n").unwrap();
+    sleeps.write(b"GET /seen HTTP/1.1\r\nhost: g\r\nx-do: sleep 3600000\r\n\r\n").unwrap();
     until("it to be under way", || gateway.metric("portcullis_exchanges_open", &[]) == 1.0);
     for _ in 0..8 {
-        assert_eq!(gateway.get("/echo").status, 200);
+        assert_eq!(gateway.get("/seen").status, 200);
     }
     assert_eq!(gateway.metric("portcullis_exchanges_open", &[]), 1.0);
     assert_eq!(sleeps.answer("GET").unwrap().status, 500);
@@ -207,7 +211,7 @@ fn a_module_that_sleeps_holds_no_worker_and_ends_at_its_time_limit() {
 #[test]
 fn what_a_module_prints_is_logged_within_bounds() {
     let Some((_origin, gateway)) = start("wasi", "memory: 4MiB") else { return };
-    let print = |lines: &str| gateway.ask(&request("GET", "/echo").header("x-do", lines));
+    let print = |lines: &str| gateway.ask(&request("GET", "/seen").header("x-do", lines));
     assert_eq!(print("print 1").status, 200);
     for line in ["line 0", "and more", "something is wrong"] {
         until(line, || gateway.log().contains(&format!("\"{line}\"")));

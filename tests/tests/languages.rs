@@ -20,9 +20,9 @@ fn works(language: &str, needs: &[&str], options: &str) {
     let gateway = setup.start();
     let start = began.elapsed();
     for _ in 0..20 {
-        let greeted = gateway.get("/echo");
+        let greeted = gateway.get("/seen");
         assert_eq!((greeted.status, &greeted.json()["headers"]["x-policy"]), (200, &"hi".into()));
-        let refused = gateway.ask(&request("GET", "/echo").header("x-refuse", "yes"));
+        let refused = gateway.ask(&request("GET", "/seen").header("x-refuse", "yes"));
         assert_eq!(refused.status, 403);
     }
     let taken = |what: &str| {
@@ -68,7 +68,7 @@ fn a_policy_in_rust() {
     let Some(setup) = built("rust", &["cargo"], "config: { prefix: /secret }", None) else { return };
     let origin = Origin::start();
     let gateway = setup.before(&origin).start();
-    assert_eq!((gateway.get("/secret/keys").status, gateway.get("/echo").status), (403, 200));
+    assert_eq!((gateway.get("/secret/keys").status, gateway.get("/seen").status), (403, 200));
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_module_reaches_nothing_of_the_machine() {
     let Some(setup) = built("python", &["python3"], options, Some(("policy.py", CURIOUS))) else { return };
     let origin = Origin::start();
     let gateway = setup.variable("SECRET_OF_THE_GATEWAY", "hunter2").before(&origin).start();
-    let asked = request("GET", "/echo").header("x-origin", &origin.address().to_string());
+    let asked = request("GET", "/seen").header("x-origin", &origin.address().to_string());
     let sent = gateway.ask(&asked).json();
     let got: serde_json::Value = serde_json::from_str(sent["headers"]["x-got"].as_str().unwrap()).unwrap();
     for (what, failed) in

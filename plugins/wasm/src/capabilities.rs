@@ -37,7 +37,7 @@ impl Host {
         let start = Instant::now();
         let answer = call.await;
         self.waited(start);
-        answer.map(response).map_err(|error| error.to_string())
+        answer.map(response).map_err(|error| format!("no answer from `{upstream}`: {error}"))
     }
 }
 

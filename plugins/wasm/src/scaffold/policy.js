@@ -14,7 +14,7 @@ export const configuration = {
 
 export const onRequest = {
   onRequest() {
-    if (exchange.header("request", "x-refuse") !== undefined) {
+    if (exchange.header("request", "x-refuse") != null) {
       return { tag: "deny", val: { status: 403, reason: "SNAKE.refused" } };
     }
     exchange.setHeader("request", "x-policy", new TextEncoder().encode(greeting()));

@@ -11,4 +11,4 @@ if [ ! -x "$tools/bin/python" ]; then
 fi
 zig translate-c -target wasm32-wasi -lc sdk/policy.h > sdk.zig
 zig build-exe policy.zig sdk/policy.c sdk/policy_component_type.o -target wasm32-wasi -lc \
-    -fno-entry -rdynamic -fstrip -OReleaseSmall --stack 65536 -femit-bin=NAME.wasm
+    -mexec-model=reactor -rdynamic -fstrip -OReleaseSmall --stack 65536 -femit-bin=NAME.wasm

@@ -26,6 +26,7 @@ struct Part {
 struct Subscription {
     user: u64,
     tag: u8,
+    padding: u32,
     clock: u32,
     timeout: u64,
     precision: u64,
@@ -104,7 +105,7 @@ impl Policy for Wasi {
 }
 
 const fn wait(millis: u64) -> Subscription {
-    Subscription { user: 0, tag: 0, clock: 1, timeout: millis * 1_000_000, precision: 0, flags: 0 }
+    Subscription { user: 0, tag: 0, padding: 0, clock: 1, timeout: millis * 1_000_000, precision: 0, flags: 0 }
 }
 
 fn print(fd: u32, text: &str) {
