@@ -3,6 +3,8 @@
 import * as exchange from "portcullis:policy/exchange@0.1.0";
 import * as host from "portcullis:policy/host@0.1.0";
 
+// The engine, QuickJS, has no `TextEncoder`.
+const utf8 = (text) => Uint8Array.from(unescape(encodeURIComponent(text)), (byte) => byte.charCodeAt(0));
 const greeting = () => JSON.parse(host.config()).greeting ?? "hello";
 
 export const configuration = {
@@ -17,7 +19,7 @@ export const onRequest = {
     if (exchange.header("request", "x-refuse") != null) {
       return { tag: "deny", val: { status: 403, reason: "SNAKE.refused" } };
     }
-    exchange.setHeader("request", "x-policy", new TextEncoder().encode(greeting()));
+    exchange.setHeader("request", "x-policy", utf8(greeting()));
     return { tag: "continue" };
   },
 };
