@@ -63,6 +63,8 @@ impl Http2 {
     /// value (section 6.5.2).
     pub fn accept(listener: &TcpListener, settings: &[(u16, u32)]) -> Self {
         let (mut stream, _) = listener.accept().unwrap();
+        // What waits to be sent is lost when a socket is closed before all was read from it.
+        stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut preface = [0; 24];
         stream.read_exact(&mut preface).unwrap();

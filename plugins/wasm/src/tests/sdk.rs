@@ -23,7 +23,10 @@ fn bytes(name: &str) -> Option<Vec<u8>> {
 }
 
 fn hostile(config: Value) -> Option<TestedPlugin> {
-    Some(guest("hostile", json!({ "config": config, "memory": "4MiB", "grants": { "clock": true } }))?.unwrap())
+    Some(
+        guest("hostile", json!({ "config": config, "memory": "4MiB", "grants": { "clock": true } }))?
+            .unwrap(),
+    )
 }
 
 #[test]

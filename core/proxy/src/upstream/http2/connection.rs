@@ -508,7 +508,7 @@ struct Counted<S> {
     io: S,
     link: Arc<Link>,
     reading: Walk,
-    /// It takes nothing any more. What came before is read first.
+    /// It takes nothing any more. What came before that is read first, and then reading fails.
     has_failed: bool,
 }
 
@@ -519,8 +519,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let Counted { io, link, reading, .. } = &mut *self;
+        let Counted { io, link, reading, has_failed } = &mut *self;
         let read = Pin::new(io).poll_read(cx, buf);
+        if read.is_pending() && *has_failed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         let new = &buf.filled()[before..];
         link.heard.fetch_add(new.len() as u64, Relaxed);
         reading.pass(new, |frame| {
@@ -533,23 +536,33 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Counted<S> {
-    fn count(&mut self, written: Poll<io::Result<usize>>, cx: &Context<'_>) -> Poll<io::Result<usize>> {
-        match written {
-            Poll::Ready(Ok(length)) => _ = self.link.written.fetch_add(length as u64, Relaxed),
-            Poll::Ready(Err(_)) if !std::mem::replace(&mut self.has_failed, true) => {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            _ => {}
-        }
-        written
+    /// What came of a write of so many bytes. One that failed is told by reading.
+    fn wrote(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        length: usize,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        written.map(|written| {
+            Ok(match written {
+                Ok(written) => {
+                    self.link.written.fetch_add(written as u64, Relaxed);
+                    written
+                }
+                Err(_) => {
+                    self.has_failed = true;
+                    cx.waker().wake_by_ref();
+                    length
+                }
+            })
+        })
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.count(written, cx)
+        self.wrote(written, buf.len(), cx)
     }
 
     fn poll_write_vectored(
@@ -558,7 +571,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.count(written, cx)
+        self.wrote(written, bufs.iter().map(|buf| buf.len()).sum(), cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -566,7 +579,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx).map_ok(|()| 0);
+        self.wrote(flushed, 0, cx).map_ok(|_| ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
