@@ -10,9 +10,14 @@ use std::time::Instant;
 use portcullis_tests::tools::{has, tool};
 use portcullis_tests::{Origin, Setup, repository, request, run_in};
 
+/// The configuration of a policy, another that it refuses, and what it says to that.
+struct Config(&'static str, &'static str, &'static str);
+
+const TABLE: Config = Config("{ greeting: hi }", "{ greeting: 7 }", "greeting");
+
 /// Uses what `new wasm --lang` writes with these options, and says what it costs.
-fn works(language: &str, needs: &[&str], options: &str) {
-    let options = format!("config: {{ greeting: hi }}, {options}");
+fn works(language: &str, needs: &[&str], Config(right, wrong, said): Config, options: &str) {
+    let options = format!("config: {right}, {options}");
     let Some(setup) = built(language, needs, &options, None) else { return };
     let origin = Origin::start();
     let setup = setup.before(&origin);
@@ -31,9 +36,9 @@ fn works(language: &str, needs: &[&str], options: &str) {
     };
     let micros = taken("sum") / taken("count") * 1e6;
     eprintln!("{language}: start {start:.1?}, {micros:.0} us a request");
-    gateway.replace("gateway.yaml", "greeting: hi", "greeting: 7");
+    gateway.replace("gateway.yaml", &format!("config: {right}"), &format!("config: {wrong}"));
     let refusal = gateway.wait_refused();
-    assert!(refusal.contains("greeting"), "{refusal}");
+    assert!(refusal.contains(said), "{refusal}");
 }
 
 /// A gateway with a policy as it was written, or with this source, and built; none if a tool is missing. The policy's
@@ -73,22 +78,33 @@ fn a_policy_in_rust() {
 
 #[test]
 fn a_policy_in_c() {
-    works("c", &["clang", "wasm-ld"], "memory: 1MiB, cpu: 50ms");
+    works("c", &["clang", "wasm-ld"], TABLE, "memory: 1MiB, cpu: 50ms");
 }
 
 #[test]
 fn a_policy_in_javascript() {
-    works("javascript", &["npm", "node"], "cpu: 1s, isolation: { reuse: 100 }");
+    works("javascript", &["npm", "node"], TABLE, "cpu: 1s, isolation: { reuse: 100 }");
 }
 
 #[test]
 fn a_policy_in_python() {
-    works("python", &["python3"], "memory: 64MiB, cpu: 1s, isolation: { reuse: 100 }");
+    works("python", &["python3"], TABLE, "memory: 64MiB, cpu: 1s, isolation: { reuse: 100 }");
 }
 
 #[test]
 fn a_policy_in_zig() {
-    works("zig", &["python3"], "memory: 1MiB, cpu: 50ms");
+    works("zig", &["python3"], TABLE, "memory: 1MiB, cpu: 50ms");
+}
+
+#[test]
+fn a_policy_in_go() {
+    works("go", &["python3"], TABLE, "memory: 64MiB, cpu: 1s, isolation: { reuse: 100 }");
+}
+
+#[test]
+fn a_policy_in_assemblyscript() {
+    let config = Config("hi", "\"\"", "config: not a greeting");
+    works("assemblyscript", &["npm", "node"], config, "memory: 1MiB, cpu: 50ms");
 }
 
 /// Tries whatever a program on a machine may do, and says what came of it.

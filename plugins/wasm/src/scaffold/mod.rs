@@ -28,12 +28,23 @@ pub enum Language {
     Python,
     /// With the bindings for C, and Zig from PyPI.
     Zig,
+    /// For http-wasm, with Go from PyPI.
+    Go,
+    /// For http-wasm, with its compiler from npm.
+    AssemblyScript,
 }
 
 impl Language {
     /// All of them.
-    pub const ALL: [Language; 5] =
-        [Language::Rust, Language::C, Language::Javascript, Language::Python, Language::Zig];
+    pub const ALL: [Language; 7] = [
+        Language::Rust,
+        Language::C,
+        Language::Javascript,
+        Language::Python,
+        Language::Zig,
+        Language::Go,
+        Language::AssemblyScript,
+    ];
 
     /// As it is written on the command line.
     pub fn as_str(self) -> &'static str {
@@ -43,6 +54,8 @@ impl Language {
             Language::Javascript => "javascript",
             Language::Python => "python",
             Language::Zig => "zig",
+            Language::Go => "go",
+            Language::AssemblyScript => "assemblyscript",
         }
     }
 }
@@ -54,20 +67,25 @@ struct Template {
     build: &'static str,
     /// Options of the instance that it does not do without.
     options: &'static [&'static str],
-    rest: &'static str,
-    has_c_bindings: bool,
+    interface: Interface,
 }
 
-const EDITABLE: &str = "Its hooks are named in `wit/world.wit`.";
-const GENERATED: &str = "`sdk` is made from `wit` by `wit-bindgen c`.";
+/// How a policy and the gateway speak to each other.
+enum Interface {
+    /// By the WIT, with bindings that the language's tool makes of it.
+    Component,
+    /// By the WIT, with bindings for C.
+    BindingsForC,
+    /// By http-wasm, as far as these files go.
+    HttpWasm { config: &'static str, files: &'static [(&'static str, &'static str)] },
+}
 
 const C: Template = Template {
     language: "C",
     source: ("policy.c", include_str!("policy.c")),
     build: include_str!("c.sh"),
     options: &[],
-    rest: GENERATED,
-    has_c_bindings: true,
+    interface: Interface::BindingsForC,
 };
 
 const JAVASCRIPT: Template = Template {
@@ -75,8 +93,7 @@ const JAVASCRIPT: Template = Template {
     source: ("policy.js", include_str!("policy.js")),
     build: include_str!("javascript.sh"),
     options: &["cpu: 50ms", "isolation: { reuse: 100 }"],
-    rest: EDITABLE,
-    has_c_bindings: false,
+    interface: Interface::Component,
 };
 
 const PYTHON: Template = Template {
@@ -84,8 +101,7 @@ const PYTHON: Template = Template {
     source: ("policy.py", include_str!("policy.py")),
     build: include_str!("python.sh"),
     options: &["memory: 64MiB", "cpu: 100ms", "isolation: { reuse: 100 }"],
-    rest: EDITABLE,
-    has_c_bindings: false,
+    interface: Interface::Component,
 };
 
 const ZIG: Template = Template {
@@ -93,9 +109,75 @@ const ZIG: Template = Template {
     source: ("policy.zig", include_str!("policy.zig")),
     build: include_str!("zig.sh"),
     options: &[],
-    rest: GENERATED,
-    has_c_bindings: true,
+    interface: Interface::BindingsForC,
 };
+
+const GO: Template = Template {
+    language: "Go",
+    source: ("policy.go", include_str!("policy.go")),
+    build: include_str!("go.sh"),
+    options: &["memory: 64MiB", "cpu: 100ms", "isolation: { reuse: 100 }"],
+    interface: Interface::HttpWasm {
+        config: GREETING,
+        files: &[("host.go", include_str!("host.go")), ("go.mod", include_str!("go.mod.txt"))],
+    },
+};
+
+const ASSEMBLY_SCRIPT: Template = Template {
+    language: "AssemblyScript",
+    source: ("policy.ts", include_str!("policy.ts")),
+    build: include_str!("assemblyscript.sh"),
+    options: &[],
+    interface: Interface::HttpWasm { config: "hi", files: &[("host.ts", include_str!("host.ts"))] },
+};
+
+const GREETING: &str = "{ greeting: hi }";
+
+impl Interface {
+    fn config(&self) -> &'static str {
+        match self {
+            Interface::HttpWasm { config, .. } => config,
+            Interface::Component | Interface::BindingsForC => GREETING,
+        }
+    }
+
+    /// Why the policy of that name refuses.
+    fn reason(&self) -> &'static str {
+        match self {
+            Interface::HttpWasm { .. } => "wasm.local_response",
+            Interface::Component | Interface::BindingsForC => "SNAKE.refused",
+        }
+    }
+
+    fn told(&self) -> &'static str {
+        match self {
+            Interface::Component => {
+                "Its hooks are named in `wit/world.wit`. What the gateway offers to it is in `wit/deps/portcullis-policy/portcullis-policy.wit`."
+            }
+            Interface::BindingsForC => {
+                "`sdk` is made from `wit` by `wit-bindgen c`. What the gateway offers to it is in `wit/deps/portcullis-policy/portcullis-policy.wit`."
+            }
+            Interface::HttpWasm { .. } => {
+                "It speaks to the gateway by the handler ABI of http-wasm, of which `host` is what it uses."
+            }
+        }
+    }
+
+    fn files(&self) -> Result<Vec<(String, Vec<u8>)>, String> {
+        if let Interface::HttpWasm { files, .. } = self {
+            return Ok(files.iter().map(|(path, content)| ((*path).to_owned(), (*content).into())).collect());
+        }
+        let mut files = vec![
+            ("wit/world.wit".to_owned(), WORLD.into()),
+            ("wit/deps/portcullis-policy/portcullis-policy.wit".to_owned(), WIT.into()),
+        ];
+        if let Interface::BindingsForC = self {
+            let bindings = c_bindings().map_err(|error| format!("no bindings for C: {error}"))?;
+            files.extend(bindings.iter().map(|(file, content)| (format!("sdk/{file}"), content.to_owned())));
+        }
+        Ok(files)
+    }
+}
 
 /// All files of a new project, by path. `name` is a crate's name: letters, digits, hyphens, underscores.
 ///
@@ -109,6 +191,8 @@ pub fn scaffold(name: &str, language: Language) -> Result<BTreeMap<String, Vec<u
         Language::Javascript => project(name, &JAVASCRIPT),
         Language::Python => project(name, &PYTHON),
         Language::Zig => project(name, &ZIG),
+        Language::Go => project(name, &GO),
+        Language::AssemblyScript => project(name, &ASSEMBLY_SCRIPT),
     }
 }
 
@@ -118,9 +202,11 @@ fn project(name: &str, template: &Template) -> Result<BTreeMap<String, Vec<u8>>,
         let options = |before: &str| {
             template.options.iter().map(|option| format!("{before}{option}")).collect::<String>()
         };
-        let text = text.replace("LANGUAGE", template.language);
+        let interface = &template.interface;
+        let text = text.replace("LANGUAGE", template.language).replace("CONFIG", interface.config());
         let text = text.replace("OPTION_LINES", &options("\n        ")).replace("OPTIONS", &options(", "));
-        let text = text.replace("SOURCE", source).replace("REST", template.rest);
+        let text = text.replace("SOURCE", source).replace("REST", interface.told());
+        let text = text.replace("REASON", interface.reason());
         text.replace("NAME", name).replace("SNAKE", &name.replace('-', "_")).into_bytes()
     };
     let mut files = BTreeMap::from([
@@ -128,14 +214,8 @@ fn project(name: &str, template: &Template) -> Result<BTreeMap<String, Vec<u8>>,
         ("build.sh".to_owned(), fill(template.build)),
         ("README.md".to_owned(), fill(README)),
         (format!("{name}.test.yaml"), fill(TESTS)),
-        ("wit/world.wit".to_owned(), WORLD.into()),
-        ("wit/deps/portcullis-policy/portcullis-policy.wit".to_owned(), WIT.into()),
     ]);
-    if template.has_c_bindings {
-        let bindings = c_bindings().map_err(|error| format!("no bindings for C: {error}"))?;
-        let bindings = bindings.iter().map(|(file, content)| (format!("sdk/{file}"), content.to_owned()));
-        files.extend(bindings);
-    }
+    files.extend(template.interface.files()?);
     Ok(files)
 }
 
@@ -162,7 +242,8 @@ mod tests {
             assert!(text("README.md").starts_with("# my-policy"), "{language:?}");
             for (path, content) in files.iter().filter(|(path, _)| !path.starts_with("sdk/")) {
                 let content = String::from_utf8_lossy(content);
-                let unfilled = ["NAME", "SNAKE", "VERSION", "LANGUAGE", "OPTION", "SOURCE", "REST"];
+                let unfilled =
+                    ["NAME", "SNAKE", "VERSION", "LANGUAGE", "OPTION", "SOURCE", "REST", "CONFIG", "REASON"];
                 assert!(!unfilled.iter().any(|word| content.contains(word)), "{language:?}: {path}");
             }
         }
