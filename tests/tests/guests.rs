@@ -42,11 +42,12 @@ fn a_module_uses_what_it_was_granted() {
     let expected = json!({
         "http": "200", "cache_set": "()", "cache": "Some([49])", "store": "()", "store_replace": "true", "stored": "Some([50])", "store_add": "2", "store_delete": "true",
         "rate_limit": "(true, 4)", "metrics": "()",
-        "clock": "true", "random": "16", "secrets": "(250, 32)", "is_secret": "true",
+        "clock": "true", "random": "16", "secrets": "(250, 32)", "is_secret": "true", "secret_header": "true",
+        "unknown_secret": "no secret `other` is granted to this policy; there is `signing`",
     });
     assert_eq!(gateway.logged_path("/all")["facts"]["seen"], expected);
     // The request itself, and the policy's own.
-    assert_eq!(origin.served(), 2);
+    assert_eq!(origin.served(), 3);
     assert_eq!(gateway.metric("portcullis_plugin_wasm_counted_total", &["name=\"seen\""]), 2.0);
     assert!(!gateway.log().contains("hunter2"));
 }
@@ -71,6 +72,7 @@ fn what_was_not_granted_is_denied_with_the_grant_to_add() {
         ("random", "random: true"),
         ("secrets", "secrets: { NAME: env:VARIABLE }"),
         ("is_secret", "secrets: { NAME: env:VARIABLE }"),
+        ("secret_header", "http: { upstreams: [..] }"),
     ] {
         let told = line["facts"]["seen"][name].as_str().unwrap();
         assert!(told.contains(&format!("add `grants: {{ {grant}")), "{name}: {told}");

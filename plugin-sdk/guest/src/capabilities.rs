@@ -16,14 +16,28 @@ pub struct Call(http::Request);
 impl Call {
     /// With this method, to this path and query.
     pub fn new(method: &str, target: &str) -> Self {
-        let (headers, body) = (Vec::new(), Vec::new());
-        Call(http::Request { method: method.into(), target: target.into(), headers, body })
+        Call(http::Request {
+            method: method.into(),
+            target: target.into(),
+            headers: Vec::new(),
+            secret_headers: Vec::new(),
+            body: Vec::new(),
+        })
     }
 
     /// The same with one header more.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
         self.0.headers.push(Header { name: name.into(), value: value.into() });
+        self
+    }
+
+    /// The same with a header that a secret is the value of, behind a scheme such as `"Bearer "`. Takes the grant
+    /// `secrets`.
+    #[must_use]
+    pub fn secret_header(mut self, name: &str, scheme: &str, secret: &str) -> Self {
+        let header = http::SecretHeader { name: name.into(), scheme: scheme.into(), secret: secret.into() };
+        self.0.secret_headers.push(header);
         self
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, Uri};
-use portcullis_plugin::{Keyspace, StoreError};
+use portcullis_plugin::{Capabilities, Keyspace, StoreError};
 use wasmtime::Result;
 
 use crate::bindings::{cache, clock, http as calls, metrics, random, rate_limit, secrets, store, types};
@@ -32,8 +32,9 @@ impl Host {
         if !self.can_wait() {
             return Err(no_wait("http"));
         }
-        let call =
-            http.send(upstream, request(given)?, &mut self.calls).map_err(|denied| denied.to_string())?;
+        let call = http
+            .send(upstream, request(given, &about.capabilities)?, &mut self.calls)
+            .map_err(|denied| denied.to_string())?;
         let start = Instant::now();
         let answer = call.await;
         self.waited(start);
@@ -58,13 +59,20 @@ impl Host {
     }
 }
 
-fn request(given: calls::Request) -> Answer<Request<Bytes>> {
+fn request(given: calls::Request, granted: &Capabilities) -> Answer<Request<Bytes>> {
     let mut request = Request::new(Bytes::from(given.body));
     *request.method_mut() = Method::from_bytes(given.method.as_bytes()).map_err(|_| "not a method")?;
     let target = Uri::try_from(given.target).ok().filter(|target| target.path().starts_with('/'));
     *request.uri_mut() = target.ok_or("a target is a path that begins with `/`, and a query")?;
     for types::Header { name, value } in given.headers {
         let (name, value) = header(&name, value)?;
+        request.headers_mut().append(name, value);
+    }
+    for calls::SecretHeader { name, scheme, secret } in given.secret_headers {
+        let value = granted.secret(&secret).map_err(|denied| denied.to_string())?;
+        let (name, mut value) = header(&name, [scheme.as_bytes(), value.expose()].concat())
+            .map_err(|_| format!("the secret `{secret}` can't be the value of `{name}`"))?;
+        value.set_sensitive(true);
         request.headers_mut().append(name, value);
     }
     Ok(request)

@@ -11,10 +11,14 @@ declare function set_header_value(kind: u32, name: usize, length: u32, value: us
 @external("http_handler", "set_status_code")
 declare function set_status_code(status: u32): void;
 
-export const REQUEST: u32 = 0;
-export const RESPONSE: u32 = 1;
+export enum Message {
+  Request,
+  Response,
+}
 
-const ERROR = 2;
+enum Level {
+  Error = 2,
+}
 
 /** The policy's configuration, as text. */
 export function config(): string {
@@ -24,12 +28,12 @@ export function config(): string {
 }
 
 /** The first value of a header, or null. */
-export function header(kind: u32, name: string): string | null {
+export function header(message: Message, name: string): string | null {
   const key = String.UTF8.encode(name);
   let buffer = new ArrayBuffer(1 << 10);
   while (true) {
     const at = changetype<usize>(buffer);
-    const counted = get_header_values(kind, changetype<usize>(key), key.byteLength, at, buffer.byteLength);
+    const counted = get_header_values(message, changetype<usize>(key), key.byteLength, at, buffer.byteLength);
     if (counted >> 32 == 0) return null;
     const length = u32(counted);
     if (length <= u32(buffer.byteLength)) return String.UTF8.decodeUnsafe(at, length, true);
@@ -37,10 +41,10 @@ export function header(kind: u32, name: string): string | null {
   }
 }
 
-export function setHeader(kind: u32, name: string, value: string): void {
+export function setHeader(message: Message, name: string, value: string): void {
   const key = String.UTF8.encode(name);
   const text = String.UTF8.encode(value);
-  set_header_value(kind, changetype<usize>(key), key.byteLength, changetype<usize>(text), text.byteLength);
+  set_header_value(message, changetype<usize>(key), key.byteLength, changetype<usize>(text), text.byteLength);
 }
 
 export function setStatus(status: u32): void {
@@ -50,6 +54,6 @@ export function setStatus(status: u32): void {
 /** What becomes of `throw`: it is logged, and the policy ends. */
 export function abort(message: string | null, file: string | null, line: u32, column: u32): void {
   const text = String.UTF8.encode(message ? message : "failed");
-  log(ERROR, changetype<usize>(text), text.byteLength);
+  log(Level.Error, changetype<usize>(text), text.byteLength);
   unreachable();
 }

@@ -1,17 +1,17 @@
 // Refuses requests with the header `x-refuse`, and greets the upstream with the others.
 
-import { REQUEST, config, header, setHeader, setStatus } from "./host";
+import { Message, config, header, setHeader, setStatus } from "./host";
 
 // Runs when the policy is loaded; what is thrown refuses the load.
 const greeting = config();
 if (greeting.length == 0) throw new Error("config: not a greeting");
 
 export function handle_request(): u64 {
-  if (header(REQUEST, "x-refuse") !== null) {
+  if (header(Message.Request, "x-refuse") !== null) {
     setStatus(403);
     return 0;
   }
-  setHeader(REQUEST, "x-policy", greeting);
+  setHeader(Message.Request, "x-policy", greeting);
   return 1;
 }
 

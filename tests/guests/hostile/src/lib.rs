@@ -214,6 +214,16 @@ fn use_all(exchange: &Exchange) -> Result<Verdict> {
         ("random", told(random(16).map(|bytes| bytes.len()))),
         ("secrets", told(hmac_sha256("signing", b"text").map(|code| (code[0], code.len())))),
         ("is_secret", told(is_secret("signing", b"hunter2"))),
+        (
+            "secret_header",
+            told(call("origin", Call::new("GET", "/").secret_header("authorization", "Bearer ", "signing")).map(
+                |answer| String::from_utf8_lossy(&answer.body).contains(r#""authorization":"Bearer hunter2""#),
+            )),
+        ),
+        (
+            "unknown_secret",
+            told(call("origin", Call::new("GET", "/").secret_header("authorization", "", "other")).map(|_| ())),
+        ),
     ];
     let seen = seen.into_iter().map(|(name, told)| (name.to_owned(), told.into())).collect();
     exchange.set_fact("seen", serde_json::Value::Object(seen))?;
