@@ -221,6 +221,12 @@ routes: [{{ match: {{ prefix: / }}, upstream: origin, plugins: [{plugin}] }}]
     if seconds().is_some() {
         assert!(end <= warm + GROWTH, "memory grew from {warm} to {end} KiB");
     }
+    // Of all generations only the last has instances, and none once its module is gone.
+    let alive = || {
+        let page = gateway.admin("GET", "/metrics").text();
+        page.lines().filter(|line| line.starts_with("portcullis_plugin_wasm_live_instances{")).count()
+    };
+    until("the generations before to be gone", || alive() == 1);
     gateway.replace("gateway.yaml", plugin, "");
-    until("every instance to end", || instances("made") == instances("ended"));
+    until("every instance to end", || instances("made") == instances("ended") && alive() == 0);
 }

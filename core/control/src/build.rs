@@ -159,6 +159,11 @@ impl<'b> Builder<'b> {
         Builder { loaded, dir, services, running, files, sound, findings }
     }
 
+    /// The number of the generation that is being built.
+    fn number(&self) -> u64 {
+        self.running.map_or(1, |running| running.generation.number + 1)
+    }
+
     fn build(mut self) -> Result<Built, Diagnostics> {
         let config = &self.loaded.config;
         let upstreams = self.upstreams();
@@ -178,7 +183,7 @@ impl<'b> Builder<'b> {
         let listeners = self.listeners(&plugins, &tls);
         let records = self.records();
         let (Some(records), false) = (records, self.findings.has_errors()) else { return Err(self.findings) };
-        let number = self.running.map_or(1, |running| running.generation.number + 1);
+        let number = self.number();
         let generation = Generation {
             number,
             names: Names::new(number, &listeners),

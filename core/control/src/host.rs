@@ -73,6 +73,8 @@ pub(crate) struct Host<'h> {
 #[derive(Clone, Copy)]
 pub(crate) struct Surroundings<'h> {
     pub(crate) kind: &'h str,
+    /// The number of the generation.
+    pub(crate) generation: u64,
     pub(crate) is_shadow: bool,
     pub(crate) store: &'h Arc<OpenStore>,
     /// None if whatever is configured runs.
@@ -229,6 +231,10 @@ impl BuildHost for Host<'_> {
 
     fn log_sink(&mut self, target: &str) -> Result<Arc<dyn LogSink>, String> {
         self.services.sink(self.dir, target)
+    }
+
+    fn generation(&self) -> u64 {
+        self.surroundings.generation
     }
 
     fn counters(&mut self, instance: &Instance) -> Arc<InstanceCounters> {

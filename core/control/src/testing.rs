@@ -276,5 +276,5 @@ pub(crate) fn names(built: &Built) -> Vec<&str> {
 
 /// What an instance is built with in most tests.
 pub(crate) fn surroundings(memory: &Arc<OpenStore>) -> Surroundings<'_> {
-    Surroundings { kind: "", is_shadow: false, store: memory, trust: None }
+    Surroundings { kind: "", generation: 1, is_shadow: false, store: memory, trust: None }
 }

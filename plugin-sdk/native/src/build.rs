@@ -14,7 +14,7 @@ use crate::ceiling::{self, Ceiling};
 use crate::clock::Clock;
 use crate::coverage::Coverage;
 use crate::log::LogSink;
-use crate::metrics::{Counter, Counters, InstanceCounters};
+use crate::metrics::{Counter, Counters, Gauge, InstanceCounters};
 use crate::offload::{CpuPool, Offload};
 use crate::outbound::Outbound;
 use crate::rate::{RateTable, Rates};
@@ -86,6 +86,9 @@ pub trait BuildHost {
 
     /// The counters of an instance, the same after a reload.
     fn counters(&mut self, instance: &Instance) -> Arc<InstanceCounters>;
+
+    /// The number of the generation that is being built.
+    fn generation(&self) -> u64;
 
     /// Threads for computations that would hold a worker.
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool>;
@@ -321,6 +324,13 @@ impl<'a> BuildContext<'a> {
         labels: [&'static str; N],
     ) -> Counters<N> {
         self.host.counters(&self.instance).family(name, help, labels)
+    }
+
+    /// A gauge of this instance in the generation that is being built. The metrics page has it as
+    /// `portcullis_plugin_<kind>_<name>{plugin="<instance>",generation="<number>"}` as long as it is held.
+    pub fn gauge(&mut self, name: &'static str, help: &'static str) -> Gauge {
+        let generation = self.host.generation();
+        self.host.counters(&self.instance).gauge(name, help, generation)
     }
 
     /// The way to threads for what takes longer than the half millisecond that a hook may hold its

@@ -4,8 +4,8 @@
 //! to a number and looks nothing up. Values belong to kind and instance name and survive reloads.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Combinations of label values that one instance may have, all its counters together: a page with
 /// thousands of lines per plugin serves nobody, and values may come from clients.
@@ -60,6 +60,18 @@ impl fmt::Debug for Counter {
     }
 }
 
+/// A number that rises and falls with what one generation's instance has. It is shown as long as anybody holds it, so that
+/// what outlives its generation is seen.
+#[derive(Debug, Clone)]
+pub struct Gauge(Arc<AtomicI64>);
+
+impl Gauge {
+    /// Adds `by`, which may be less than zero.
+    pub fn add(&self, by: i64) {
+        self.0.fetch_add(by, Relaxed);
+    }
+}
+
 /// A counter per combination of `N` label values.
 #[derive(Debug, Clone)]
 pub struct Counters<const N: usize> {
@@ -80,7 +92,16 @@ impl<const N: usize> Counters<N> {
 pub struct InstanceCounters {
     make: Box<dyn Fn() -> Arc<dyn Tally> + Send + Sync>,
     families: Mutex<Vec<Family>>,
+    gauges: Mutex<Vec<Shown>>,
     overflow: Arc<dyn Tally>,
+}
+
+/// A gauge as long as somebody holds it.
+struct Shown {
+    name: &'static str,
+    help: &'static str,
+    generation: u64,
+    value: Weak<AtomicI64>,
 }
 
 struct Family {
@@ -109,11 +130,24 @@ pub struct CounterReading {
     pub value: u64,
 }
 
+/// What one gauge of an instance stands at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GaugeReading {
+    /// The gauge's name, without kind.
+    pub name: &'static str,
+    /// What it measures, one line.
+    pub help: &'static str,
+    /// The generation that it belongs to.
+    pub generation: u64,
+    /// Where it stands.
+    pub value: i64,
+}
+
 impl InstanceCounters {
     /// Counters whose values are kept in what `make` makes.
     pub fn new(make: impl Fn() -> Arc<dyn Tally> + Send + Sync + 'static) -> Self {
         let overflow = make();
-        InstanceCounters { make: Box::new(make), families: Mutex::default(), overflow }
+        InstanceCounters { make: Box::new(make), families: Mutex::default(), gauges: Mutex::default(), overflow }
     }
 
     /// The counters under a name, made unless there are; see [`BuildContext::counters`](crate::BuildContext::counters).
@@ -155,6 +189,27 @@ impl InstanceCounters {
     /// Every counter of the instance as it stands.
     pub fn read(&self) -> Vec<CounterReading> {
         self.families().iter().flat_map(Family::read).collect()
+    }
+
+    /// A gauge of a generation, at zero; see [`BuildContext::gauge`](crate::BuildContext::gauge).
+    pub fn gauge(&self, name: &'static str, help: &'static str, generation: u64) -> Gauge {
+        debug_assert!(is_name(name));
+        let value = Arc::new(AtomicI64::new(0));
+        let mut gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        gauges.retain(|gauge| gauge.value.strong_count() > 0);
+        gauges.push(Shown { name, help, generation, value: Arc::downgrade(&value) });
+        Gauge(value)
+    }
+
+    /// Every gauge of the instance that is still held, as it stands.
+    pub fn read_gauges(&self) -> Vec<GaugeReading> {
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        let reading = |gauge: &Shown| {
+            let value = gauge.value.upgrade()?.load(Relaxed);
+            let Shown { name, help, generation, .. } = *gauge;
+            Some(GaugeReading { name, help, generation, value })
+        };
+        gauges.iter().filter_map(reading).collect()
     }
 
     /// How often a combination was asked for beyond the bound.
@@ -245,6 +300,21 @@ mod tests {
         let second = instance.clone().family("others", "no room is left for it", ["client"]);
         second.with(["0"]).increment();
         assert_eq!(values.len() + 1, instance.read().len());
+    }
+
+    #[test]
+    fn a_gauge_is_shown_as_long_as_somebody_holds_it() {
+        let instance = instance();
+        let shown = || instance.read_gauges().iter().map(|it| (it.generation, it.value)).collect::<Vec<_>>();
+        let old = instance.gauge("alive", "what is alive", 1);
+        let held = old.clone();
+        held.add(2);
+        let _new = instance.gauge("alive", "what is alive", 2);
+        drop(old);
+        assert_eq!(shown(), [(1, 2), (2, 0)]);
+        held.add(-2);
+        drop(held);
+        assert_eq!(shown(), [(2, 0)]);
     }
 
     #[test]

@@ -275,6 +275,10 @@ impl BuildHost for PluginTester {
         self.counters.entry(instance.name.clone()).or_insert_with(make).clone()
     }
 
+    fn generation(&self) -> u64 {
+        1
+    }
+
     fn cpu_pool(&mut self) -> Arc<dyn CpuPool> {
         self.cpu.clone()
     }

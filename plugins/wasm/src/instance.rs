@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use portcullis_plugin::{
-    BuildContext, Counter, Decision, ErrorKind, Exchange, HookName, PluginError, Reply, Size, Slot, Span,
+    BuildContext, Counter, Decision, ErrorKind, Exchange, Gauge, HookName, PluginError, Reply, Size, Slot, Span,
     Used,
 };
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Instance, Lift, Lower, TypedFunc};
@@ -47,6 +47,7 @@ pub(crate) struct Counts {
     exhausted: Counter,
     made: Counter,
     ended: Counter,
+    alive: Gauge,
 }
 
 impl Counts {
@@ -59,6 +60,7 @@ impl Counts {
         Counts {
             made: instances.with(["made"]),
             ended: instances.with(["ended"]),
+            alive: context.gauge("live_instances", "instances that are alive, by the generation that loaded their module"),
             fresh: starts.with(["fresh"]),
             reused: starts.with(["reused"]),
             exhausted: context
@@ -69,7 +71,8 @@ impl Counts {
     /// An instance begins, and ends with what this gives.
     pub(crate) fn life(&self) -> Life {
         self.made.increment();
-        Life(self.ended.clone())
+        self.alive.add(1);
+        Life { ended: self.ended.clone(), alive: self.alive.clone() }
     }
 
     /// A refusal and no error, since `on_error: allow` must not let pass what a flood brings.
@@ -105,11 +108,15 @@ pub(crate) struct Live {
 }
 
 /// Counts the end of an instance.
-pub(crate) struct Life(Counter);
+pub(crate) struct Life {
+    ended: Counter,
+    alive: Gauge,
+}
 
 impl Drop for Life {
     fn drop(&mut self) {
-        self.0.increment();
+        self.ended.increment();
+        self.alive.add(-1);
     }
 }
 

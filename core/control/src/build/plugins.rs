@@ -135,7 +135,13 @@ impl Builder<'_> {
             return Some(running.take_over(planned, self.services));
         }
         let Around { store, trust } = around;
-        let surroundings = Surroundings { kind: planned.registration.kind, is_shadow, store, trust };
+        let surroundings = Surroundings {
+            kind: planned.registration.kind,
+            generation: self.number(),
+            is_shadow,
+            store,
+            trust,
+        };
         let mut host = Host::new(self.services, &self.dir, self.files, upstreams, surroundings)
             .below(planned.ceiling.as_deref());
         let result = make(planned, &mut host);

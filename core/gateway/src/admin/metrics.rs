@@ -7,7 +7,7 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use portcullis_control::{PluginStatus, UpstreamStatus};
-use portcullis_plugin::{CounterReading, HookName};
+use portcullis_plugin::{CounterReading, GaugeReading, HookName};
 use portcullis_proxy::metrics::{
     BUCKETS, Counter, GivenUp, Histogram, Metrics, PluginMetrics, Refused, SHARES, ShadowMetrics,
 };
@@ -296,6 +296,20 @@ fn plugins_own(page: &mut Page, metrics: &Metrics) {
             family.sample(&[("plugin", *plugin)].into_iter().chain(own).collect::<Vec<_>>(), reading.value);
         }
     }
+    let mut gauges: BTreeMap<_, Vec<(&str, GaugeReading)>> = BTreeMap::new();
+    for (plugin, counted) in &plugins {
+        for reading in counted.own.read_gauges() {
+            gauges.entry((counted.kind, reading.name)).or_default().push((plugin, reading));
+        }
+    }
+    for ((kind, name), readings) in gauges {
+        let help = readings.first().map_or("", |(_, reading)| reading.help);
+        let mut family = page.gauge(format!("plugin_{kind}_{name}"), help);
+        for (plugin, reading) in &readings {
+            let generation = reading.generation.to_string();
+            family.sample(&[("plugin", plugin), ("generation", &generation)], reading.value);
+        }
+    }
     let mut overflow = page.counter(
         "plugin_series_overflow_total",
         "combinations of labels beyond what one plugin may have, asked for and counted as `other`",
@@ -472,7 +486,7 @@ impl Page {
         self.family(name, "counter", help)
     }
 
-    fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
+    fn gauge(&mut self, name: impl Display, help: &str) -> Family<'_> {
         self.family(name, "gauge", help)
     }
 

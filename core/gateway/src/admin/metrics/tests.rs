@@ -149,7 +149,11 @@ fn counters_of_plugins_stand_under_their_kind_with_the_instance_as_label() {
     for case in 0..2 * portcullis_plugin::MAX_SERIES {
         family.with([&case.to_string()]).increment();
     }
+    let gauge = own.gauge("open", "what is open", 7);
+    gauge.add(3);
     let (types, samples) = parsed(&render(&metrics, &facts()));
+    let open = [("plugin", "users/check"), ("generation", "7")];
+    assert_eq!(value(&samples, "portcullis_plugin_check_open", &open), 3.0);
     let of = |plugin, why| {
         value(&samples, "portcullis_plugin_check_judged_total", &[("plugin", plugin), ("why", why)])
     };
