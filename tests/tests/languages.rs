@@ -5,10 +5,10 @@
 #![allow(clippy::print_stderr, reason = "the figures of docs/languages.md are read from this output")]
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use portcullis_tests::tools::{has, tool};
-use portcullis_tests::{Origin, Setup, repository, request, run_in};
+use portcullis_tests::{Gateway, Origin, Setup, repository, request, run_in};
 
 /// The configuration of a policy, another that it refuses, and what it says to that.
 struct Config(&'static str, &'static str, &'static str);
@@ -24,21 +24,29 @@ fn works(language: &str, needs: &[&str], Config(right, wrong, said): Config, opt
     let began = Instant::now();
     let gateway = setup.start();
     let start = began.elapsed();
-    for _ in 0..20 {
+    for _ in 0..TIMES {
         let greeted = gateway.get("/seen");
         assert_eq!((greeted.status, &greeted.json()["headers"]["x-policy"]), (200, &"hi".into()));
         let refused = gateway.ask(&request("GET", "/seen").header("x-refuse", "yes"));
         assert_eq!(refused.status, 403);
     }
+    tell(language, start, &gateway);
+    gateway.replace("gateway.yaml", &format!("config: {right}"), &format!("config: {wrong}"));
+    let refusal = gateway.wait_refused();
+    assert!(refusal.contains(said), "{refusal}");
+}
+
+/// Requests that a policy passes, and refuses.
+const TIMES: usize = 20;
+
+/// Says what a policy costs that has judged requests.
+fn tell(language: &str, start: Duration, gateway: &Gateway) {
     let taken = |what: &str| {
         let name = format!("portcullis_plugin_hook_duration_seconds_{what}");
         gateway.metric(&name, &["kind=\"wasm\"", "hook=\"on_request\""])
     };
     let micros = taken("sum") / taken("count") * 1e6;
     eprintln!("{language}: start {start:.1?}, {micros:.0} us a request");
-    gateway.replace("gateway.yaml", &format!("config: {right}"), &format!("config: {wrong}"));
-    let refusal = gateway.wait_refused();
-    assert!(refusal.contains(said), "{refusal}");
 }
 
 /// A gateway with a policy as it was written, or with this source, and built; none if a tool is missing. The policy's
@@ -72,8 +80,14 @@ fn built(language: &str, needs: &[&str], options: &str, source: Option<(&str, &s
 fn a_policy_in_rust() {
     let Some(setup) = built("rust", &["cargo"], "config: { prefix: /secret }", None) else { return };
     let origin = Origin::start();
-    let gateway = setup.before(&origin).start();
-    assert_eq!((gateway.get("/secret/keys").status, gateway.get("/seen").status), (403, 200));
+    let setup = setup.before(&origin);
+    let began = Instant::now();
+    let gateway = setup.start();
+    let start = began.elapsed();
+    for _ in 0..TIMES {
+        assert_eq!((gateway.get("/secret/keys").status, gateway.get("/seen").status), (403, 200));
+    }
+    tell("rust", start, &gateway);
 }
 
 #[test]

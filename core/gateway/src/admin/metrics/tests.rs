@@ -145,7 +145,7 @@ fn the_process_has_the_names_of_client_libraries_and_what_is_not_known_is_not_th
 fn counters_of_plugins_stand_under_their_kind_with_the_instance_as_label() {
     let metrics = busy();
     let own = metrics.plugin("users/check", "check").own.clone();
-    let family = own.family("judged", "cases judged", ["why"]);
+    let family = own.clone().family("judged", "cases judged", ["why"]);
     for case in 0..2 * portcullis_plugin::MAX_SERIES {
         family.with([&case.to_string()]).increment();
     }
