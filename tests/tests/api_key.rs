@@ -37,14 +37,25 @@ fn on_request(ctx) {
 "#;
 
 fn start(lines: &str, origin: &Origin) -> Gateway {
-    let setup = Setup::new(CONFIG).file("keys.jsonl", lines).file("who.rhai", WHO).variable("HASH_KEY", SECRET);
+    let setup =
+        Setup::new(CONFIG).file("keys.jsonl", lines).file("who.rhai", WHO).variable("HASH_KEY", SECRET);
     setup.before(origin).start()
 }
 
 #[test]
 fn a_key_says_who_calls_to_policies_and_logs_and_to_nobody_behind() {
-    let options =
-        ["--id", "ann", "--role", "reader", "--scope", "orders:read", "--metadata", "plan=gold", "--expires", "2999-01-01T00:00:00Z"];
+    let options = [
+        "--id",
+        "ann",
+        "--role",
+        "reader",
+        "--scope",
+        "orders:read",
+        "--metadata",
+        "plan=gold",
+        "--expires",
+        "2999-01-01T00:00:00Z",
+    ];
     let (key, line) = key(&options);
     let origin = Origin::start();
     let gateway = start(&line, &origin);

@@ -55,7 +55,7 @@ impl Request {
     }
 
     /// All query parameters of this name, decoded.
-    pub fn query_params<'r>(&'r self, name: &'r str) -> impl Iterator<Item = Cow<'r, str>> {
+    pub fn query_params<'r>(&'r self, name: &str) -> impl Iterator<Item = Cow<'r, str>> {
         let pairs = self.query().into_iter().flat_map(|query| query.split('&'));
         pairs.filter_map(move |pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -93,7 +93,7 @@ impl Request {
     }
 
     /// All values of cookies of this name: those of several paths may come together.
-    pub fn cookies<'r>(&'r self, name: &'r str) -> impl Iterator<Item = &'r str> {
+    pub fn cookies<'r>(&'r self, name: &str) -> impl Iterator<Item = &'r str> {
         let lines = self.headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
         lines.flat_map(|line| line.split(';')).filter_map(move |pair| {
             let (key, value) = pair.trim().split_once('=')?;

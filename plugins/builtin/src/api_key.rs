@@ -34,8 +34,8 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use portcullis_plugin::{
-    BuildContext, BuildError, Clock, Counter, Exchange, Hook, HookName, Needs, Plugin, PluginError, PluginType,
-    Reply, Request, SecretRef,
+    BuildContext, BuildError, Clock, Counter, Exchange, Hook, HookName, Needs, Plugin, PluginError,
+    PluginType, Reply, Request, SecretRef,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -269,7 +269,9 @@ impl PluginType for ApiKey {
         let place = |(number, place)| Place::new(&format!("from[{number}]"), place);
         let places: Box<[Place]> = from.into_iter().enumerate().map(place).collect::<Result<_, _>>()?;
         if keys.is_empty() && files.is_empty() {
-            return Err(BuildError::at("", "there are no keys").help("`portcullis key new --id ann` makes one"));
+            return Err(
+                BuildError::at("", "there are no keys").help("`portcullis key new --id ann` makes one")
+            );
         }
         let challenge = if places.contains(&Place::Bearer) { "Bearer" } else { "ApiKey" };
         let refused = context.counters("refused", "requests refused, by reason", ["reason"]);
@@ -291,7 +293,9 @@ impl PluginType for ApiKey {
         let issuer = context.name().clone();
         for (number, key) in keys.into_iter().enumerate() {
             let at = format!("keys[{number}]");
-            let known = key.known(&issuer).map_err(|(field, message)| BuildError::at(format!("{at}.{field}"), message))?;
+            let known = key
+                .known(&issuer)
+                .map_err(|(field, message)| BuildError::at(format!("{at}.{field}"), message))?;
             plugin.add(&at, known)?;
         }
         for (number, path) in files.iter().enumerate() {

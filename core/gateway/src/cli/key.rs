@@ -15,8 +15,11 @@ pub(super) fn new(options: NewKeyOptions) -> Result<ExitCode, Failure> {
     let secret = read(&hash_key)?;
     let hash_key = HashKey::new(&secret).map_err(Failure::Run)?;
     let metadata = metadata.iter().map(|pair| entry(pair)).collect::<Result<Map<_, _>, _>>()?;
-    let NewKey { key, line } = NewKey::make(&hash_key, &id, role, scope, expires, metadata).map_err(Failure::Run)?;
-    say::remark("the key, which is shown this once, and the line to keep of it, for `keys` or a file of the `api_key` plugin:");
+    let NewKey { key, line } =
+        NewKey::make(&hash_key, &id, role, scope, expires, metadata).map_err(Failure::Run)?;
+    say::remark(
+        "the key, which is shown this once, and the line to keep of it, for `keys` or a file of the `api_key` plugin:",
+    );
     say::result(&format!("{key}\n{line}"));
     Ok(ExitCode::SUCCESS)
 }
@@ -37,9 +40,8 @@ fn read(secret: &str) -> Result<Secret, Failure> {
 
 /// A claim as `NAME=VALUE`, where the value is JSON or else text.
 fn entry(pair: &str) -> Result<(String, Value), Failure> {
-    let (name, value) = pair
-        .split_once('=')
-        .ok_or_else(|| Failure::Run(format!("`{pair}` is not `NAME=VALUE`")))?;
+    let (name, value) =
+        pair.split_once('=').ok_or_else(|| Failure::Run(format!("`{pair}` is not `NAME=VALUE`")))?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
     Ok((name.to_owned(), value))
 }

@@ -59,7 +59,9 @@ impl KeyConfig {
     pub(super) fn known(self, issuer: &str) -> Result<Known, (&'static str, String)> {
         let hash = self.hash.strip_prefix(PREFIX).and_then(|hash| URL_SAFE_NO_PAD.decode(hash).ok());
         let digest = hash.and_then(|hash| Digest::try_from(hash).ok()).ok_or_else(|| {
-            let message = format!("a hash is `{PREFIX}` and 43 characters of base64url; `portcullis key new` prints one");
+            let message = format!(
+                "a hash is `{PREFIX}` and 43 characters of base64url; `portcullis key new` prints one"
+            );
             ("hash", message)
         })?;
         if self.id.is_empty() {
@@ -88,8 +90,12 @@ pub(super) fn read(at: &str, file: &SourceFile, issuer: &str) -> Result<Vec<Know
     });
     let key = |(number, line): (usize, &str)| {
         let error = |column: usize, message: String| {
-            let position =
-                SourcePosition { file: file.path.clone(), text: text.into(), line: number + 1, column: column.max(1) };
+            let position = SourcePosition {
+                file: file.path.clone(),
+                text: text.into(),
+                line: number + 1,
+                column: column.max(1),
+            };
             let help = "a line is as `portcullis key new` prints it: {\"hash\": \"hmac-sha256:..\", \"id\": \"ann\"}";
             BuildError::at(at, message).help(help).within(position)
         };

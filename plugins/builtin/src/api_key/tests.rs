@@ -66,12 +66,20 @@ fn a_key_makes_the_principal_and_goes_no_further_wherever_it_stands() {
         }
         assert_eq!(refusal(&plugin, &mut exchange), None, "{name}");
         let principal = exchange.principal().unwrap();
-        assert_eq!((&*principal.id, &*principal.roles[0], &*principal.scopes[0]), ("ann", "reader", "orders:read"));
+        assert_eq!(
+            (&*principal.id, &*principal.roles[0], &*principal.scopes[0]),
+            ("ann", "reader", "orders:read")
+        );
         assert_eq!(principal.claims["plan"], "gold");
         let request = exchange.request();
         assert_eq!(request.target().as_str(), left);
-        assert_eq!(request.headers().get("cookie").map(|it| it.to_str().unwrap()), (name == "cookie").then_some("a=1; b=2"));
-        assert!(!request.headers().contains_key("authorization") && !request.headers().contains_key("x-api-key"));
+        assert_eq!(
+            request.headers().get("cookie").map(|it| it.to_str().unwrap()),
+            (name == "cookie").then_some("a=1; b=2")
+        );
+        assert!(
+            !request.headers().contains_key("authorization") && !request.headers().contains_key("x-api-key")
+        );
     }
 }
 
@@ -82,7 +90,8 @@ fn what_holds_no_key_that_holds_is_refused() {
     let (other, _) = key("eve", None);
     let plugin = build(json!({ "from": ["bearer", { "header": "x-api-key" }], "keys": [line, old_line] }));
     let get = |headers: &[(&str, &str)]| {
-        let exchange = headers.iter().fold(ExchangeBuilder::get("/"), |it, (name, value)| it.header(name, value));
+        let exchange =
+            headers.iter().fold(ExchangeBuilder::get("/"), |it, (name, value)| it.header(name, value));
         refusal(&plugin, &mut exchange.build())
     };
     let shorter = &good[..good.len() - 1];
@@ -130,7 +139,10 @@ fn keys_come_from_files_too_and_what_is_wrong_is_shown_there() {
         (format!("{line}\n{line}\n"), "the key of `ann` is there already"),
         ("\n{\"hash\": \"x\", \"id\": \"a\"}".to_owned(), "keys.jsonl:2:2: hash: a hash is"),
         (format!("{}", json!({ "hash": line["hash"], "id": "" })), "whose key it is must be said"),
-        (format!("{}", json!({ "hash": line["hash"], "id": "a", "expires": "soon" })), "expires: a moment is written"),
+        (
+            format!("{}", json!({ "hash": line["hash"], "id": "a", "expires": "soon" })),
+            "expires: a moment is written",
+        ),
         (format!("{}", json!({ "hash": line["hash"], "id": "a", "rolls": [] })), "unknown field `rolls`"),
         ("nothing".to_owned(), "keys.jsonl:1:"),
     ] {
@@ -145,7 +157,11 @@ fn a_table_that_cannot_be_meant_is_refused() {
         (json!({ "hash_key": "env:KEY" }), "", "there are no keys"),
         (json!({ "hash_key": "env:SHORT", "files": [] }), "hash_key", "a secret of 31 bytes is too short"),
         (json!({ "hash_key": "env:KEY", "from": [] }), "from", "a key has to stand somewhere"),
-        (json!({ "hash_key": "env:KEY", "from": [{ "header": "a b" }] }), "from[0].header", "not a header name"),
+        (
+            json!({ "hash_key": "env:KEY", "from": [{ "header": "a b" }] }),
+            "from[0].header",
+            "not a header name",
+        ),
         (json!({ "hash_key": "env:KEY", "keys": [{ "hash": "x", "id": "a" }] }), "keys[0].hash", "a hash is"),
     ] {
         let mut tester = tester().secret("SHORT", "s".repeat(31));
