@@ -5,6 +5,7 @@
 mod check;
 mod explain;
 mod interface;
+mod key;
 mod new;
 mod plugins;
 mod replay;
@@ -120,6 +121,12 @@ portcullis.schema.json and begin the configuration with
     New {
         #[command(subcommand)]
         what: New,
+    },
+
+    /// Make keys for the `api_key` plugin.
+    Key {
+        #[command(subcommand)]
+        what: Key,
     },
 
     /// Ask a running gateway how it is: generation, listeners, plugins, the last refused reload.
@@ -255,6 +262,44 @@ struct NewOptions {
     dir: PathBuf,
 }
 
+#[derive(Debug, Subcommand)]
+enum Key {
+    /// Make a key, print it once, and with it the line to keep of it, which holds its hash.
+    #[command(after_help = "\
+Two lines on standard output: the key for whoever will use it, and the line for the plugin's `keys` or
+one of its `files`.
+
+For example: portcullis key new --id ann --role reader --hash-key env:API_KEY_HASH_KEY")]
+    New(NewKeyOptions),
+}
+
+#[derive(Debug, Args)]
+struct NewKeyOptions {
+    /// Whose key it is.
+    #[arg(long)]
+    id: String,
+
+    /// A role of whoever has it; may be given several times.
+    #[arg(long)]
+    role: Vec<String>,
+
+    /// A scope that it grants; may be given several times.
+    #[arg(long)]
+    scope: Vec<String>,
+
+    /// When it ends to hold, e.g. 2031-01-31T00:00:00Z. Default: never.
+    #[arg(long, value_name = "TIME")]
+    expires: Option<String>,
+
+    /// What else is known of it, which policies see as a claim; the value may be JSON.
+    #[arg(long, value_name = "NAME=VALUE")]
+    metadata: Vec<String>,
+
+    /// The secret of the plugin's `hash_key`, named as there: env:NAME or file:PATH.
+    #[arg(long, value_name = "SECRET")]
+    hash_key: String,
+}
+
 #[derive(Debug, Args)]
 struct NewWasmOptions {
     #[command(flatten)]
@@ -378,6 +423,7 @@ fn answer(command: Command) -> Result<ExitCode, Failure> {
         Command::New { what: New::Wasm(options) } => {
             new::wasm(&options.common.name, options.lang, &options.common.dir)
         }
+        Command::Key { what: Key::New(options) } => key::new(options),
         Command::Status(options) => status::status(&options.config, options.admin, options.json),
         Command::Explain(options) => explain::explain(options),
         Command::Shadow(options) => shadow::shadow(&options.config, options.admin, options.json),

@@ -53,7 +53,9 @@ pub use hook::{BodyWish, Decision, ErrorKind, Hook, HookFuture, HookName, Needs,
 pub use journal::{Change, ChangeKind, Cursor, Decider, Note, Part, Step, Used, Verdict};
 pub use log::{LogSink, LogSinks};
 pub use message::{HeadMut, Request, RequestMut, Response, ResponseMut};
-pub use metrics::{Counter, CounterReading, Counters, Gauge, GaugeReading, InstanceCounters, MAX_SERIES, Tally};
+pub use metrics::{
+    Counter, CounterReading, Counters, Gauge, GaugeReading, InstanceCounters, MAX_SERIES, Tally,
+};
 pub use offload::{CpuPool, Job, Offload, Offloaded, Work};
 pub use outbound::{Outbound, OutboundError, OutboundFuture, OutboundLimits, Trailers};
 pub use plugin::{Build, BuildFailure, Plugin, PluginType, Registration};

@@ -51,7 +51,13 @@ impl Request {
 
     /// The first query parameter of this name, decoded (`application/x-www-form-urlencoded`).
     pub fn query_param(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.query()?.split('&').find_map(|pair| {
+        self.query_params(name).next()
+    }
+
+    /// All query parameters of this name, decoded.
+    pub fn query_params<'r>(&'r self, name: &str) -> impl Iterator<Item = Cow<'r, str>> {
+        let pairs = self.query().into_iter().flat_map(|query| query.split('&'));
+        pairs.filter_map(move |pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             (form_decode(key) == name).then(|| form_decode(value))
         })
@@ -83,8 +89,13 @@ impl Request {
 
     /// A cookie's value (RFC 6265, 5.4).
     pub fn cookie(&self, name: &str) -> Option<&str> {
+        self.cookies(name).next()
+    }
+
+    /// All values of cookies of this name: those of several paths may come together.
+    pub fn cookies<'r>(&'r self, name: &str) -> impl Iterator<Item = &'r str> {
         let lines = self.headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-        lines.flat_map(|line| line.split(';')).find_map(|pair| {
+        lines.flat_map(|line| line.split(';')).filter_map(move |pair| {
             let (key, value) = pair.trim().split_once('=')?;
             (key == name).then_some(value)
         })
@@ -266,6 +277,41 @@ impl RequestMut<'_> {
             return Err("a query has neither blanks nor `#`, and other characters percent-encoded");
         }
         self.set_target(join(self.target.path(), query), ChangeKind::Query)
+    }
+
+    /// Removes all query parameters of this name.
+    pub fn remove_query_param(&mut self, name: &str) -> Result<(), &'static str> {
+        let is_other = |pair: &&str| form_decode(pair.split_once('=').map_or(*pair, |(key, _)| key)) != name;
+        let Some(query) = self.target.query() else { return Ok(()) };
+        let others: Vec<&str> = query.split('&').filter(is_other).collect();
+        if others.len() == query.split('&').count() {
+            return Ok(());
+        }
+        let others = others.join("&");
+        self.set_query(Some(&*others).filter(|others| !others.is_empty()))
+    }
+
+    /// Removes all cookies of this name.
+    pub fn remove_cookie(&mut self, name: &str) {
+        let is_it = |pair: &str| pair.trim().split_once('=').is_some_and(|(key, _)| key == name);
+        let lines: Vec<_> = self.headers.headers.get_all(COOKIE).iter().cloned().collect();
+        let has_it = |line: &HeaderValue| line.to_str().is_ok_and(|line| line.split(';').any(is_it));
+        if !lines.iter().any(has_it) {
+            return;
+        }
+        self.headers.remove(&COOKIE);
+        for line in lines {
+            let Ok(text) = line.to_str() else {
+                self.headers.append(COOKIE, line);
+                continue;
+            };
+            let others: Vec<&str> = text.split(';').filter(|pair| !is_it(pair)).map(str::trim).collect();
+            if let Ok(others) = HeaderValue::try_from(others.join("; "))
+                && !others.is_empty()
+            {
+                self.headers.append(COOKIE, others);
+            }
+        }
     }
 
     fn set_target(&mut self, target: Bytes, kind: ChangeKind) -> Result<(), &'static str> {

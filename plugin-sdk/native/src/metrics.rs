@@ -147,7 +147,12 @@ impl InstanceCounters {
     /// Counters whose values are kept in what `make` makes.
     pub fn new(make: impl Fn() -> Arc<dyn Tally> + Send + Sync + 'static) -> Self {
         let overflow = make();
-        InstanceCounters { make: Box::new(make), families: Mutex::default(), gauges: Mutex::default(), overflow }
+        InstanceCounters {
+            make: Box::new(make),
+            families: Mutex::default(),
+            gauges: Mutex::default(),
+            overflow,
+        }
     }
 
     /// The counters under a name, made unless there are; see [`BuildContext::counters`](crate::BuildContext::counters).

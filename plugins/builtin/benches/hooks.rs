@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use divan::{Bencher, black_box};
 use portcullis_plugin::{
-    BuildContext, Decision, Exchange, ExchangeBuilder, Hook, Instance, PluginTester, Rate, TestedPlugin,
+    BuildContext, Decision, Exchange, ExchangeBuilder, Hook, Instance, PluginTester, Rate, Secret, TestedPlugin,
     TokenBucket,
 };
-use portcullis_plugins::BUILTIN;
+use portcullis_plugins::{BUILTIN, HashKey, NewKey};
 use serde_json::{Value, json};
 
 fn main() {
@@ -68,6 +68,26 @@ fn ip_filter_with_ranges(bencher: Bencher<'_, '_>, count: u32) {
         let decision = decision(plugin.plugin().on_request(black_box(exchange)));
         assert!(matches!(decision, Decision::Continue));
     });
+}
+
+#[divan::bench(args = [1, 10_000])]
+fn api_key_among(bencher: Bencher<'_, '_>, count: u32) {
+    const SECRET: &str = "a secret of more than thirty-two bytes";
+    let hash_key = HashKey::new(&Secret::new(SECRET.as_bytes())).unwrap();
+    let (mut keys, mut lines) = (Vec::new(), String::new());
+    for n in 0..count {
+        let roles = vec!["reader".to_owned()];
+        let NewKey { key, line } =
+            NewKey::make(&hash_key, &format!("user-{n}"), roles, Vec::new(), None, serde_json::Map::new()).unwrap();
+        keys.push(key);
+        writeln!(lines, "{line}").unwrap();
+    }
+    let tester = PluginTester::new().secret("KEY", SECRET).file("keys.jsonl", lines);
+    let plugin = build("api_key", tester, json!({ "hash_key": "env:KEY", "files": ["keys.jsonl"] }));
+    let mut turns = keys.iter().cycle();
+    bencher
+        .with_inputs(|| ExchangeBuilder::get("/").header("x-api-key", turns.next().unwrap()).build())
+        .bench_local_refs(|exchange| passes(&plugin, exchange));
 }
 
 /// A rate that refuses nobody here.

@@ -6,6 +6,7 @@
 //! `media` for media types, `template` for header values.
 
 mod access_log;
+mod api_key;
 mod body_limit;
 mod cors;
 mod ext_authz;
@@ -23,9 +24,12 @@ mod template;
 
 use portcullis_plugin::Registration;
 
+pub use api_key::{HashKey, NewKey};
+
 /// Every built-in plugin kind, by name.
 pub const BUILTIN: &[Registration] = &[
     Registration::of::<access_log::AccessLog>(),
+    Registration::of::<api_key::ApiKey>(),
     Registration::of::<body_limit::BodyLimit>(),
     Registration::of::<cors::Cors>(),
     Registration::of::<ext_authz::ExtAuthz>(),
@@ -50,6 +54,8 @@ mod tests {
         PluginTester::new()
             .file("lists/blocked.txt", "198.51.100.0/24\n")
             .file("schemas/order.json", r#"{"type": "object", "properties": {"id": {"type": "integer"}}}"#)
+            .file("keys.jsonl", "# none yet\n")
+            .secret("API_KEY_HASH_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
             .secret("SIGNING_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
             .upstream("authz", |_| Ok(Response::default()))
     }
@@ -76,6 +82,7 @@ mod tests {
     fn the_example_in_every_module_doc_builds() {
         let sources = [
             include_str!("access_log.rs"),
+            include_str!("api_key.rs"),
             include_str!("body_limit.rs"),
             include_str!("cors.rs"),
             include_str!("ext_authz.rs"),

@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex};
 
 use portcullis_plugin::{
-    BuildContext, Counter, Decision, ErrorKind, Exchange, Gauge, HookName, PluginError, Reply, Size, Slot, Span,
-    Used,
+    BuildContext, Counter, Decision, ErrorKind, Exchange, Gauge, HookName, PluginError, Reply, Size, Slot,
+    Span, Used,
 };
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Instance, Lift, Lower, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
@@ -60,7 +60,10 @@ impl Counts {
         Counts {
             made: instances.with(["made"]),
             ended: instances.with(["ended"]),
-            alive: context.gauge("live_instances", "instances that are alive, by the generation that loaded their module"),
+            alive: context.gauge(
+                "live_instances",
+                "instances that are alive, by the generation that loaded their module",
+            ),
             fresh: starts.with(["fresh"]),
             reused: starts.with(["reused"]),
             exhausted: context

@@ -12,7 +12,8 @@ impl Builder<'_> {
     pub(super) fn store(&mut self) -> Arc<OpenStore> {
         let config = &self.loaded.config.store;
         let memory = self.services.stores.memory();
-        let surroundings = Surroundings { kind: "", generation: 1, is_shadow: false, store: &memory, trust: None };
+        let surroundings =
+            Surroundings { kind: "", generation: 1, is_shadow: false, store: &memory, trust: None };
         let mut host = Host::new(self.services, &self.dir, self.files, &[], surroundings);
         let plan = store::plan(config, &self.dir, &mut host);
         let opened = plan.and_then(|plan| {
