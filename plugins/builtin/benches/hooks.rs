@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use divan::{Bencher, black_box};
 use portcullis_plugin::{
-    BuildContext, Decision, Exchange, ExchangeBuilder, Hook, Instance, PluginTester, Rate, Secret, TestedPlugin,
-    TokenBucket,
+    BuildContext, Decision, Exchange, ExchangeBuilder, Hook, Instance, PluginTester, Rate, Secret,
+    TestedPlugin, TokenBucket,
 };
 use portcullis_plugins::{BUILTIN, HashKey, NewKey};
 use serde_json::{Value, json};
@@ -78,7 +78,8 @@ fn api_key_among(bencher: Bencher<'_, '_>, count: u32) {
     for n in 0..count {
         let roles = vec!["reader".to_owned()];
         let NewKey { key, line } =
-            NewKey::make(&hash_key, &format!("user-{n}"), roles, Vec::new(), None, serde_json::Map::new()).unwrap();
+            NewKey::make(&hash_key, &format!("user-{n}"), roles, Vec::new(), None, serde_json::Map::new())
+                .unwrap();
         keys.push(key);
         writeln!(lines, "{line}").unwrap();
     }

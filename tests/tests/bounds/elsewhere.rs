@@ -395,6 +395,15 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("plugins/builtin/src/mask/stream.rs CONTEXT", Not("what a pattern looks back at")),
     (
+        "plugins/builtin/src/api_key.rs MAX_KEY",
+        Bites("plugins/builtin/src/api_key/tests.rs", "what_holds_no_key_that_holds_is_refused"),
+    ),
+    (
+        "plugins/builtin/src/api_key/known.rs MIN_SECRET",
+        Bites("plugins/builtin/src/api_key/tests.rs", "a_table_that_cannot_be_meant_is_refused"),
+    ),
+    ("plugins/builtin/src/api_key/known.rs RANDOM", Not("the length of new keys")),
+    (
         "plugins/builtin/src/sign.rs AT_ONCE",
         Bites(
             "plugins/builtin/src/sign/tests.rs",
