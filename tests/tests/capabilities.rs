@@ -10,6 +10,8 @@ const POLICY: &str = r##"
 fn on_request(ctx) {
     let told = ctx.request.headers["x-do"];
     let said = if told == "call" { http_get("idp", ctx.request.path).status }
+        else if told == "tunnel" { http_send("idp", #{ method: "CONNECT" }).status }
+        else if told == "trace" { http_send("idp", #{ method: "TRACE" }).status }
         else if told == "calls" { for n in 0..5 { http_get("idp", "/x"); } }
         else if told == "cache" { cache_set("a", "kept", 60); cache_get("a") }
         else if told == "cache many" {
@@ -119,6 +121,8 @@ fn bounds_bite() {
     for (what, error) in [
         ("calls", "more than 4 calls in one call of a hook (`grants.http.calls`)"),
         ("cache large", "a value of more than 64KiB in the cache"),
+        ("tunnel", "no answer from `idp`: CONNECT and TRACE are not sent"),
+        ("trace", "no answer from `idp`: CONNECT and TRACE are not sent"),
     ] {
         assert_eq!(told(&gateway, what).status, 500);
         until(error, || gateway.log().contains(error));

@@ -295,6 +295,10 @@ routes:
   - name: api
     match: { prefix: /api }
     plugins:
+      - api_key:
+          hash_key: env:HASH_KEY
+          anonymous: true
+          keys: [{ hash: \"hmac-sha256:YstGVsybwF2d0FylsVSFTqQ1xYXbWtUVgytgeV_xc4o\", id: ann }]
       - ext_authz: { upstream: origin }
       - json_schema: { schema: {} }
       - rate_limit: { limits: [{ key: client, token_bucket: { rate: 10/s, burst: 20 } }] }
@@ -302,7 +306,7 @@ routes:
     upstream: origin
     mirror: { upstream: shadow }
 ";
-    let setup = Setup::new(config).file("m.wasm", module);
+    let setup = Setup::new(config).file("m.wasm", module).variable("HASH_KEY", "k".repeat(32));
     let gateway = setup.before(origin).start();
     assert_eq!((gateway.get("/api").status, gateway.get("/nothing").status), (200, 404));
     let mut client = Http2::open(gateway.address());

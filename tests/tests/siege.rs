@@ -165,6 +165,8 @@ const FEW: u32 = 20;
 const MANY: u32 = 10_000;
 /// Editions of a module that follow each other, so that not each one is compiled anew.
 const EDITIONS: u32 = 5;
+/// From one request to the next.
+const PAUSE: Duration = Duration::from_millis(2);
 
 #[test]
 fn no_instance_of_a_module_is_left_behind_by_reloads_under_load() {
@@ -191,8 +193,11 @@ routes: [{{ match: {{ prefix: / }}, upstream: origin, plugins: [{plugin}] }}]
         threads.spawn(|| {
             let mut http = gateway.connect();
             while !over.load(SeqCst) {
+                // A load that leaves room for reloads.
+                let next = Instant::now() + PAUSE;
                 assert_eq!(http.ask(&request("GET", "/")).unwrap().status, 200);
                 asked.fetch_add(1, SeqCst);
+                wait_until(next);
             }
         });
         for turn in 1..=reloads {

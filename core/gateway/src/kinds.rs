@@ -28,6 +28,7 @@ mod tests {
     /// What the examples take for granted.
     const FILES: &[(&str, &str)] = &[
         ("lists/blocked.txt", "203.0.113.0/24\n"),
+        ("keys.jsonl", "# none yet\n"),
         ("schemas/order.json", r#"{ "type": "object", "properties": { "item": { "type": "string" } } }"#),
         ("scripts/hello.rhai", include_str!("../../../scripts/hello.rhai")),
     ];
@@ -52,7 +53,8 @@ mod tests {
             );
             std::fs::write(&config, text).unwrap();
             let key = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=".to_owned();
-            let variables = std::collections::BTreeMap::from([("SIGNING_KEY".to_owned(), key)]);
+            let variables = ["SIGNING_KEY", "API_KEY_HASH_KEY"].map(|name| (name.to_owned(), key.clone()));
+            let variables = std::collections::BTreeMap::from(variables);
             if let Err(findings) = portcullis_control::check(&config, &registry, variables) {
                 panic!("{}", findings.render(false));
             }

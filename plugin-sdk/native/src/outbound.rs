@@ -28,6 +28,8 @@ pub enum OutboundError {
     Failed,
     /// The response body was larger than the limit.
     TooLarge,
+    /// The request asks for a tunnel or an echo, which is never sent on, for clients neither.
+    Method,
 }
 
 impl fmt::Display for OutboundError {
@@ -37,6 +39,7 @@ impl fmt::Display for OutboundError {
             OutboundError::Timeout => "no answer in time",
             OutboundError::Failed => "the connection failed",
             OutboundError::TooLarge => "the answer is larger than allowed",
+            OutboundError::Method => "CONNECT and TRACE are not sent",
         })
     }
 }

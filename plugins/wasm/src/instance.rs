@@ -45,6 +45,11 @@ pub(crate) struct Counts {
     pub(crate) fresh: Counter,
     pub(crate) reused: Counter,
     exhausted: Counter,
+    lives: Arc<Lives>,
+}
+
+/// How many instances there were, and are.
+struct Lives {
     made: Counter,
     ended: Counter,
     alive: Gauge,
@@ -57,13 +62,14 @@ impl Counts {
         let help =
             "instances made and ended, those that only judged a configuration included; the others are alive";
         let instances = context.counters("instances", help, ["event"]);
-        Counts {
+        let help = "instances that are alive, by the generation that loaded their module";
+        let lives = Lives {
             made: instances.with(["made"]),
             ended: instances.with(["ended"]),
-            alive: context.gauge(
-                "live_instances",
-                "instances that are alive, by the generation that loaded their module",
-            ),
+            alive: context.gauge("live_instances", help),
+        };
+        Counts {
+            lives: Arc::new(lives),
             fresh: starts.with(["fresh"]),
             reused: starts.with(["reused"]),
             exhausted: context
@@ -73,9 +79,9 @@ impl Counts {
 
     /// An instance begins, and ends with what this gives.
     pub(crate) fn life(&self) -> Life {
-        self.made.increment();
-        self.alive.add(1);
-        Life { ended: self.ended.clone(), alive: self.alive.clone() }
+        self.lives.made.increment();
+        self.lives.alive.add(1);
+        Life(self.lives.clone())
     }
 
     /// A refusal and no error, since `on_error: allow` must not let pass what a flood brings.
@@ -111,15 +117,12 @@ pub(crate) struct Live {
 }
 
 /// Counts the end of an instance.
-pub(crate) struct Life {
-    ended: Counter,
-    alive: Gauge,
-}
+pub(crate) struct Life(Arc<Lives>);
 
 impl Drop for Life {
     fn drop(&mut self) {
-        self.ended.increment();
-        self.alive.add(-1);
+        self.0.ended.increment();
+        self.0.alive.add(-1);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::HOST;
 use http::uri::PathAndQuery;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use portcullis_plugin::{Outbound, OutboundError, OutboundFuture, OutboundLimits, Trailers};
 use tokio::time::{Instant, timeout_at};
 
@@ -34,6 +34,9 @@ impl UpstreamClient {
         request: Request<Bytes>,
         limits: OutboundLimits,
     ) -> Result<Response<Bytes>, OutboundError> {
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            return Err(OutboundError::Method);
+        }
         let current = self.upstream.current();
         let upstream = &*current;
         if upstream.endpoints.is_empty() {
