@@ -134,9 +134,18 @@ fn every_block_is_a_configuration() {
     fs::create_dir(setup.dir().join("scripts")).unwrap();
     fs::copy(repository().join("scripts/introspect.rhai"), setup.dir().join("scripts/introspect.rhai"))
         .unwrap();
-    for name in
-        ["configuration", "listeners", "upstreams", "routes", "budgets", "capabilities", "store", "trust"]
-    {
+    for name in [
+        "explain",
+        "shadow",
+        "configuration",
+        "listeners",
+        "upstreams",
+        "routes",
+        "budgets",
+        "capabilities",
+        "store",
+        "trust",
+    ] {
         for block in blocks(&page(&format!("{name}.md"))) {
             fs::write(setup.dir().join("gateway.yaml"), completed(&block)).unwrap();
             let mut check = Command::new(program());

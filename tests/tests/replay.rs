@@ -38,7 +38,9 @@ fn recording(config: &str, origin: &Origin) -> Gateway {
 fn what_is_recorded_is_bounded_and_redacted() {
     let origin = Origin::start();
     let gateway = recording(RECORDING, &origin);
-    let secret = request("POST", "/a?x=1").header("authorization", "Bearer s3cret").header("x-open", "seen");
+    let secret = request("POST", "/a?x=1&token=s3cret")
+        .header("authorization", "Bearer s3cret")
+        .header("x-open", "seen");
     assert_eq!(gateway.ask(&secret.body("short")).status, 200);
     assert_eq!(gateway.ask(&request("POST", "/b").body("longer than ten bytes")).status, 200);
     assert_eq!(gateway.get("/admin").status, 403);
@@ -48,7 +50,7 @@ fn what_is_recorded_is_bounded_and_redacted() {
     assert!(first.contains("[\"x-open\",\"seen\"]"), "{first}");
     assert_eq!(
         (&lines[0]["target"], &lines[0]["body"], &lines[0]["upstream"][1]),
-        (&"/a?x=1".into(), &"short".into(), &200.into())
+        (&"/a?x=1&token=redacted".into(), &"short".into(), &200.into())
     );
     assert_eq!((&lines[1]["body"], &lines[1]["body_bytes"]), (&Value::Null, &21.into()));
     assert_eq!(lines[2]["decided_by"], serde_json::json!(["guard", "guard.path"]));

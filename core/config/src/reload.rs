@@ -43,6 +43,10 @@ pub struct Replay {
     /// `[authorization, proxy-authorization, cookie, x-api-key, x-auth-token]`.
     #[serde(default = "default_redact")]
     pub redact: Vec<HeaderName>,
+    /// Parameters of the query whose values are not recorded. Default
+    /// `[access_token, api_key, apikey, code, key, password, secret, sig, signature, token]`.
+    #[serde(default = "default_redact_query")]
+    pub redact_query: Vec<String>,
 }
 
 fn one_percent() -> Percent {
@@ -60,6 +64,12 @@ fn default_max_body() -> ByteSize {
 fn default_redact() -> Vec<HeaderName> {
     let names = ["authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token"];
     names.iter().filter_map(|name| name.parse().ok()).collect()
+}
+
+fn default_redact_query() -> Vec<String> {
+    ["access_token", "api_key", "apikey", "code", "key", "password", "secret", "sig", "signature", "token"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// What failing tests do to a reload.

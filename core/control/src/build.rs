@@ -239,6 +239,7 @@ impl<'b> Builder<'b> {
                 sink,
                 share: share_of(replay.percent),
                 max_body: usize::try_from(replay.max_body.0).unwrap_or(usize::MAX),
+                redact_query: replay.redact_query.clone(),
                 redact: replay.redact.iter().filter_map(|name| name.as_str().parse().ok()).collect(),
                 slot: Slot::new(),
             }),

@@ -23,6 +23,8 @@ pub struct SamplePlan {
     pub max_body: usize,
     /// Headers whose values are not.
     pub redact: Vec<HeaderName>,
+    /// Parameters of the query whose values are not.
+    pub redact_query: Vec<String>,
     /// Where a request is kept until it is known what became of it.
     pub slot: Slot<Sample>,
 }
@@ -82,7 +84,7 @@ pub(crate) fn take(live: &mut Live) {
         listener,
         client: parts.client,
         method: parts.request.method().to_string(),
-        target: parts.request.target().to_string(),
+        target: parts.request.target_without(|name| plan.redact_query.iter().any(|it| it == name), REDACTED),
         headers: headers.map(|(name, value)| (name.to_string(), shown(name, value))).collect(),
         body: None,
         body_bytes: 0,

@@ -63,6 +63,16 @@ impl Request {
         })
     }
 
+    /// The target with `instead` for the values of the query parameters that are chosen by name.
+    pub fn target_without(&self, is_chosen: impl Fn(&str) -> bool, instead: &str) -> String {
+        let Some(query) = self.query() else { return self.path().to_owned() };
+        let shown = |pair: &str| match pair.split_once('=') {
+            Some((name, _)) if is_chosen(&form_decode(name)) => format!("{name}={instead}"),
+            _ => pair.to_owned(),
+        };
+        format!("{}?{}", self.path(), query.split('&').map(shown).collect::<Vec<_>>().join("&"))
+    }
+
     /// Version that the client spoke.
     pub fn version(&self) -> Version {
         self.version
@@ -360,6 +370,16 @@ mod tests {
             assert_eq!(request("/", &[(HOST, value)]).host(), host);
         }
         assert_eq!(request("/", &[]).host(), "");
+    }
+
+    #[test]
+    fn chosen_query_parameters_are_not_shown() {
+        let shown = |target| request(target, &[]).target_without(|name| name == "to ken", "redacted");
+        assert_eq!(
+            shown("/a?b=1&to%20ken=x&to+ken=y=z&token=t&c"),
+            "/a?b=1&to%20ken=redacted&to+ken=redacted&token=t&c"
+        );
+        assert_eq!((shown("/a"), shown("/a?")), ("/a".to_owned(), "/a?".to_owned()));
     }
 
     #[test]
