@@ -50,6 +50,7 @@ const BALANCE: &str = "core/proxy/src/upstream/balance/tests.rs";
 const ENDPOINT: &str = "core/proxy/src/upstream/endpoint.rs";
 const HEALTH: &str = "core/control/src/health.rs";
 const BUDGETS: &str = "tests/tests/budgets.rs";
+const CSRF: &str = "plugins/builtin/src/csrf/tests.rs";
 const UPGRADES: &str = "tests/tests/upgrades/main.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
 const ATTEMPTS: &str = "tests/tests/attempts.rs";
@@ -258,6 +259,10 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("rhai.limits.operations", Bites(BUDGETS, "every_limit_of_a_script_bites")),
     ("rhai.limits.string", Bites(BUDGETS, "every_limit_of_a_script_bites")),
     ("rhai.limits.time", Bites(BUDGETS, "every_limit_of_a_script_bites")),
+    (
+        "security_headers.hsts.max_age",
+        Bites("plugins/builtin/src/security_headers.rs", "tls_is_asked_for_over_tls_alone"),
+    ),
     ("sign.expires", Bites(BUDGETS, "a_signature_bounds_the_body_and_its_own_life")),
     ("sign.limit", Bites(BUDGETS, "a_signature_bounds_the_body_and_its_own_life")),
     ("wasm.body_limit", Bites(BUDGETS, "a_module_gets_bodies_up_to_its_limit")),

@@ -308,6 +308,7 @@ routes:
           hash_key: env:HASH_KEY
           anonymous: true
           keys: [{ hash: \"hmac-sha256:YstGVsybwF2d0FylsVSFTqQ1xYXbWtUVgytgeV_xc4o\", id: ann }]
+      - csrf: {}
       - ext_authz: { upstream: origin }
       - json_schema: { schema: {} }
       - rate_limit: { limits: [{ key: client, token_bucket: { rate: 10/s, burst: 20 } }] }

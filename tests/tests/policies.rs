@@ -198,6 +198,62 @@ fn cors_answers_preflights_and_marks_answers() {
 }
 
 #[test]
+fn what_another_sites_page_sends_is_refused_and_a_token_is_asked_for() {
+    let config = "
+plugins:
+  - access_log: { target: access.log }
+  - csrf:
+      trusted: [\"https://app.test\"]
+      cookies: [sid]
+      token: { key: env:KEY, cookie: csrf, bind: { cookie: sid } }
+";
+    let origin = Origin::start();
+    let gateway = Setup::new(config).variable("KEY", "k".repeat(32)).before(&origin).start();
+    let token = |session: &str| {
+        let answer = gateway.ask(&request("GET", "/").header("cookie", &format!("sid={session}")));
+        let cookie = answer.header("set-cookie").unwrap().strip_prefix("csrf=").unwrap();
+        cookie.split(';').next().unwrap().to_owned()
+    };
+    let post = |path: &str, from: &str, token: Option<&str>| {
+        let cookies = token.map_or("sid=1".to_owned(), |token| format!("sid=1; csrf={token}"));
+        let sent = request("POST", path).header("origin", from).header("cookie", &cookies);
+        let sent = token.into_iter().fold(sent, |sent, token| sent.header("x-csrf-token", token));
+        let status = gateway.ask(&sent).status;
+        (status, gateway.logged_path(path)["reason"].clone())
+    };
+    let (mine, other) = (token("1"), token("2"));
+    let own = "http://gateway.test";
+    assert_eq!(post("/0", "https://evil.test", Some(&mine)), (403, json!("csrf.cross_site")));
+    assert_eq!(post("/1", "https://app.test", None), (403, json!("csrf.token_missing")));
+    assert_eq!(post("/2", own, Some(&other)), (403, json!("csrf.token_invalid")));
+    assert_eq!(post("/3", own, Some(&mine)), (200, Value::Null));
+    assert_eq!(post("/4", "https://app.test", Some(&mine)), (200, Value::Null));
+    // What misuses no cookie is not judged.
+    assert_eq!(gateway.ask(&request("POST", "/").header("origin", "https://evil.test")).status, 200);
+    let refused = |reason: &str| gateway.metric("portcullis_plugin_csrf_refused_total", &[reason]);
+    assert_eq!(refused("reason=\"csrf.cross_site\""), 1.0);
+}
+
+#[test]
+fn browsers_are_told_what_not_to_do_with_any_response() {
+    let (_origin, gateway) = with("  - security_headers: { remove: [x-kind] }\n", &[]);
+    for (path, status) in [("/header/x-kind/plain", 200), ("/header/x-frame-options/SAMEORIGIN", 200)] {
+        let answer = gateway.get(path);
+        assert_eq!((answer.status, answer.header("x-content-type-options")), (status, Some("nosniff")));
+        assert_eq!((answer.header("x-kind"), answer.header("strict-transport-security")), (None, None));
+        let frames = if path.ends_with("SAMEORIGIN") { "SAMEORIGIN" } else { "DENY" };
+        assert_eq!(answer.header("x-frame-options"), Some(frames));
+    }
+    let config =
+        "plugins: [security_headers]\nroutes: [{ match: { path: /here }, respond: { status: 204 } }]\n";
+    let gateway = Setup::new(config).start();
+    for (path, status) in [("/here", 204), ("/nowhere", 404)] {
+        let answer = gateway.get(path);
+        assert_eq!((answer.status, answer.header("referrer-policy")), (status, Some("no-referrer")));
+    }
+}
+
+#[test]
 fn bodies_are_limited_and_judged_by_schema() {
     let schema =
         json!({ "type": "object", "properties": { "id": { "type": "integer" } }, "required": ["id"] });

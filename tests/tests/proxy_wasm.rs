@@ -253,6 +253,35 @@ plugins:
 }
 
 #[test]
+fn a_filter_in_go_runs_as_it_is() {
+    let Some(module) = guest("proxy_wasm_go") else { return };
+    let origin = Origin::start();
+    let config = "
+plugins:
+  - access_log: { target: access.log }
+  - wasm: { file: filter.wasm, config: hi, memory: 64MiB, cpu: 1s, proxy_wasm: { upstreams: { api: origin } } }
+";
+    let gateway = Setup::new(config).file("filter.wasm", module).before(&origin).start();
+    for act in ["nothing", "garbage", "panic", "garbage", "nothing"] {
+        let answer = do_it(&gateway, act, &format!("/{act}"));
+        if act == "panic" {
+            assert_eq!(answer.status, 500);
+            assert_eq!(gateway.logged_path("/panic")["reason"], "plugin.trap");
+        } else {
+            assert_eq!((answer.status, answer.header("x-greeting")), (200, Some("hi")));
+            assert_eq!(answer.json()["headers"]["x-greeting"], "hi");
+        }
+    }
+    assert_eq!(do_it(&gateway, "call", "/a").json()["headers"]["x-called"], "200 called");
+    let refused = do_it(&gateway, "refuse", "/a");
+    assert_eq!((refused.status, refused.header("x-by"), refused.text().as_str()), (403, Some("go"), "no"));
+    assert_eq!(gateway.ask(&request("POST", "/a").body("quiet")).json()["body"], "QUIET");
+    gateway.replace("gateway.yaml", "config: hi", "config: \"\"");
+    let refusal = gateway.wait_refused();
+    assert!(refusal.contains("after saying: no greeting"), "{refusal}");
+}
+
+#[test]
 fn a_filter_in_shadow_sees_everything_and_changes_nothing() {
     let Some(module) = guest(FILTER) else { return };
     let origin = Origin::start();

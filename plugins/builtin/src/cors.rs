@@ -34,12 +34,11 @@ use portcullis_plugin::{
     BuildContext, BuildError, Exchange, Hook, HookName, Needs, Plugin, PluginType, Reply, Request,
     ResponseMut, Span,
 };
-use regex::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::names::{header_names, joined};
-use crate::regex_error::not_a_regex;
+use crate::origins::{OriginRule, allows, remark};
 
 const ORIGIN_NOT_ALLOWED: &str = "cors.origin_not_allowed";
 
@@ -47,10 +46,6 @@ const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-cont
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 const ANY: HeaderValue = HeaderValue::from_static("*");
-
-/// No browser has a longer origin: a scheme, a host name of 253 characters, a port. A head may hold one
-/// that is a hundred times longer, for every pattern to be searched in.
-const MAX_ORIGIN: usize = 512;
 
 /// Speaks CORS for the upstream.
 #[derive(Debug)]
@@ -137,41 +132,12 @@ enum Origins {
     Some(Vec<OriginRule>),
 }
 
-#[derive(Debug)]
-enum OriginRule {
-    Exact(String),
-    /// Any subdomain: what stands before and after its labels.
-    Subdomain(String, String),
-    Pattern(Regex),
-}
-
-impl OriginRule {
-    fn matches(&self, origin: &str) -> bool {
-        match self {
-            OriginRule::Exact(exact) => origin == exact,
-            OriginRule::Subdomain(before, after) => {
-                let labels =
-                    origin.strip_prefix(before.as_str()).and_then(|it| it.strip_suffix(after.as_str()));
-                labels.is_some_and(|labels| {
-                    let label = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-                    !labels.is_empty() && labels.bytes().all(label)
-                })
-            }
-            OriginRule::Pattern(pattern) => pattern.is_match(origin),
-        }
-    }
-}
-
 impl Cors {
     /// The decision: what `Access-Control-Allow-Origin` says to this origin.
     fn allow_origin(&self, origin: Option<&HeaderValue>) -> Option<HeaderValue> {
         match &self.origins {
             Origins::All => Some(ANY),
-            Origins::Some(rules) => {
-                let origin = origin?;
-                let text = origin.to_str().ok().filter(|text| text.len() <= MAX_ORIGIN)?;
-                rules.iter().any(|rule| rule.matches(text)).then(|| origin.clone())
-            }
+            Origins::Some(rules) => origin.filter(|origin| allows(rules, origin)).cloned(),
         }
     }
 
@@ -365,79 +331,11 @@ fn origins(config: &Config, context: &mut BuildContext<'_>) -> Result<Origins, B
     }
     let rule = |(index, text): (usize, &String)| {
         let at = format!("origins[{index}]");
-        let rule = origin_rule(&at, text)?;
-        lint(&at, text, &rule, config.credentials, context);
+        let rule = OriginRule::parse(&at, text)?;
+        remark(&at, text, &rule, config.credentials, context);
         Ok(rule)
     };
     config.origins.iter().enumerate().map(rule).collect::<Result<_, _>>().map(Origins::Some)
-}
-
-fn origin_rule(at: &str, text: &str) -> Result<OriginRule, BuildError> {
-    if let Some(pattern) = text.strip_prefix('/').and_then(|text| text.strip_suffix('/')) {
-        let anchored = format!(r"\A(?:{pattern})\z");
-        return Regex::new(&anchored).map(OriginRule::Pattern).map_err(|error| not_a_regex(at, &error));
-    }
-    if text == "null" {
-        return Ok(OriginRule::Exact(text.to_owned()));
-    }
-    let wrong = |what: &str| {
-        BuildError::at(at, format!("`{text}` is not an origin: {what}"))
-            .help("write scheme and host, e.g. `https://app.example.com` or `https://*.example.com`")
-    };
-    let origin = text.to_ascii_lowercase();
-    let (scheme, authority) = origin.split_once("://").ok_or_else(|| wrong("it has no scheme"))?;
-    if authority.contains(['/', '?', '#', '@']) {
-        return Err(wrong("it goes on after the host"));
-    }
-    if authority.is_empty() || scheme.is_empty() || authority.contains(char::is_whitespace) {
-        return Err(wrong("it has no host"));
-    }
-    match authority.strip_prefix("*.") {
-        Some(domain) if domain.contains('*') || domain.is_empty() => {
-            Err(wrong("`*.` stands at its beginning only"))
-        }
-        Some(domain) => Ok(OriginRule::Subdomain(format!("{scheme}://"), format!(".{domain}"))),
-        None if authority.contains('*') => Err(wrong("`*.` stands at its beginning only")),
-        None => Ok(OriginRule::Exact(origin)),
-    }
-}
-
-/// Remarks on origins that are allowed more often than was meant, or never.
-fn lint(at: &str, text: &str, rule: &OriginRule, credentials: bool, context: &mut BuildContext<'_>) {
-    if text == "null" {
-        context.warn(at, "`null` is the origin of every sandboxed frame, on any page");
-    }
-    if credentials && text.starts_with("http://") && !text.contains("://localhost") {
-        context.warn(at, "whoever sits on the network can speak as a plain-http origin, with credentials");
-    }
-    if text.starts_with("https://") && text.ends_with(":443")
-        || text.starts_with("http://") && text.ends_with(":80")
-    {
-        context.warn(at, "browsers leave a scheme's own port out, so this never matches");
-    }
-    let OriginRule::Pattern(pattern) = rule else { return };
-    if ["https://attacker.invalid", "null"].iter().any(|origin| pattern.is_match(origin)) {
-        context.warn(at, "this pattern matches any origin");
-    } else if has_bare_dot(text) {
-        context
-            .warn(at, "an unescaped dot stands for any character; write `\\.`, or `[a-z0-9-]+` for a label");
-    }
-}
-
-/// Whether a pattern has a dot that is neither escaped nor in a class.
-fn has_bare_dot(pattern: &str) -> bool {
-    let (mut escaped, mut class) = (false, false);
-    pattern.bytes().any(|byte| {
-        let plain = !std::mem::take(&mut escaped);
-        match byte {
-            b'\\' if plain => escaped = true,
-            b'[' if plain => class = true,
-            b']' if plain => class = false,
-            b'.' => return plain && !class,
-            _ => {}
-        }
-        false
-    })
 }
 
 #[cfg(test)]

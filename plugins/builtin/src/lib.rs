@@ -3,12 +3,13 @@
 //! A plugin's file holds all there is to know about it: a module doc with an example and its reason
 //! codes, its `Config`, one plain function that decides, and its hooks. A new one costs its file and
 //! two lines here. Beside them stand the few things that several share: `names` for header names,
-//! `media` for media types, `template` for header values.
+//! `media` for media types, `origins` for those of pages, `template` for header values.
 
 mod access_log;
 mod api_key;
 mod body_limit;
 mod cors;
+mod csrf;
 mod ext_authz;
 mod headers;
 mod ip_filter;
@@ -16,9 +17,11 @@ mod json_schema;
 mod mask;
 mod media;
 mod names;
+mod origins;
 mod rate_limit;
 mod regex_error;
 mod request_id;
+mod security_headers;
 mod sign;
 mod template;
 
@@ -32,6 +35,7 @@ pub const BUILTIN: &[Registration] = &[
     Registration::of::<api_key::ApiKey>(),
     Registration::of::<body_limit::BodyLimit>(),
     Registration::of::<cors::Cors>(),
+    Registration::of::<csrf::Csrf>(),
     Registration::of::<ext_authz::ExtAuthz>(),
     Registration::of::<headers::Headers>(),
     Registration::of::<ip_filter::IpFilter>(),
@@ -39,6 +43,7 @@ pub const BUILTIN: &[Registration] = &[
     Registration::of::<mask::Mask>(),
     Registration::of::<rate_limit::RateLimit>(),
     Registration::of::<request_id::TrustedRequestId>(),
+    Registration::of::<security_headers::SecurityHeaders>(),
     Registration::of::<sign::Sign>(),
 ];
 
@@ -56,6 +61,7 @@ mod tests {
             .file("schemas/order.json", r#"{"type": "object", "properties": {"id": {"type": "integer"}}}"#)
             .file("keys.jsonl", "# none yet\n")
             .secret("API_KEY_HASH_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
+            .secret("CSRF_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
             .secret("SIGNING_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
             .upstream("authz", |_| Ok(Response::default()))
     }
@@ -85,6 +91,7 @@ mod tests {
             include_str!("api_key.rs"),
             include_str!("body_limit.rs"),
             include_str!("cors.rs"),
+            include_str!("csrf.rs"),
             include_str!("ext_authz.rs"),
             include_str!("headers.rs"),
             include_str!("ip_filter.rs"),
@@ -92,6 +99,7 @@ mod tests {
             include_str!("mask.rs"),
             include_str!("rate_limit.rs"),
             include_str!("request_id.rs"),
+            include_str!("security_headers.rs"),
             include_str!("sign.rs"),
         ];
         assert_eq!(sources.len(), BUILTIN.len());

@@ -6,10 +6,15 @@ use std::fmt;
 use tracing::Level;
 use wasmtime::{Caller, Extern, Memory};
 
+use crate::wasi::Line;
+
 /// What the host functions of an instance of a core module work on.
 pub(crate) trait CoreHost: 'static {
     /// The guest's memory, once it is known.
     fn memory(&mut self) -> &mut Option<Memory>;
+
+    /// What the guest has written of a line.
+    fn line(&mut self) -> &mut Line;
 
     /// Logs a line of the guest's.
     fn log(&mut self, level: Level, message: &[u8]);

@@ -1,5 +1,5 @@
-//! What toolchains expect of WASI preview 1: a guest can write to its log, read the clock and draw random numbers.
-//! Everything else is there, so that every module links, and answers that it is not to be had.
+//! What toolchains expect of WASI preview 1: a guest can write to its log, read the clock and draw random numbers, and
+//! sleeps without waiting. Everything else is there, so that every module links, and answers that it is not to be had.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,12 +24,18 @@ const IO: u32 = 29;
 const NOSYS: u32 = 52;
 const NOTSUP: u32 = 58;
 
-/// Parts of one line that a guest may write in a call, and random bytes that it may draw.
+/// Parts of what a guest writes at once, things that it waits for at once, and random bytes that it may draw.
 const MAX_PARTS: u32 = 64;
+const MAX_SUBSCRIPTIONS: u32 = 64;
 const MAX_RANDOM: u32 = 64 << 10;
 
-const DEFINED: [&str; 8] = [
+/// Bytes of a thing to wait for, and of what came of it.
+const SUBSCRIPTION: u32 = 48;
+const EVENT: u32 = 32;
+
+const DEFINED: [&str; 9] = [
     "fd_write",
+    "poll_oneoff",
     "clock_time_get",
     "random_get",
     "environ_sizes_get",
@@ -50,6 +56,28 @@ impl fmt::Display for Exit {
 }
 
 impl std::error::Error for Exit {}
+
+/// What a guest has written of a line: some runtimes write word by word.
+#[derive(Debug)]
+pub(crate) struct Line {
+    level: Level,
+    text: Vec<u8>,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Line { level: Level::INFO, text: Vec::new() }
+    }
+}
+
+/// Logs what a guest has begun to write and not ended.
+pub(crate) fn flush(host: &mut impl CoreHost) {
+    let Line { level, text } = std::mem::take(host.line());
+    let text = text.trim_ascii_end();
+    if !text.is_empty() {
+        host.log(level, text);
+    }
+}
 
 type Answer = Result<u32, OutOfBounds>;
 
@@ -76,6 +104,13 @@ pub(crate) fn define<T: CoreHost>(linker: &mut Linker<T>) -> wasmtime::Result<()
         linker.func_wrap(module, "random_get", |mut caller: Caller<'_, T>, to: u32, size: u32| {
             answer(random_get(&mut caller, to, size))
         })?;
+        linker.func_wrap(
+            module,
+            "poll_oneoff",
+            |mut caller: Caller<'_, T>, of: u32, to: u32, count: u32, count_to: u32| {
+                answer(poll_oneoff(&mut caller, of, to, count, count_to))
+            },
+        )?;
         for name in ["environ_sizes_get", "args_sizes_get"] {
             linker.func_wrap(module, name, |mut caller: Caller<'_, T>, count_to: u32, size_to: u32| {
                 let nothing = write_number(&mut caller, count_to, 0);
@@ -134,19 +169,52 @@ fn fd_write<T: CoreHost>(
         return Ok(INVAL);
     }
     let (memory, host) = parts(caller)?;
-    let (mut line, mut written) = (Vec::new(), 0_u32);
+    if host.line().level != level {
+        flush(host);
+        host.line().level = level;
+    }
+    let mut written = 0_u32;
     for part in slice(memory, vector, 8 * count)?.chunks_exact(8) {
         let [a, b, c, d, e, f, g, h] = *part else { continue };
         let part = slice(memory, u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))?;
         written = written.saturating_add(part.len() as u32);
-        // More is not logged, and need not be gathered.
-        line.extend(part.iter().take(LOG_LINE.saturating_sub(line.len())));
-    }
-    let text = line.trim_ascii_end();
-    if !text.is_empty() {
-        host.log(level, text);
+        for piece in part.split_inclusive(|byte| *byte == b'\n') {
+            let text = &mut host.line().text;
+            // More is not logged, and need not be gathered.
+            text.extend(piece.iter().take(LOG_LINE.saturating_sub(text.len())));
+            if piece.ends_with(b"\n") {
+                flush(host);
+                host.line().level = level;
+            }
+        }
     }
     write_number(caller, written_to, written)?;
+    Ok(0)
+}
+
+/// Nobody waits: a time to sleep is over as soon as it begins, so that a guest that sleeps in a circle uses up its CPU.
+fn poll_oneoff<T: CoreHost>(
+    caller: &mut Caller<'_, T>,
+    of: u32,
+    to: u32,
+    count: u32,
+    count_to: u32,
+) -> Answer {
+    if !(1..=MAX_SUBSCRIPTIONS).contains(&count) {
+        return Ok(INVAL);
+    }
+    let (memory, _) = parts(caller)?;
+    let mut events = Vec::with_capacity((EVENT * count) as usize);
+    for subscription in slice(memory, of, SUBSCRIPTION * count)?.chunks_exact(SUBSCRIPTION as usize) {
+        let (user, kind) = (&subscription[..8], subscription[8]);
+        // Zero is a clock; the others are descriptors, of which none is open.
+        let code = if kind == 0 { 0 } else { BADF as u8 };
+        events.extend(user);
+        events.extend([code, 0, kind]);
+        events.resize(events.len().next_multiple_of(EVENT as usize), 0);
+    }
+    write(caller, to, &events)?;
+    write_number(caller, count_to, count)?;
     Ok(0)
 }
 

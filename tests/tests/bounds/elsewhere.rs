@@ -1,7 +1,7 @@
 //! The bounds that are built into the crates beside the data plane.
 
 use crate::Known::{self, Bites, Not};
-use crate::{BUDGETS, DISCOVERY};
+use crate::{BUDGETS, CSRF, DISCOVERY};
 
 const LOADING: &str = "core/config/src/load/tests.rs";
 const LAST_GOOD: &str = "core/control/src/last_good.rs";
@@ -357,9 +357,16 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     ("plugins/builtin/src/access_log.rs KEPT_BUFFER", Not("memory kept for the next line")),
     (
-        "plugins/builtin/src/cors.rs MAX_ORIGIN",
+        "plugins/builtin/src/origins.rs MAX_ORIGIN",
         Bites("plugins/builtin/src/cors/tests.rs", "an_origin_that_no_browser_has_is_not_searched"),
     ),
+    (
+        "plugins/builtin/src/security_headers.rs PRELOAD_SECONDS",
+        Bites("plugins/builtin/src/security_headers.rs", "what_cannot_be_is_refused_where_it_stands"),
+    ),
+    ("plugins/builtin/src/csrf.rs MIN_SECRET", Bites(CSRF, "what_cannot_be_is_refused_where_it_stands")),
+    ("plugins/builtin/src/csrf.rs RANDOM", Not("the length of a token")),
+    ("plugins/builtin/src/csrf.rs SIGNATURE", Not("the length of a signature")),
     (
         "plugins/builtin/src/ext_authz.rs CACHE_ENTRIES",
         Bites("core/control/src/state.rs", "a_cache_is_bounded"),
@@ -579,6 +586,12 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ("plugins/wasm/src/wasi.rs IO", Not("an error's number")),
     ("plugins/wasm/src/wasi.rs INVAL", Not("an error's number")),
     ("plugins/wasm/src/wasi.rs MAX_PARTS", Bites(FILTERS, "a_module_links_whatever_functions_it_imports")),
+    ("plugins/wasm/src/wasi.rs EVENT", Not("the length of a thing")),
+    (
+        "plugins/wasm/src/wasi.rs MAX_SUBSCRIPTIONS",
+        Bites(FILTERS, "a_module_links_whatever_functions_it_imports"),
+    ),
+    ("plugins/wasm/src/wasi.rs SUBSCRIPTION", Not("the length of a thing")),
     ("plugins/wasm/src/wasi.rs MAX_RANDOM", Bites(FILTERS, "a_module_links_whatever_functions_it_imports")),
     ("plugins/wasm/src/wasi.rs NOSYS", Not("an error's number")),
     ("plugins/wasm/src/wasi.rs NOTSUP", Not("an error's number")),

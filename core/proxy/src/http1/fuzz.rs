@@ -243,7 +243,7 @@ fn passed_on(received: &Received, is_head: bool) {
     let seen = strict::response(&text, is_head);
     let fields = |headers: &HeaderMap| -> Vec<String> {
         let kept = headers.iter().filter(|(name, _)| *name != CONTENT_LENGTH);
-        kept.map(|(name, value)| format!("{name}: {}", value.as_bytes().escape_ascii())).collect()
+        kept.map(|(name, value)| strict::shown(name.as_str().as_bytes(), value.as_bytes())).collect()
     };
     let is_dated = head.headers.contains_key(DATE);
     let told = seen.head.iter().skip(1).filter(|line| is_dated || !line.starts_with("date: "));

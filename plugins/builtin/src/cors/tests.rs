@@ -2,6 +2,7 @@ use portcullis_plugin::{Content, Decision, ExchangeBuilder, PluginTester, Tested
 use serde_json::{Value, json};
 
 use super::*;
+use crate::origins::MAX_ORIGIN;
 
 const APP: &str = "https://app.example.com";
 

@@ -14,6 +14,7 @@ use crate::Way;
 use crate::bindings::host::{Host as _, Level as Known};
 use crate::host::{About, LOG_LINE};
 use crate::memory::CoreHost;
+use crate::wasi::Line;
 
 /// Headers that a guest may give an answer of its own.
 const MAX_HEADERS: usize = 256;
@@ -25,6 +26,7 @@ pub(super) struct Host {
     /// Budgets and log, and the exchange while a call runs.
     pub(super) base: crate::host::Host,
     memory: Option<Memory>,
+    line: Line,
     /// Where the exchange comes from, and where it is when a call waits or has ended.
     pub(super) cell: Arc<Cell>,
     pub(super) stage: Stage,
@@ -104,6 +106,7 @@ impl Host {
         Host {
             base: crate::host::Host::new(about),
             memory: None,
+            line: Line::default(),
             cell,
             stage: Stage::Start,
             features: 0,
@@ -270,6 +273,10 @@ impl Drop for Host {
 impl CoreHost for Host {
     fn memory(&mut self) -> &mut Option<Memory> {
         &mut self.memory
+    }
+
+    fn line(&mut self) -> &mut Line {
+        &mut self.line
     }
 
     fn log(&mut self, level: Level, message: &[u8]) {

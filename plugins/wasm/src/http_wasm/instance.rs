@@ -14,7 +14,7 @@ use super::imports::linker;
 use crate::engine::{Lane, Permit};
 use crate::host::{About, Pace};
 use crate::instance::{Counts, Idle, Life, failure};
-use crate::wasi::Exit;
+use crate::wasi::{Exit, flush};
 use crate::{Way, artifact};
 
 /// Ticks that an instance may take to start. It is the same for every exchange, of which it sees nothing.
@@ -186,6 +186,7 @@ impl Guest {
             }
         };
         let host = live.store.data_mut();
+        flush(host);
         if let Some(mut exchange) = host.base.exchange.take() {
             let cpu_micros = host.base.cpu().as_micros() as u64;
             exchange.set_used(Used { memory: host.base.memory as u64, cpu_micros, ..Used::default() });

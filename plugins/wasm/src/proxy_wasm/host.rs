@@ -16,6 +16,7 @@ use super::calls::{Answer, Outgoing};
 use crate::engine::{MAX_TABLE_ELEMENTS, TICK, WATCH};
 use crate::host::{Breach, LOG_LINE, LOG_LINES, one_line};
 use crate::memory::CoreHost;
+use crate::wasi::Line;
 
 /// The plugin's own context; those of exchanges have the numbers after it.
 pub(super) const ROOT: u32 = 1;
@@ -75,6 +76,7 @@ pub(super) struct Host {
     suspected: Option<Duration>,
     pub(super) used_memory: usize,
     lines: u32,
+    line: Line,
 }
 
 /// What is known of one context.
@@ -135,6 +137,7 @@ impl Host {
             suspected: None,
             used_memory: 0,
             lines: 0,
+            line: Line::default(),
         }
     }
 
@@ -270,6 +273,10 @@ impl Host {
 impl CoreHost for Host {
     fn memory(&mut self) -> &mut Option<Memory> {
         &mut self.memory
+    }
+
+    fn line(&mut self) -> &mut Line {
+        &mut self.line
     }
 
     fn log(&mut self, level: tracing::Level, message: &[u8]) {

@@ -13,7 +13,7 @@ use super::{About, has_body};
 use crate::engine::MAX_STACK;
 use crate::host::Breach;
 use crate::instance::trapped;
-use crate::wasi::Exit;
+use crate::wasi::{Exit, flush};
 
 /// CPU, in milliseconds, that a module may take to start and to read its configuration.
 const START_BUDGET: u32 = 1000;
@@ -168,6 +168,7 @@ impl Vm {
         let Some(function) = function else { return Ok(None) };
         begin(&mut self.store, context, budget);
         let result = function.call(&mut self.store, parameters);
+        flush(self.store.data_mut());
         result.map(Some).map_err(|error| failure(self.store.data(), name, &error))
     }
 

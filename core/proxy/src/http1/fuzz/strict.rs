@@ -69,7 +69,7 @@ pub(crate) fn described(request: &Request) -> Vec<String> {
     let kept = request.headers().iter().filter(|(name, value)| {
         !matches!(name.as_str(), "content-length" | "expect") && !is_hop_by_hop(name, value)
     });
-    let fields = kept.map(|(name, value)| format!("{name}: {}", value.as_bytes().escape_ascii()));
+    let fields = kept.map(|(name, value)| shown(name.as_str().as_bytes(), value.as_bytes()));
     sorted(first, fields.collect())
 }
 
@@ -128,8 +128,15 @@ fn body(seen: &mut Seen, end: &End, rest: &mut &[u8]) {
     }
 }
 
-fn shown(name: &[u8], value: &[u8]) -> String {
-    format!("{}: {}", name.escape_ascii(), value.escape_ascii())
+/// A field as text, from which its bytes can be told.
+pub(super) fn shown(name: &[u8], value: &[u8]) -> String {
+    let escaped = |byte: &u8| match byte {
+        b'\\' => "\\\\".to_owned(),
+        b' '..=b'~' => char::from(*byte).to_string(),
+        byte => format!("\\x{byte:02x}"),
+    };
+    let [name, value] = [name, value].map(|part| part.iter().map(escaped).collect::<String>());
+    format!("{name}: {value}")
 }
 
 fn chunk_size(digits: &[u8]) -> Option<usize> {

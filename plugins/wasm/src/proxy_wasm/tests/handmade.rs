@@ -190,6 +190,7 @@ fn a_module_links_whatever_functions_it_imports() {
         (import "wasi_snapshot_preview1" "environ_sizes_get" (func $environ (param i32 i32) (result i32)))
         (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
         (import "wasi_unstable" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
         (import "wasi_unstable" "sched_yield" (func $yield (result i32)))
         (import "env" "proxy_send_local_response" (func $answer (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))"#;
     let check =
@@ -214,9 +215,19 @@ fn a_module_links_whatever_functions_it_imports() {
         check("(i64.eqz (i64.load (i32.const 300)))", 0),
         check("(call $clock (i32.const 7) (i64.const 0) (i32.const 300))", 58),
         check("(call $yield)", 0),
+        // A time, and a descriptor that is not open.
+        check("(call $poll (i32.const 400) (i32.const 500) (i32.const 2) (i32.const 300))", 0),
+        check("(i32.load (i32.const 300))", 2),
+        check("(i32.load (i32.const 500))", 7),
+        check("(i32.load (i32.const 508))", 0),
+        check("(i32.load (i32.const 540))", 8 + (1 << 16)),
+        check("(call $poll (i32.const 400) (i32.const 500) (i32.const 0) (i32.const 300))", 28),
+        check("(call $poll (i32.const 400) (i32.const 500) (i32.const 65) (i32.const 300))", 28),
+        check("(call $poll (i32.const 131070) (i32.const 500) (i32.const 1) (i32.const 300))", 21),
     ]
     .concat();
-    let data = r#"(data (i32.const 200) "\e0\00\00\00\05\00\00\00\e5\00\00\00\02\00\00\00") (data (i32.const 224) "said so")"#;
+    let data = r#"(data (i32.const 200) "\e0\00\00\00\05\00\00\00\e5\00\00\00\02\00\00\00") (data (i32.const 224) "said so")
+        (data (i32.const 400) "\07") (data (i32.const 456) "\01")"#;
     let module = module("0_2_0", imports, &[data, &on_request(&code)].concat());
     let mut tester = PluginTester::new().file("m.wasm", module);
     let plugin = build_in(&mut tester, json!({})).unwrap();
