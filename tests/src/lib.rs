@@ -12,6 +12,7 @@ pub mod corpus;
 mod dns;
 mod gateway;
 mod http2;
+pub mod keys;
 mod load;
 mod origin;
 mod origins;

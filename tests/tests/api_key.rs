@@ -2,22 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::fs;
-
-use portcullis_tests::{Gateway, Origin, Setup, request, run_in, until};
-use tempfile::TempDir;
+use portcullis_tests::{Gateway, Origin, Setup, keys, request, run_in, until};
 
 const SECRET: &str = "a secret of more than thirty-two bytes";
 
-/// What `key new` makes with these options: the key, and its line.
+/// A new key under that secret, and its line.
 fn key(options: &[&str]) -> (String, String) {
-    let dir = TempDir::new().unwrap();
-    fs::write(dir.path().join("secret"), format!("{SECRET}\n")).unwrap();
-    let made = run_in(dir.path(), &[&["key", "new", "--hash-key", "file:secret"], options].concat());
-    assert!(made.status.success(), "{}", made.err);
-    let (key, line) = made.out.trim_end().split_once('\n').unwrap();
-    assert!(!line.contains(key) && !made.err.contains(key), "{}", made.err);
-    (key.to_owned(), line.to_owned())
+    keys::key(SECRET, options)
 }
 
 const CONFIG: &str = r#"

@@ -309,6 +309,7 @@ routes:
           anonymous: true
           keys: [{ hash: \"hmac-sha256:YstGVsybwF2d0FylsVSFTqQ1xYXbWtUVgytgeV_xc4o\", id: ann }]
       - csrf: {}
+      - rbac: { rules: [{ name: all, allow: anyone }] }
       - ext_authz: { upstream: origin }
       - json_schema: { schema: {} }
       - rate_limit: { limits: [{ key: client, token_bucket: { rate: 10/s, burst: 20 } }] }

@@ -216,19 +216,27 @@ fn the_use_of_budgets_is_counted_by_the_call() {
     );
     assert_eq!((within("operations", "0.05"), within("operations", "1")), (2.0, 3.0));
     assert!(within("operations", "0.25") == 2.0);
-    let Some(module) = guest("conformance") else { return };
-    let plugin =
-        "{ name: moody, wasm: { file: m.wasm, memory: 4MiB, cpu: 10ms, config: { greeting: hello } } }";
-    let modules = with(plugin, "m.wasm", &module);
-    assert_eq!((told(&modules, ""), told(&modules, "spin")), (200, 500));
-    let calls = |more: &[&str]| {
-        let labels: Vec<&str> = ["moody", "budget=\"cpu\""].into_iter().chain(more.iter().copied()).collect();
-        modules.metric("portcullis_plugin_budget_used_ratio_bucket", &labels)
-    };
-    // The one that spun is beyond its budget, and the only one.
-    until("all calls to be counted", || calls(&["le=\"+Inf\""]) - calls(&["le=\"1\""]) == 1.0);
-    let memory = modules.metric("portcullis_plugin_budget_used_ratio_sum", &["moody", "budget=\"memory\""]);
-    assert!(memory > 0.0, "{memory}");
+    for (name, options) in [
+        ("conformance", "config: { greeting: hello }"),
+        ("http_wasm_handler", "config: plain"),
+        ("proxy_wasm_guest", "config: plain"),
+    ] {
+        let Some(module) = guest(name) else { return };
+        let plugin =
+            format!("{{ name: moody, wasm: {{ file: m.wasm, memory: 4MiB, cpu: 10ms, {options} }} }}");
+        let modules = with(&plugin, "m.wasm", &module);
+        assert_eq!((told(&modules, ""), told(&modules, "spin")), (200, 500), "{name}");
+        let calls = |more: &[&str]| {
+            let labels: Vec<&str> =
+                ["moody", "budget=\"cpu\""].into_iter().chain(more.iter().copied()).collect();
+            modules.metric("portcullis_plugin_budget_used_ratio_bucket", &labels)
+        };
+        // The one that spun is beyond its budget, and the only one.
+        until("all calls to be counted", || calls(&["le=\"+Inf\""]) - calls(&["le=\"1\""]) == 1.0);
+        let labels = ["moody", "budget=\"memory\""];
+        let memory = modules.metric("portcullis_plugin_budget_used_ratio_sum", &labels);
+        assert!(memory > 0.0, "{name} {memory}");
+    }
 }
 
 #[test]

@@ -161,28 +161,46 @@ fn others_hardly_wait_longer_beside_hostile_policies() {
 }
 
 /// Reloads in the suite, and by hand.
-const FEW: u32 = 20;
+const FEW: u32 = 30;
 const MANY: u32 = 10_000;
 /// Editions of a module that follow each other, so that not each one is compiled anew.
 const EDITIONS: u32 = 5;
 /// From one request to the next.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// Modules of each interface, with what their tables say besides.
+const KINDS: [(&str, &str); 3] = [
+    ("conformance", "isolation: { reuse: 3 }, config: { greeting: hello }"),
+    ("http_wasm_handler", "isolation: { reuse: 3 }"),
+    ("proxy_wasm_guest", "cpu: 50ms"),
+];
+
+/// The same code in another file: there is a custom section of another length behind it.
+fn edition(module: &[u8], number: u32) -> Vec<u8> {
+    let length = (number % EDITIONS) as u8 + 1;
+    [module, &[0, 2 + length, 1, b'x'], &vec![length; usize::from(length)]].concat()
+}
+
 #[test]
 fn no_instance_of_a_module_is_left_behind_by_reloads_under_load() {
-    let Some(module) = guest("conformance") else { return };
+    let Some(modules) = KINDS.iter().map(|(name, _)| guest(name)).collect::<Option<Vec<_>>>() else { return };
     let reloads = if seconds().is_some() { MANY } else { FEW };
-    let plugin =
-        "{ name: counts, wasm: { file: m.wasm, isolation: { reuse: 3 }, config: { greeting: hello } } }";
+    let plugin = |(name, options): &(&str, &str)| {
+        format!("{{ name: {name}, wasm: {{ file: {name}.wasm, {options} }} }}")
+    };
+    let plugins = KINDS.each_ref().map(plugin).join(", ");
     let config = format!(
         "
 listeners: [{{ bind: 127.0.0.1:0 }}]
 upstreams: {{ origin: {{ endpoints: [\"http://${{ORIGIN}}\"] }} }}
-routes: [{{ match: {{ prefix: / }}, upstream: origin, plugins: [{plugin}] }}]
+routes: [{{ match: {{ prefix: / }}, upstream: origin, plugins: [{plugins}] }}]
 "
     );
     let origin = Origin::start();
-    let gateway = Setup::new(&config).file("m.wasm", &module).before(&origin).start();
+    let setup = KINDS.iter().zip(&modules);
+    let setup = setup
+        .fold(Setup::new(&config), |setup, ((name, _), module)| setup.file(&format!("{name}.wasm"), module));
+    let gateway = setup.before(&origin).start();
     let instances = |event: &str| {
         gateway.metric("portcullis_plugin_wasm_instances_total", &[&format!("event=\"{event}\"")])
     };
@@ -201,11 +219,8 @@ routes: [{{ match: {{ prefix: / }}, upstream: origin, plugins: [{plugin}] }}]
             }
         });
         for turn in 1..=reloads {
-            // A custom section of another length: the same code in another file.
-            let (mut other, edition) = (module.clone(), (turn % EDITIONS) as u8 + 1);
-            other.extend([0, 2 + edition, 1, b'x']);
-            other.extend(vec![edition; usize::from(edition)]);
-            gateway.edit("m.wasm", &other);
+            let kind = turn as usize % KINDS.len();
+            gateway.edit(&format!("{}.wasm", KINDS[kind].0), edition(&modules[kind], turn));
             // The watcher may have been quicker.
             assert_eq!(gateway.admin("POST", "/reload").status, 200);
             let before = asked.load(SeqCst);
@@ -226,12 +241,12 @@ routes: [{{ match: {{ prefix: / }}, upstream: origin, plugins: [{plugin}] }}]
     if seconds().is_some() {
         assert!(end <= warm + GROWTH, "memory grew from {warm} to {end} KiB");
     }
-    // Of all generations only the last has instances, and none once its module is gone.
+    // Of all generations only the last of each module has instances, and none once it is gone.
     let alive = || {
         let page = gateway.admin("GET", "/metrics").text();
         page.lines().filter(|line| line.starts_with("portcullis_plugin_wasm_live_instances{")).count()
     };
-    until("the generations before to be gone", || alive() == 1);
-    gateway.replace("gateway.yaml", plugin, "");
+    until("the generations before to be gone", || alive() == KINDS.len());
+    gateway.replace("gateway.yaml", &plugins, "");
     until("every instance to end", || instances("made") == instances("ended") && alive() == 0);
 }

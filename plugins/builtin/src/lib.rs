@@ -19,6 +19,7 @@ mod media;
 mod names;
 mod origins;
 mod rate_limit;
+mod rbac;
 mod regex_error;
 mod request_id;
 mod security_headers;
@@ -42,6 +43,7 @@ pub const BUILTIN: &[Registration] = &[
     Registration::of::<json_schema::JsonSchemaCheck>(),
     Registration::of::<mask::Mask>(),
     Registration::of::<rate_limit::RateLimit>(),
+    Registration::of::<rbac::Rbac>(),
     Registration::of::<request_id::TrustedRequestId>(),
     Registration::of::<security_headers::SecurityHeaders>(),
     Registration::of::<sign::Sign>(),
@@ -98,6 +100,7 @@ mod tests {
             include_str!("json_schema.rs"),
             include_str!("mask.rs"),
             include_str!("rate_limit.rs"),
+            include_str!("rbac.rs"),
             include_str!("request_id.rs"),
             include_str!("security_headers.rs"),
             include_str!("sign.rs"),

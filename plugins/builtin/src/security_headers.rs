@@ -59,7 +59,7 @@ pub(crate) struct Config {
     /// `X-Content-Type-Options: nosniff`: whether browsers shall believe the media type. Default: `true`.
     nosniff: bool,
     /// `Referrer-Policy`, or `off`. Default: `no-referrer`.
-    referrer_policy: Referrer,
+    referrer_policy: ReferrerPolicy,
     /// `Permissions-Policy`, e.g. `geolocation=(), camera=()`. Default: none.
     permissions_policy: Option<String>,
     /// `Cross-Origin-Opener-Policy`: who shares a window with a page. Default: none.
@@ -82,7 +82,7 @@ impl Default for Config {
             content_security_policy_report_only: None,
             frame_options: Frame::Deny,
             nosniff: true,
-            referrer_policy: Referrer::NoReferrer,
+            referrer_policy: ReferrerPolicy::NoReferrer,
             permissions_policy: None,
             cross_origin_opener_policy: None,
             cross_origin_embedder_policy: None,
@@ -160,7 +160,7 @@ words! {
 
 words! {
     /// What a browser tells of the page that somebody comes from.
-    Referrer: "kebab-case" {
+    ReferrerPolicy: "kebab-case" {
         /// Nothing.
         NoReferrer = Some("no-referrer"),
         /// Nothing where TLS ends.

@@ -49,27 +49,39 @@ pub(crate) struct Counts {
 }
 
 /// How many instances there were, and are.
-struct Lives {
+pub(crate) struct Lives {
     made: Counter,
     ended: Counter,
     alive: Gauge,
+}
+
+impl Lives {
+    pub(crate) fn new(context: &mut BuildContext<'_>) -> Arc<Self> {
+        let help =
+            "instances made and ended, those that only judged a configuration included; the others are alive";
+        let instances = context.counters("instances", help, ["event"]);
+        let help = "instances that are alive, by the generation that loaded their module";
+        Arc::new(Lives {
+            made: instances.with(["made"]),
+            ended: instances.with(["ended"]),
+            alive: context.gauge("live_instances", help),
+        })
+    }
+
+    /// An instance begins, and ends with what this gives.
+    pub(crate) fn begin(self: &Arc<Self>) -> Life {
+        self.made.increment();
+        self.alive.add(1);
+        Life(self.clone())
+    }
 }
 
 impl Counts {
     pub(crate) fn new(context: &mut BuildContext<'_>) -> Self {
         let help = "instances taken for an exchange, by whether they were made for it or had served before";
         let starts = context.counters("starts", help, ["instance"]);
-        let help =
-            "instances made and ended, those that only judged a configuration included; the others are alive";
-        let instances = context.counters("instances", help, ["event"]);
-        let help = "instances that are alive, by the generation that loaded their module";
-        let lives = Lives {
-            made: instances.with(["made"]),
-            ended: instances.with(["ended"]),
-            alive: context.gauge("live_instances", help),
-        };
         Counts {
-            lives: Arc::new(lives),
+            lives: Lives::new(context),
             fresh: starts.with(["fresh"]),
             reused: starts.with(["reused"]),
             exhausted: context
@@ -79,9 +91,7 @@ impl Counts {
 
     /// An instance begins, and ends with what this gives.
     pub(crate) fn life(&self) -> Life {
-        self.lives.made.increment();
-        self.lives.alive.add(1);
-        Life(self.lives.clone())
+        self.lives.begin()
     }
 
     /// A refusal and no error, since `on_error: allow` must not let pass what a flood brings.

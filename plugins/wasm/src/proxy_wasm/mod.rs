@@ -29,7 +29,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use portcullis_plugin::{
     BodyFilter, BodyWish, BuildContext, BuildError, Decision, Exchange, Hook, HookName, Needs, Outbound,
-    Plugin, PluginError, Reply, Slot,
+    Plugin, PluginError, Reply, Slot, Used,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -38,7 +38,8 @@ use self::abi::{VERSIONS, Way};
 use self::metrics::Metrics;
 use self::seat::{Machine, Mark};
 use self::vm::{Phase, Vm};
-use crate::engine::Engines;
+use crate::engine::{Engines, TICK};
+use crate::instance::Lives;
 use crate::{Config, Isolation, artifact, load};
 
 pub(crate) use self::abi::version;
@@ -83,6 +84,7 @@ pub(crate) struct About {
     body_limit: usize,
     upstreams: Vec<(Box<str>, Arc<dyn Outbound>)>,
     metrics: Metrics,
+    lives: Arc<Lives>,
     /// Held, since without its ticker nothing interrupts a guest.
     engines: Arc<Engines>,
 }
@@ -424,6 +426,7 @@ fn about(
         body_limit: config.body_limit.0,
         upstreams,
         metrics: Metrics::new(context),
+        lives: Lives::new(context),
         engines: engines.clone(),
     })
 }
@@ -439,6 +442,12 @@ fn too_large(way: Way) -> Reply {
 impl Plugin for Filter {
     fn needs(&self) -> Needs {
         self.needs
+    }
+
+    fn budget(&self) -> Used {
+        let about = self.machine.about();
+        let cpu = TICK * about.cpu;
+        Used { cpu_micros: cpu.as_micros() as u64, memory: about.memory as u64, ..Used::default() }
     }
 
     fn on_request<'a>(&'a self, exchange: &'a mut Exchange) -> Hook<'a> {

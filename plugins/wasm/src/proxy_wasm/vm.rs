@@ -1,6 +1,7 @@
 //! A VM: one instance of a module with the contexts of all exchanges of its thread.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use portcullis_plugin::{ErrorKind, Exchange, PluginError, Size, Span, Used};
 use wasmtime::{Instance, InstancePre, Store, Trap, TypedFunc, WasmParams, WasmResults};
@@ -12,7 +13,7 @@ use super::maps;
 use super::{About, has_body};
 use crate::engine::MAX_STACK;
 use crate::host::Breach;
-use crate::instance::trapped;
+use crate::instance::{Life, trapped};
 use crate::wasi::{Exit, flush};
 
 /// CPU, in milliseconds, that a module may take to start and to read its configuration.
@@ -23,6 +24,7 @@ pub(super) struct Vm {
     exports: Exports,
     /// Whether it has served anything.
     pub(super) proven: bool,
+    _life: Life,
 }
 
 /// Why a VM did not start.
@@ -104,7 +106,7 @@ impl Vm {
             at: "file",
             error: failure(store.data(), "the module's start", &error),
         })?;
-        let mut vm = Vm { store, exports, proven: false };
+        let mut vm = Vm { store, exports, proven: false, _life: about.lives.begin() };
         vm.configure(about)?;
         Ok(vm)
     }
@@ -178,18 +180,20 @@ impl Vm {
 
     /// Lends an exchange for what `act` does. However that ends, the exchange is back home afterwards.
     pub(super) fn with<T>(&mut self, exchange: &mut Exchange, act: impl FnOnce(&mut Vm) -> T) -> T {
-        struct Loan<'a>(&'a mut Vm, &'a mut Exchange);
+        struct Loan<'a>(&'a mut Vm, &'a mut Exchange, Instant);
         impl Drop for Loan<'_> {
             fn drop(&mut self) {
                 let memory = self.0.host().used_memory as u64;
+                // Nothing in a call waits, so what it takes is CPU, unless the machine is busy with others.
+                let cpu_micros = self.2.elapsed().as_micros() as u64;
                 if let Some(exchange) = self.0.host().exchange.take() {
                     self.1.restore(exchange);
-                    self.1.set_used(Used { memory, ..Used::default() });
+                    self.1.set_used(Used { memory, cpu_micros, ..Used::default() });
                 }
             }
         }
         self.host().exchange = Some(exchange.lend());
-        let loan = Loan(self, exchange);
+        let loan = Loan(self, exchange, Instant::now());
         act(loan.0)
     }
 
