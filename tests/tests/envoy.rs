@@ -95,7 +95,6 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("GET /a call /body/hello", "Answers of calls"),
     ("POST /up?x=1 call /header/x-kind/plain", "Answers of calls"),
     ("GET /a call /status/204", "Answers of calls"),
-    ("GET /a call-slowly /hold", "A call that fails"),
     ("GET /a property listener_direction", "`listener_direction`"),
     ("GET /a own-property", "A property that a module has set"),
 ];

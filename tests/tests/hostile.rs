@@ -1,4 +1,4 @@
-//! Policies that attack the gateway that runs them, of both kinds: every attempt ends in the verdict that is declared
+//! Policies that attack the gateway that runs them, of every kind: every attempt ends in the verdict that is declared
 //! here, and the next request to another route is served. Beside them, the gateway under a stream of such attempts.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends, and says where")]
@@ -155,6 +155,186 @@ fn every_hostile_module_ends_in_its_verdict() {
     let routes = "  - { match: { prefix: / }, upstream: origin }\n";
     let gateway = gateway(&listeners, routes, &[("m.wasm".into(), module)], &origin);
     hold(&gateway, MODULES, |name| gateway.listener(name));
+}
+
+/// A filter made for proxy-wasm whose allocator and one of whose callbacks do this.
+fn filter(allocate: &str, callback: &str, does: &str) -> Vec<u8> {
+    let code = match callback {
+        "log" | "delete" => {
+            format!("(func (export \"proxy_on_{callback}\") (param i32) (local $n i32) {does})")
+        }
+        "done" => {
+            format!(
+                "(func (export \"proxy_on_done\") (param i32) (result i32) (local $n i32) {does} (i32.const 1))"
+            )
+        }
+        // The plugin's own context, which has none above it, is made at load.
+        "context_create" => format!(
+            "(func (export \"proxy_on_context_create\") (param i32 i32) (local $n i32) (if (local.get 1) (then {does})))"
+        ),
+        _ => format!(
+            "(func (export \"proxy_on_{callback}\") (param i32 i32 i32) (result i32) (local $n i32) {does} (i32.const 0))"
+        ),
+    };
+    let module = format!(
+        r#"(module
+            (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+            (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+            (import "env" "proxy_add_header_map_value" (func $add (param i32 i32 i32 i32 i32) (result i32)))
+            (import "env" "proxy_set_buffer_bytes" (func $set_body (param i32 i32 i32 i32 i32) (result i32)))
+            (import "env" "proxy_set_shared_data" (func $share (param i32 i32 i32 i32 i32) (result i32)))
+            (import "env" "proxy_set_effective_context" (func $effective (param i32) (result i32)))
+            (import "env" "proxy_http_call" (func $call (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+            (import "env" "proxy_send_local_response"
+                (func $answer (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "poll_oneoff" (func $sleep (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 32)
+            (data (i32.const 0) "host") (data (i32.const 16) "x-flood") (data (i32.const 32) "origin")
+            (func (export "proxy_abi_version_0_2_1"))
+            (func (export "proxy_on_memory_allocate") (param i32) (result i32) {allocate} (i32.const 65536))
+            (func $recurse (param i32) (result i32) (i32.add (i32.const 1) (call $recurse (local.get 0))))
+            {code})"#
+    );
+    wat::parse_str(module).unwrap()
+}
+
+/// Middleware made for http-wasm, one of whose functions does this.
+fn middleware(function: &str, does: &str) -> Vec<u8> {
+    let [request, response] = ["request", "response"].map(|other| if other == function { does } else { "" });
+    let module = format!(
+        r#"(module
+            (import "http_handler" "enable_features" (func $features (param i32) (result i32)))
+            (import "http_handler" "log" (func $log (param i32 i32 i32)))
+            (import "http_handler" "add_header_value" (func $add (param i32 i32 i32 i32 i32)))
+            (import "http_handler" "read_body" (func $read (param i32 i32 i32) (result i64)))
+            (import "http_handler" "write_body" (func $write (param i32 i32 i32)))
+            (import "wasi_snapshot_preview1" "poll_oneoff" (func $sleep (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 32)
+            (data (i32.const 16) "x-flood")
+            (func $recurse (param i32) (result i32) (i32.add (i32.const 1) (call $recurse (local.get 0))))
+            (func $begin (drop (call $features (i32.const 3)))) (start $begin)
+            (func (export "handle_request") (result i64) (local $n i32) {request} (i64.const 1))
+            (func (export "handle_response") (param i32 i32) (local $n i32) {response}))"#
+    );
+    wat::parse_str(module).unwrap()
+}
+
+/// Longer than any budget lasts.
+const ENDLESS: u32 = u32::MAX;
+
+/// So often.
+fn times(count: u32, does: &str) -> String {
+    format!(
+        "(loop $again {does}
+            (br_if $again (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const {count}))))"
+    )
+}
+
+const SPIN: &str = "(loop $ever (br $ever))";
+const SLEEP: &str =
+    "(loop $ever (drop (call $sleep (i32.const 1024) (i32.const 2048) (i32.const 1) (i32.const 3072)))
+    (br $ever))";
+const RECURSE: &str = "(drop (call $recurse (i32.const 0)))";
+const BOMB: &str =
+    "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable";
+
+#[test]
+fn every_hostile_filter_for_envoy_ends_in_its_verdict() {
+    const READ: &str =
+        "(drop (call $get (i32.const 0) (i32.const 0) (i32.const 4) (i32.const 48) (i32.const 52)))";
+    const ADD: &str =
+        "(drop (call $add (i32.const 0) (i32.const 16) (i32.const 7) (i32.const 0) (i32.const 4)))";
+    const SAY: &str = "(drop (call $log (i32.const 2) (i32.const 0) (i32.const 2000000)))";
+    const SHARE: &str = "(i32.store (i32.const 64) (local.get $n))
+        (drop (call $share (i32.const 64) (i32.const 4) (i32.const 4096) (i32.const 1000000) (i32.const 0)))";
+    const CALL: &str =
+        "(drop (call $call (i32.const 32) (i32.const 6) (i32.const 0) (i32.const 0) (i32.const 0)
+        (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 1000) (i32.const 48)))";
+    const HUGE: &str = "(drop (call $answer (i32.const 200) (i32.const 0) (i32.const 0) (i32.const 4096)
+        (i32.const 2000000) (i32.const 0) (i32.const 0) (i32.const -1)))";
+    const ANSWERED: Verdict = (200, Some("wasm.local_response"));
+    const STRANGER: &str = "(drop (call $effective (local.get $n)))";
+    let within = |does: &str| filter("", "request_headers", does);
+    let asked = |allocate: &str| filter(allocate, "request_headers", READ);
+    let mut cases: Vec<(String, Vec<u8>, Verdict)> = Vec::new();
+    for callback in ["context_create", "request_headers", "request_body", "response_headers", "response_body"]
+    {
+        cases.push((format!("e-spin-{callback}"), filter("", callback, SPIN), BUDGET));
+        cases.push((format!("e-trap-{callback}"), filter("", callback, "unreachable"), TRAP));
+    }
+    for callback in ["done", "log", "delete"] {
+        cases.push((format!("e-spin-{callback}"), filter("", callback, SPIN), SERVED));
+        cases.push((format!("e-trap-{callback}"), filter("", callback, "unreachable"), SERVED));
+    }
+    let more = [
+        ("sleep", within(SLEEP), BUDGET),
+        ("bomb", within(BOMB), BUDGET),
+        ("recursion", within(RECURSE), BUDGET),
+        ("header-flood", within(&times(300, ADD)), BUDGET),
+        ("log-flood", within(&times(ENDLESS, SAY)), BUDGET),
+        ("share-flood", within(&times(ENDLESS, SHARE)), BUDGET),
+        ("call-flood", within(&times(ENDLESS, CALL)), BUDGET),
+        ("huge-answer", within(HUGE), ANSWERED),
+        ("of-others", within(&times(1000, STRANGER)), SERVED),
+        // What the gateway asks of the guest while the guest asks it.
+        ("allocator-asks", asked(READ), BUDGET),
+        ("allocator-spins", asked(SPIN), BUDGET),
+        ("allocator-traps", asked("unreachable"), TRAP),
+        ("allocator-answers", asked(HUGE), ANSWERED),
+        ("allocator-bombs", asked(BOMB), BUDGET),
+    ];
+    cases.extend(more.map(|(name, module, verdict)| (format!("e-{name}"), module, verdict)));
+    hold_filters(
+        cases,
+        "cpu: 5ms, memory: 8MiB, proxy_wasm: { whole_bodies: true, upstreams: { origin: origin } }",
+    );
+}
+
+#[test]
+fn every_hostile_middleware_for_traefik_ends_in_its_verdict() {
+    let add = |kind: u8| {
+        let add = format!(
+            "(call $add (i32.const {kind}) (i32.const 16) (i32.const 7) (i32.const 16) (i32.const 7))"
+        );
+        times(300, &add)
+    };
+    let write = |kind: u8, often: u32| {
+        times(often, &format!("(call $write (i32.const {kind}) (i32.const 0) (i32.const 2000000))"))
+    };
+    let say = times(ENDLESS, "(call $log (i32.const 0) (i32.const 0) (i32.const 2000000))");
+    let mut cases: Vec<(String, Vec<u8>, Verdict)> = Vec::new();
+    for function in ["request", "response"] {
+        let kind = if function == "request" { 0 } else { 1 };
+        let read = format!("(drop (call $read (i32.const {kind}) (i32.const 0) (i32.const 1)))");
+        let read = times(ENDLESS, &read);
+        for (name, does, verdict) in [
+            ("spin", SPIN.to_owned(), BUDGET),
+            ("trap", "unreachable".to_owned(), TRAP),
+            ("sleep", SLEEP.to_owned(), BUDGET),
+            ("bomb", BOMB.to_owned(), BUDGET),
+            ("recursion", RECURSE.to_owned(), BUDGET),
+            ("header-flood", add(kind), BUDGET),
+            ("body-flood", write(kind, 100), BUDGET),
+            ("log-flood", say.clone(), BUDGET),
+            ("endless-reading", read, BUDGET),
+        ] {
+            cases.push((format!("t-{name}-{function}"), middleware(function, &does), verdict));
+        }
+    }
+    hold_filters(cases, "cpu: 5ms, memory: 8MiB");
+}
+
+/// The same for modules that are made here, each on a route of its own.
+fn hold_filters(cases: Vec<(String, Vec<u8>, Verdict)>, options: &str) {
+    let (mut routes, mut files) = (String::new(), Vec::new());
+    for (name, module, _) in &cases {
+        routes += &route(name, &format!("{{ wasm: {{ file: {name}.wasm, {options} }} }}"));
+        files.push((format!("{name}.wasm"), module.clone()));
+    }
+    let origin = Origin::start();
+    let gateway = gateway("", &routes, &files, &origin);
+    let declared: Vec<_> = cases.iter().map(|(name, _, verdict)| (&**name, "", "", *verdict)).collect();
+    hold(&gateway, &declared, |_| gateway.address());
 }
 
 #[test]

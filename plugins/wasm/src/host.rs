@@ -71,6 +71,7 @@ pub(crate) struct About {
 pub(crate) enum Breach {
     Cpu,
     Memory,
+    Body,
 }
 
 /// Whether a guest that is interrupted yields to the worker's other exchanges.

@@ -365,6 +365,7 @@ pub(crate) fn failure(host: &Host, at: &str, error: &wasmtime::Error) -> PluginE
     let over = |what: String| PluginError::new(ErrorKind::Budget, format!("{at} {what}"));
     match (host.breach, error.downcast_ref::<Trap>()) {
         (Some(Breach::Cpu), _) => over(format!("used up its {} of CPU", Span::millis(host.budget.into()))),
+        (Some(Breach::Body), _) => over("wrote more than its `body_limit`".to_owned()),
         (Some(Breach::Memory), _) => {
             over(format!("asked for more than {} of memory", Size(host.about.memory)))
         }

@@ -12,7 +12,6 @@ import {
   RootContext,
   WasmResultValues,
   log,
-  proxy_set_effective_context,
   registerRootContext,
   send_local_response,
   stream_context,
@@ -57,8 +56,6 @@ class Filter extends Context {
         pair(":path", "/body/called"),
         pair(":authority", "api"),
       ];
-      // This SDK expects answers at the root context.
-      proxy_set_effective_context(this.filter_root.context_id);
       const called = this.filter_root.httpCall(
         "api", headers, new ArrayBuffer(0), [], 1000, this,
         (origin: BaseContext, headers: u32, size: usize, trailers: u32): void => {
@@ -66,7 +63,6 @@ class Filter extends Context {
           (origin as Filter).called = body;
           (origin as Filter).continueRequest();
         });
-      proxy_set_effective_context(this.context_id);
       if (called == WasmResultValues.Ok) {
         return FilterHeadersStatusValues.StopIteration;
       }

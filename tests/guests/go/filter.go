@@ -45,6 +45,9 @@ func call(upstream, headers, body, trailers string, milliseconds uint32, id unsa
 //go:wasmimport env proxy_continue_stream
 func resume(stream uint32) uint32
 
+//go:wasmimport env proxy_set_effective_context
+func setContext(context uint32) uint32
+
 //go:wasmexport proxy_abi_version_0_2_1
 func abi() {}
 
@@ -113,14 +116,17 @@ func onContext(context, root uint32) {}
 //go:wasmexport proxy_on_request_headers
 func onRequest(context, count, ended uint32) uint32 {
 	addHeader(requestHeaders, "x-greeting", greeting)
-	switch header(requestHeaders, "x-do") {
+	act := header(requestHeaders, "x-do")
+	switch act {
 	case "refuse":
 		respond(403, "refused", "no", pairs("x-by", "go"), -1)
 		return wait
-	case "call":
+	case "call", "call-slowly":
 		var id uint32
-		headers := pairs(":method", "GET", ":path", "/body/called", ":authority", "api")
-		if call("api", headers, "", pairs(), 1000, unsafe.Pointer(&id)) == 0 {
+		path := map[string]string{"call": "/body/called", "call-slowly": "/hold"}[act]
+		headers := pairs(":method", "GET", ":path", path, ":authority", "api")
+		if call("api", headers, "", pairs(), 100, unsafe.Pointer(&id)) == 0 {
+			callers[id] = context
 			return wait
 		}
 	case "panic":
@@ -135,9 +141,15 @@ func onRequest(context, count, ended uint32) uint32 {
 	return goOn
 }
 
+// Whose calls there are: whatever comes of one, it is the plugin's own context that is told.
+var callers = map[uint32]uint32{}
+
 //go:wasmexport proxy_on_http_call_response
-func onCalled(context, call, headers, size, trailers uint32) {
-	addHeader(requestHeaders, "x-called", header(callHeaders, ":status")+" "+string(buffer(callBody, size)))
+func onCalled(root, call, headers, size, trailers uint32) {
+	status, body := header(callHeaders, ":status"), string(buffer(callBody, size))
+	setContext(callers[call])
+	delete(callers, call)
+	addHeader(requestHeaders, "x-called", fmt.Sprint("of ", root, ": ", status, " ", body))
 	resume(0)
 }
 

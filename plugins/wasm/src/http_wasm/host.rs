@@ -12,7 +12,7 @@ use wasmtime::{Memory, Result, bail, ensure};
 use super::abi::{BUFFER_RESPONSE, TRAILERS};
 use crate::Way;
 use crate::bindings::host::{Host as _, Level as Known};
-use crate::host::{About, LOG_LINE};
+use crate::host::{About, Breach, LOG_LINE};
 use crate::memory::CoreHost;
 use crate::wasi::Line;
 
@@ -213,7 +213,10 @@ impl Host {
             _ => {}
         }
         let written = self.bodies[way as usize].written.get_or_insert_default();
-        ensure!(written.len().saturating_add(piece.len()) <= limit, "it writes more than its `body_limit`");
+        if written.len().saturating_add(piece.len()) > limit {
+            self.base.breach = Some(Breach::Body);
+            bail!("body limit");
+        }
         written.extend_from_slice(piece);
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HOST, HeaderName, TE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, TE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use portcullis_plugin::{Outbound, OutboundError, OutboundLimits, Trailers};
 
@@ -39,7 +39,6 @@ pub(super) enum Kind {
 /// What came of a call.
 pub(super) struct Answer {
     pub(super) kind: Kind,
-    /// None if there is no answer.
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) trailers: HeaderMap,
@@ -65,19 +64,28 @@ impl Answer {
         Answer { kind, headers: head.headers, body, trailers, status, message }
     }
 
+    /// Of an HTTP call what Envoy makes up: filters take an answer without headers for a fault of their own.
     fn failed(kind: Kind, error: OutboundError) -> Self {
-        let status = match (kind, error) {
-            (Kind::Http, _) => 0,
-            (_, OutboundError::Timeout) => DEADLINE_EXCEEDED,
-            _ => UNAVAILABLE,
+        let is_late = error == OutboundError::Timeout;
+        let (status, body) = match (kind, is_late) {
+            (Kind::Http, true) => (504, "upstream request timeout"),
+            (Kind::Http, false) => (503, "upstream connect error"),
+            (_, true) => (DEADLINE_EXCEEDED, ""),
+            _ => (UNAVAILABLE, ""),
         };
-        let (headers, trailers) = (HeaderMap::new(), HeaderMap::new());
-        Answer { kind, headers, body: Bytes::new(), trailers, status, message: error.to_string() }
-    }
-
-    /// Whether nothing came at all.
-    pub(super) fn is_nothing(&self) -> bool {
-        self.kind == Kind::Http && self.status == 0
+        let (mut headers, trailers) = (HeaderMap::new(), HeaderMap::new());
+        if kind == Kind::Http {
+            headers.insert(CONTENT_LENGTH, body.len().into());
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        }
+        Answer {
+            kind,
+            headers,
+            body: Bytes::from_static(body.as_bytes()),
+            trailers,
+            status,
+            message: error.to_string(),
+        }
     }
 
     /// The messages of a gRPC answer; none if it is none.

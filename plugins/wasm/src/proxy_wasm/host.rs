@@ -244,10 +244,16 @@ impl Host {
 
     pub(super) fn remove_context(&mut self, id: u32) {
         let Some(context) = self.contexts.remove(&id) else { return };
-        if context.pending > 0 || !context.inbox.is_empty() {
-            self.calls.retain(|_, by| *by != id);
-            let calls = &self.calls;
-            self.streams.retain(|call, _| calls.contains_key(call));
+        if context.pending == 0 {
+            return;
+        }
+        // Nobody ends a stream any more that was still written to.
+        let calls = &mut self.calls;
+        self.streams.retain(|call, _| calls.get(call) != Some(&id) || calls.remove(call).is_none());
+        // SDKs keep what they know of a call until they are told what came of it, so the plugin's own context is.
+        let left = self.calls.values_mut().filter(|by| **by == id).map(|by| *by = ROOT).count();
+        if let Some(root) = self.contexts.get_mut(&ROOT) {
+            root.pending += left;
         }
     }
 

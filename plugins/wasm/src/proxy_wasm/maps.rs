@@ -81,7 +81,7 @@ fn present_pairs(host: &mut Host, map: Map) -> Result<Vec<u8>, Status> {
 
 /// Metadata of gRPC has none among it.
 fn has_status(answer: &Answer) -> bool {
-    answer.kind == Kind::Http && !answer.is_nothing()
+    answer.kind == Kind::Http
 }
 
 fn with_status(status: &str, headers: &HeaderMap) -> Vec<u8> {

@@ -252,18 +252,20 @@ impl Vm {
         self.host().body.take()
     }
 
-    /// Tells the guest what came of a call, unless it no longer waits for it.
+    /// Tells the guest what came of a call, unless it no longer waits for it. By Envoy's custom the plugin's own context is
+    /// named as the one that hears of it, whoever has called; SDKs know whose call it was, and say whom they mean then. Until
+    /// they do it is whoever has called.
     pub(super) fn tell(&mut self, id: u32, call: u32, mut answer: Answer) -> Result<(), PluginError> {
         if !self.host().forget_call(call) {
             return Ok(());
         }
         match answer.kind {
             Kind::Http => {
-                let nothing = answer.is_nothing();
-                let headers = if nothing { 0 } else { answer.headers.len() as u32 + 1 };
+                // Its status is among them.
+                let headers = answer.headers.len() as u32 + 1;
                 let (body, trailers) = (answer.body.len() as u32, answer.trailers.len() as u32);
                 let function = self.exports.http_call_response.clone();
-                let parameters = (id, call, headers, body, trailers);
+                let parameters = (ROOT, call, headers, body, trailers);
                 self.host().answer = Some(answer);
                 self.call(id, "proxy_on_http_call_response", function, parameters)?;
             }
@@ -277,7 +279,7 @@ impl Vm {
                 self.host().answer = Some(answer);
                 if kind == Kind::GrpcStream && initial > 0 {
                     let function = self.exports.grpc_initial_metadata.clone();
-                    self.call(id, "proxy_on_grpc_receive_initial_metadata", function, (id, call, initial))?;
+                    self.call(id, "proxy_on_grpc_receive_initial_metadata", function, (ROOT, call, initial))?;
                 }
                 let messages = messages.unwrap_or_default();
                 let received = !messages.is_empty();
@@ -288,15 +290,20 @@ impl Vm {
                         answer.body = message;
                     }
                     let function = self.exports.grpc_receive.clone();
-                    self.call(id, "proxy_on_grpc_receive", function, (id, call, size))?;
+                    self.call(id, "proxy_on_grpc_receive", function, (ROOT, call, size))?;
                 }
                 if kind == Kind::GrpcStream && trailing > 0 {
                     let function = self.exports.grpc_trailing_metadata.clone();
-                    self.call(id, "proxy_on_grpc_receive_trailing_metadata", function, (id, call, trailing))?;
+                    self.call(
+                        id,
+                        "proxy_on_grpc_receive_trailing_metadata",
+                        function,
+                        (ROOT, call, trailing),
+                    )?;
                 }
                 if kind == Kind::GrpcStream || status != 0 || !received {
                     let function = self.exports.grpc_close.clone();
-                    self.call(id, "proxy_on_grpc_close", function, (id, call, status))?;
+                    self.call(id, "proxy_on_grpc_close", function, (ROOT, call, status))?;
                 }
             }
         }
@@ -353,8 +360,15 @@ impl Vm {
         if !self.host().contexts.contains_key(&id) {
             return Ok(());
         }
-        let (done, delete) = (self.exports.done.clone(), self.exports.delete.clone());
+        while let Some((call, answer)) =
+            self.host().contexts.get_mut(&id).and_then(|context| context.inbox.pop_front())
+        {
+            self.tell(id, call, answer)?;
+        }
+        let (done, log, delete) =
+            (self.exports.done.clone(), self.exports.log.clone(), self.exports.delete.clone());
         self.call(id, "proxy_on_done", done, id)?;
+        self.call(id, "proxy_on_log", log, id)?;
         self.call(id, "proxy_on_delete", delete, id)?;
         self.host().remove_context(id);
         Ok(())
@@ -462,6 +476,7 @@ fn failure(host: &Host, at: &str, error: &wasmtime::Error) -> PluginError {
     let over = |what: String| PluginError::new(ErrorKind::Budget, format!("{at} {what}"));
     match (host.breach, error.downcast_ref::<Trap>()) {
         (Some(Breach::Cpu), _) => over(format!("used up its {} of CPU", Span::millis(host.budget.into()))),
+        (Some(Breach::Body), _) => over("wrote more than its `body_limit`".to_owned()),
         (Some(Breach::Memory), _) => {
             over(format!("asked for more than {} of memory", Size(host.about.memory)))
         }

@@ -100,15 +100,11 @@ impl Stream {
 }
 
 impl Context for Stream {
-    fn on_http_call_response(&mut self, call: u32, headers: usize, size: usize, _: usize) {
+    fn on_http_call_response(&mut self, call: u32, _: usize, size: usize, _: usize) {
         assert_eq!(call, self.call);
         if self.act == "later" {
             self.set_shared_data("later", Some(self.get_http_request_header("x-do").unwrap().as_bytes()), None).unwrap();
             self.done();
-            return;
-        }
-        if headers == 0 {
-            self.send_http_response(504, vec![], Some(b"no answer"));
             return;
         }
         let status = self.get_http_call_response_header(":status").unwrap();
@@ -371,7 +367,8 @@ impl HttpContext for Stream {
     }
 
     fn on_log(&mut self) {
-        let path = self.get_http_request_header(":path").unwrap_or_default();
+        // Of an exchange that ended without a word nothing is known.
+        let Some(path) = self.get_http_request_header(":path") else { return };
         let status = self.get_http_response_header(":status").unwrap_or_default();
         let line = format!("{path} {status}");
         self.set_shared_data("logged", Some(line.as_bytes()), None).unwrap();

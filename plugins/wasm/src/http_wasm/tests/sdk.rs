@@ -224,7 +224,7 @@ fn a_failure_hurts_its_own_exchange_only() {
         ("trap", ErrorKind::Trap, "handle_request trapped"),
         ("spin", ErrorKind::Budget, "handle_request used up its 50ms of CPU"),
         ("bomb", ErrorKind::Budget, "handle_request asked for more than 16MiB of memory"),
-        ("flood", ErrorKind::Trap, "it writes more than its `body_limit`"),
+        ("flood", ErrorKind::Budget, "wrote more than its `body_limit`"),
         ("trap-response", ErrorKind::Trap, "handle_response trapped"),
         ("spin-response", ErrorKind::Budget, "handle_response used up its 50ms of CPU"),
     ] {

@@ -476,13 +476,15 @@ fn trailers_of_a_guest_are_bounded() {
 }
 
 #[test]
-fn the_context_of_an_exchange_that_ends_without_a_word_is_deleted() {
+fn the_context_of_an_exchange_that_ends_without_a_word_is_logged_and_deleted() {
     let imports = r#"
         (import "env" "proxy_define_metric" (func $define (param i32 i32 i32 i32) (result i32)))
         (import "env" "proxy_increment_metric" (func $add (param i32 i64) (result i32)))"#;
     let body = r#"(data (i32.const 0) "deleted")
         (func (export "proxy_on_configure") (param i32 i32) (result i32)
             (i32.eqz (call $define (i32.const 0) (i32.const 0) (i32.const 7) (i32.const 100))))
+        (func (export "proxy_on_log") (param i32)
+            (drop (call $add (i32.load (i32.const 100)) (i64.const 100))))
         (func (export "proxy_on_delete") (param i32)
             (drop (call $add (i32.load (i32.const 100)) (i64.const 1))))"#;
     let mut tester = PluginTester::new().file("m.wasm", module("0_2_1", imports, body));
@@ -490,13 +492,13 @@ fn the_context_of_an_exchange_that_ends_without_a_word_is_deleted() {
     for _ in 0..3 {
         continues(plugin.on_request(&mut ExchangeBuilder::get("/").build()));
     }
-    assert_eq!(tester.counted("guest", &["deleted"]), Some(2));
+    assert_eq!(tester.counted("guest", &["deleted"]), Some(202));
     let mut exchange = ExchangeBuilder::get("/").ended(200).build();
     continues(plugin.on_request(&mut exchange));
     continues(plugin.call(HookName::OnLog, &mut exchange));
     drop(exchange);
     continues(plugin.on_request(&mut ExchangeBuilder::get("/").build()));
-    assert_eq!(tester.counted("guest", &["deleted"]), Some(4));
+    assert_eq!(tester.counted("guest", &["deleted"]), Some(404));
 }
 
 #[test]
