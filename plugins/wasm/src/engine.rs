@@ -1,7 +1,9 @@
 //! The engines on which modules run, one set per process, and the clock that interrupts guests.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -183,6 +185,9 @@ pub(crate) struct Ticker {
     pace: AtomicU32,
     asleep: AtomicBool,
     stopped: AtomicBool,
+    /// Looks so far, and who waits for the next one.
+    looks: AtomicU64,
+    resting: Mutex<Vec<Waker>>,
     thread: std::sync::OnceLock<Thread>,
 }
 
@@ -194,6 +199,8 @@ impl Ticker {
             pace: AtomicU32::new(WATCH),
             asleep: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            looks: AtomicU64::new(0),
+            resting: Mutex::default(),
             thread: std::sync::OnceLock::new(),
         });
         let own = ticker.clone();
@@ -223,6 +230,21 @@ impl Ticker {
         }
     }
 
+    /// Passes with the next look: who rests leaves the worker to others for as long as it ran itself.
+    pub(crate) fn rest(self: &Arc<Self>) -> impl Future<Output = ()> + Send + use<> {
+        let (ticker, seen) = (self.clone(), self.looks.load(Ordering::SeqCst));
+        poll_fn(move |context| {
+            ticker.stir();
+            let is_over = || ticker.looks.load(Ordering::SeqCst) != seen;
+            if !is_over() {
+                let mut resting = ticker.resting.lock().unwrap_or_else(PoisonError::into_inner);
+                resting.push(context.waker().clone());
+            }
+            // Whoever looks now sees it among those who rest, or is seen here.
+            if is_over() { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+
     /// Ticks between two looks.
     pub(crate) fn pace(&self) -> u32 {
         self.pace.load(Ordering::SeqCst)
@@ -245,6 +267,9 @@ impl Ticker {
         while !self.stopped.load(Ordering::SeqCst) {
             self.pause();
             engines.iter().filter_map(EngineWeak::upgrade).for_each(|engine| engine.increment_epoch());
+            self.looks.fetch_add(1, Ordering::SeqCst);
+            let resting = std::mem::take(&mut *self.resting.lock().unwrap_or_else(PoisonError::into_inner));
+            resting.into_iter().for_each(Waker::wake);
             haste = if self.hurried.swap(false, Ordering::SeqCst) { HASTE } else { haste.saturating_sub(1) };
             self.pace.store(if haste > 0 { 1 } else { WATCH }, Ordering::SeqCst);
             quiet = if self.stirred.swap(false, Ordering::SeqCst) { 0 } else { quiet + 1 };
@@ -305,6 +330,15 @@ mod tests {
         while !ticker.asleep.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_rest_ends_with_the_next_look() {
+        let engines = Engines::with(1, 1).unwrap();
+        let ticker = &engines.ticker;
+        let (looks, rest) = (ticker.looks.load(Ordering::SeqCst), ticker.rest());
+        portcullis_plugin::block_on(rest);
+        assert!(ticker.looks.load(Ordering::SeqCst) > looks);
     }
 
     #[test]

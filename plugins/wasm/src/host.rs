@@ -139,6 +139,8 @@ impl Host {
             bail!("CPU budget");
         }
         Ok(match self.pace {
+            // Who takes more than a moment shares the worker: others, whose requests need several turns, have it half the time.
+            Pace::Yield if self.ticks > 1 => UpdateDeadline::YieldCustom(1, Box::pin(ticker.rest())),
             Pace::Yield => UpdateDeadline::Yield(1),
             Pace::Hold => UpdateDeadline::Continue(1),
         })
@@ -603,10 +605,11 @@ mod tests {
             host.begin(5, Pace::Yield);
             host.begun -= Duration::from_micros(ran);
             let update = host.tick().unwrap();
-            (host.ticks, matches!(update, UpdateDeadline::Yield(_)))
+            (host.ticks, matches!(update, UpdateDeadline::YieldCustom(..)))
         };
         // The pace is that of looks, until the first guest takes long.
         assert_eq!(ticks(0), (0, false));
+        assert_eq!(ticks(900), (1, false));
         assert_eq!(ticks(3500), (4, true));
     }
 
