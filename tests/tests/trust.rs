@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use portcullis_tests::tools::{has, tool};
-use portcullis_tests::{Setup, run};
+use portcullis_tests::tools::{guest, has, tool};
+use portcullis_tests::{Gateway, Setup, run};
 
 const POLICY: &str = "fn on_request(ctx) { return deny(403, \"signed.no\"); }";
 
@@ -52,14 +52,14 @@ impl Key {
     }
 
     /// The content of a signature's file: of a hash as minisign has it today, or of the content itself as it once was.
-    fn signature(&self, content: &str, hashed: bool) -> String {
+    fn signature(&self, content: impl AsRef<[u8]>, hashed: bool) -> String {
         let signed = if hashed {
-            fs::write(self.file("content"), content).unwrap();
+            fs::write(self.file("content"), content.as_ref()).unwrap();
             let (content, hash) = (self.file("content"), self.file("hash"));
             tool("openssl", &["dgst", "-blake2b512", "-binary", "-out", &hash, &content]);
             self.sign(&fs::read(hash).unwrap())
         } else {
-            self.sign(content.as_bytes())
+            self.sign(content.as_ref())
         };
         let comment = "timestamp:0";
         let global = self.sign(&[&signed, comment.as_bytes()].concat());
@@ -182,4 +182,104 @@ fn code_in_a_directory_that_is_open_to_everybody_is_refused() {
     fs::set_permissions(code.join("10-q.yaml"), fs::Permissions::from_mode(0o666)).unwrap();
     let refused = check(0o755);
     assert!(!refused.status.success() && format!("{}{}", refused.out, refused.err).contains("10-q.yaml"));
+}
+
+/// A gateway with a module, `m.wasm`.
+fn with_module(trust: &str, options: &str) -> String {
+    format!(
+        "{trust}plugins: [{{ wasm: {{ file: m.wasm, config: {{ greeting: hello }}{options} }} }}]\n\
+         routes: [{{ respond: {{ status: 204 }} }}]\n"
+    )
+}
+
+/// Refused on a start, and by `check`.
+#[track_caller]
+fn never_runs(setup: impl Fn() -> Setup, why: &str) {
+    for setup in [setup(), setup().arguments(&["check", "gateway.yaml"])] {
+        let shown = refusal(setup);
+        assert!(shown.contains(why), "{shown}");
+    }
+}
+
+/// Refused by a reload, and what ran before still does.
+#[track_caller]
+fn not_reloaded(gateway: &Gateway, status: u16, why: &str) {
+    assert_ne!(gateway.admin("POST", "/reload").status, 200);
+    let shown = gateway.wait_refused();
+    assert!(shown.contains(why), "{shown}");
+    assert_eq!((gateway.get("/").status, gateway.generation()), (status, 1));
+}
+
+/// The same code in another file: with a custom section more.
+fn tampered(module: &[u8]) -> Vec<u8> {
+    [module, &[0, 2, 1, b'x']].concat()
+}
+
+#[test]
+fn a_module_runs_as_it_was_signed_or_not_at_all() {
+    let Some(module) = guest("conformance").filter(|_| has(&["openssl"])) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (Key::new(dir.path(), 1), Key::new(dir.path(), 2));
+    let config = with_module(&format!("trust: {{ keys: [{}] }}\n", ours.public()), "");
+    let (our, their) = (ours.signature(&module, true), theirs.signature(&module, true));
+    let other = tampered(&module);
+    let setup = |content: &[u8], signature: &str| {
+        Setup::new(&config).file("m.wasm", content).file("m.wasm.minisig", signature)
+    };
+    never_runs(|| setup(&other, &our), "not as it was signed");
+    never_runs(|| setup(&module, &their), "m.wasm.minisig` is by a key that is not trusted");
+    never_runs(|| Setup::new(&config).file("m.wasm", &module), "m.wasm` must be signed");
+    let gateway = setup(&module, &our).start();
+    gateway.edit("m.wasm", &other);
+    not_reloaded(&gateway, 204, "not as it was signed");
+}
+
+#[test]
+fn a_module_runs_as_it_is_pinned_or_not_at_all() {
+    let Some(module) = guest("conformance").filter(|_| has(&["openssl"])) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("m.wasm");
+    fs::write(&file, &module).unwrap();
+    let digest = tool("openssl", &["dgst", "-sha256", "-r", file.to_str().unwrap()]);
+    let config = with_module("", &format!(", digest: \"sha256:{}\"", &digest[..64]));
+    let other = tampered(&module);
+    never_runs(|| Setup::new(&config).file("m.wasm", &other), "the file is not the one that is pinned");
+    let gateway = Setup::new(&config).file("m.wasm", &module).start();
+    gateway.edit("m.wasm", &other);
+    not_reloaded(&gateway, 204, "the file is not the one that is pinned");
+}
+
+#[test]
+fn code_that_becomes_open_to_everybody_is_not_reloaded() {
+    let Some(module) = guest("conformance") else { return };
+    let script = "plugins: [{ rhai: { file: p.rhai } }]\nroutes: [{ respond: {} }]\n";
+    let dropped = "policies: { dir: policies }\nroutes: [{ respond: {} }]\n";
+    let open = "can be written by everybody";
+    for (config, path, status, why) in [
+        (script, "p.rhai", 403, open),
+        (&with_module("", ""), "m.wasm", 204, open),
+        (dropped, "policies/10-p.rhai", 403, open),
+        (dropped, "policies", 403, "everybody can put policies into"),
+    ] {
+        let setup = || {
+            let setup = Setup::new(config).file("p.rhai", POLICY).file("m.wasm", &module);
+            setup.file("policies/10-p.rhai", POLICY)
+        };
+        let opened = |dir: &Path| {
+            let at = dir.join(path);
+            let mode = if at.is_dir() { 0o777 } else { 0o666 };
+            fs::set_permissions(at, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        never_runs(
+            || {
+                let setup = setup();
+                opened(setup.dir());
+                setup
+            },
+            why,
+        );
+        let gateway = setup().start();
+        opened(gateway.dir());
+        not_reloaded(&gateway, status, why);
+    }
 }
