@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::Command;
 
+use portcullis_tests::tools::guest;
 use portcullis_tests::{
     Answer, Gateway, Origin, Output, Setup, program, request, run, run_in, until, wait_for,
 };
@@ -142,6 +143,80 @@ plugins:
     assert_eq!(ids("by=lenient"), ["one"]);
     assert_eq!(ids("client=192.0.2.1"), [] as [&str; 0]);
     assert_eq!(ids("passed=true&route=all&client=127.0.0.1"), ["three"]);
+}
+
+#[test]
+fn a_step_that_took_too_long_is_told_as_such() {
+    let origin = Origin::start();
+    let config = "
+plugins:
+  - request_id: { trust: true }
+  - { name: slow, timeout: 100ms, ext_authz: { upstream: origin, path: /hold, timeout: 1h } }
+";
+    let gateway = Setup::new(config).before(&origin).start();
+    let sent = request("GET", "/a").header("x-request-id", "late");
+    assert_eq!(gateway.connect().ask(&sent).unwrap().status, 500);
+    let record = record(&gateway, "late");
+    assert_eq!(
+        (&record["decided_by"]["by"], &record["decided_by"]["reason"]),
+        (&json!("slow"), &json!("plugin.timeout"))
+    );
+    let steps = record["steps"].as_array().unwrap();
+    let step = steps.iter().find(|step| step["plugin"] == "slow").unwrap();
+    assert_eq!((&step["verdict"], &step["reason"]), (&json!("error"), &json!("plugin.timeout")));
+    assert!(step["micros"].as_u64().unwrap() >= 100_000, "{step}");
+    let told = explain(&gateway, &["late"]).out;
+    assert!(told.contains("plugin.timeout"), "{told}");
+}
+
+/// CPU, in microseconds, that the modules below may use.
+const CPU: u64 = 5000;
+/// In whole ones of these CPU is counted, and the first may have begun before the call.
+const TICK: u64 = 1000;
+
+#[test]
+fn what_a_step_used_of_its_budget_is_told_whatever_runs_it() {
+    let modules = [
+        ("component", "conformance", "config: { greeting: hello }"),
+        ("handler", "http_wasm_handler", "config: plain"),
+        ("filter", "proxy_wasm_guest", "config: plain"),
+    ];
+    let origin = Origin::start();
+    let mut plugins = "plugins:\n  - request_id: { trust: true }\n".to_owned();
+    let mut files = Vec::new();
+    for (name, file, options) in modules {
+        let Some(module) = guest(file) else { return };
+        plugins += &format!(
+            "  - {{ name: {name}, on_error: allow, wasm: {{ file: {file}.wasm, cpu: {CPU}us, {options} }} }}\n"
+        );
+        files.push((format!("{file}.wasm"), module));
+    }
+    plugins += "  - { name: script, rhai: { file: policy.rhai } }\n";
+    let setup = Setup::new(&plugins).file("policy.rhai", SCRIPT);
+    let setup = files.iter().fold(setup, |setup, (file, module)| setup.file(file, module));
+    let gateway = setup.before(&origin).start();
+    let sent = request("GET", "/secret").header("x-request-id", "used").header("x-do", "spin");
+    assert_eq!(gateway.connect().ask(&sent).unwrap().status, 403);
+    let record = record(&gateway, "used");
+    let step = |name: &str| {
+        let steps = record["steps"].as_array().unwrap();
+        steps.iter().find(|step| step["plugin"] == name && step["hook"] == "on_request").unwrap().clone()
+    };
+    for (name, ..) in modules {
+        let step = step(name);
+        assert_eq!((&step["verdict"], &step["reason"]), (&json!("error"), &json!("plugin.budget")));
+        let used = |what: &str| step["used"][what].as_u64().unwrap();
+        assert!(
+            used("cpu_micros") >= CPU && used("cpu_micros") <= step["micros"].as_u64().unwrap() + TICK,
+            "{step}"
+        );
+        assert!(used("memory") >= 64 << 10 && used("operations") == 0, "{step}");
+    }
+    let script = step("script");
+    assert!(script["used"]["operations"].as_u64().unwrap() > 0, "{script}");
+    assert_eq!((&script["used"]["cpu_micros"], &script["used"]["memory"]), (&json!(0), &json!(0)));
+    let told = explain(&gateway, &["used"]).out;
+    assert!(told.contains("plugin.budget") && told.contains("operations"), "{told}");
 }
 
 #[test]
