@@ -163,7 +163,7 @@ plugins:
     );
     let steps = record["steps"].as_array().unwrap();
     let step = steps.iter().find(|step| step["plugin"] == "slow").unwrap();
-    assert_eq!((&step["verdict"], &step["reason"]), (&json!("error"), &json!("plugin.timeout")));
+    assert_eq!((&step["verdict"], &step["reason"]), (&json!("timeout"), &json!("plugin.timeout")));
     assert!(step["micros"].as_u64().unwrap() >= 100_000, "{step}");
     let told = explain(&gateway, &["late"]).out;
     assert!(told.contains("plugin.timeout"), "{told}");
@@ -293,7 +293,9 @@ routes:
             .as_array()
             .unwrap()
             .iter()
-            .filter(|step| ["respond", "drop", "error"].contains(&step["verdict"].as_str().unwrap()))
+            .filter(|step| {
+                ["respond", "drop", "error", "timeout"].contains(&step["verdict"].as_str().unwrap())
+            })
             .collect();
         let by = decision["by"].as_str().unwrap_or_default();
         match deciding[..] {

@@ -52,6 +52,7 @@ impl Verdict {
             Verdict::Continue => "continue",
             Verdict::Respond => "respond",
             Verdict::Drop => "drop",
+            Verdict::Error(ErrorKind::Timeout) => "timeout",
             Verdict::Error(_) => "error",
             Verdict::Filter => "filter",
             Verdict::Quarantined => "quarantined",
