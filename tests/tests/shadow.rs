@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::time::{Duration, SystemTime};
 
-use portcullis_tests::tools::guest;
+use portcullis_tests::tools::{guest, tool};
 use portcullis_tests::{
     Answer, Gateway, Http, Origin, PATIENCE, Request, Setup, request, run, until, wait_for,
 };
@@ -74,6 +74,11 @@ fn verdicts(gateway: &Gateway, plugin: &str, verdict: &str) -> f64 {
 
 #[test]
 fn what_clients_and_upstreams_see_is_as_without_it() {
+    const GUESTS: [&str; 3] = ["conformance", "http_wasm_handler", "proxy_wasm_guest"];
+    let modules = GUESTS.map(|name| (format!("{name}.wasm"), guest(name)));
+    if modules.iter().any(|(_, module)| module.is_none()) {
+        return;
+    }
     let origin = Origin::start();
     let shadows = "
   - { name: meddler, mode: shadow, rhai: { file: meddler.rhai } }
@@ -83,13 +88,15 @@ fn what_clients_and_upstreams_see_is_as_without_it() {
   - { name: few, mode: shadow, rate_limit: { limits: [{ key: client, token_bucket: { rate: 1/h, burst: 1 } }] } }
   - { name: nobody, mode: shadow, ip_filter: { deny: [127.0.0.0/8] } }
   - { name: marked, mode: shadow, headers: { response: { set: { x-marked: \"1\" }, remove: [content-type] } } }
+  - { name: component, mode: shadow, wasm: { file: conformance.wasm, cpu: 50ms, config: { greeting: hello } } }
+  - { name: handler, mode: shadow, wasm: { file: http_wasm_handler.wasm, cpu: 50ms, config: buffer } }
+  - { name: filter, mode: shadow, wasm: { file: proxy_wasm_guest.wasm, cpu: 50ms, config: nothing } }
 ";
     let start = |plugins: &str| {
-        Setup::new(&format!("{WATCHED}{plugins}"))
-            .file("meddler.rhai", MEDDLER)
-            .file("schema.json", "{}")
-            .before(&origin)
-            .start()
+        let setup = Setup::new(&format!("{WATCHED}{plugins}"));
+        let setup = setup.file("meddler.rhai", MEDDLER).file("schema.json", "{}");
+        let modules = modules.iter().filter_map(|(name, module)| Some((name, module.as_ref()?)));
+        modules.fold(setup, |setup, (name, module)| setup.file(name, module)).before(&origin).start()
     };
     let (with, without) = (start(shadows), start(""));
     let get = |path: &str| request("GET", path);
@@ -104,6 +111,13 @@ fn what_clients_and_upstreams_see_is_as_without_it() {
         get("/a").header("x-do", "deny"),
         get("/a").header("x-do", "drop"),
         get("/a").header("x-do", "fail"),
+        get("/a").header("x-do", "headers"),
+        get("/a").header("x-do", "rewrite"),
+        get("/a").header("x-do", "refuse"),
+        get("/a").header("x-do", "response"),
+        get("/body/hello").header("x-do", "shout-back"),
+        request("POST", "/echo").header("x-do", "shout").body("quiet"),
+        request("POST", "/echo").header("x-do", "gather").body("quiet"),
     ];
     let seen = |gateway: &Gateway, asked: &Request, id: &str| -> Answer {
         let mut answer = gateway.connect().ask(&named(asked.clone(), id)).unwrap();
@@ -121,9 +135,25 @@ fn what_clients_and_upstreams_see_is_as_without_it() {
     }
     assert!(verdicts(&with, "meddler", "change") > 10.0 && verdicts(&with, "meddler", "error") == 1.0);
     assert_eq!((verdicts(&with, "meddler", "respond"), verdicts(&with, "meddler", "drop")), (1.0, 1.0));
-    assert_eq!((verdicts(&with, "few", "respond"), verdicts(&with, "nobody", "respond")), (9.0, 10.0));
-    assert_eq!(verdicts(&with, "small", "respond"), 1.0);
+    assert_eq!((verdicts(&with, "few", "respond"), verdicts(&with, "nobody", "respond")), (16.0, 17.0));
+    assert_eq!(verdicts(&with, "small", "respond"), 3.0);
     assert!(verdicts(&with, "masked", "change") > 0.0 && verdicts(&with, "marked", "change") > 0.0);
+    // Over HTTP/2 too.
+    for act in ["nothing", "headers", "refuse", "shout-back", "deny", "drop"] {
+        let seen = |gateway: &Gateway| {
+            let url = format!("http://{}/body/hello", gateway.address());
+            let act = format!("x-do: {act}");
+            let options =
+                ["-sS", "-i", "--http2-prior-knowledge", "-H", "x-request-id: two", "-H", &act, &url];
+            let answer = tool("curl", &options);
+            let lines = answer.lines().filter(|line| !line.starts_with("date:"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(seen(&with), seen(&without), "{act}");
+    }
+    for name in ["component", "handler", "filter"] {
+        assert!(verdicts(&with, name, "change") + verdicts(&with, name, "respond") > 0.0, "{name}");
+    }
 }
 
 #[test]
