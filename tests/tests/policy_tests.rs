@@ -400,6 +400,37 @@ fn a_reload_whose_policy_fails_its_tests_is_refused_and_the_old_one_serves() {
 }
 
 #[test]
+fn a_module_of_any_kind_that_fails_its_tests_is_refused_and_the_old_one_serves() {
+    // It lets everything pass.
+    let idle = r#"(module (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1")))"#;
+    let bare =
+        "cases: [{ name: refuses, request: { headers: { x-do: refuse } }, expect: { status: 429 } }]\n";
+    let deny = "options: { config: { greeting: hello } }\n\
+        cases: [{ name: refuses, request: { headers: { x-do: deny } }, expect: { status: 403 } }]\n";
+    for (name, act, status, tests) in [
+        ("conformance", "deny", 403, deny),
+        ("http_wasm_handler", "refuse", 429, bare),
+        ("proxy_wasm_guest", "refuse", 429, bare),
+    ] {
+        let Some(module) = guest(name) else { return };
+        let setup = Setup::new(ONE_POLICY)
+            .file("policies/10-it.wasm", module)
+            .file("policies/10-it.test.yaml", tests);
+        let setup = if name == "conformance" {
+            setup.file("policies/10-it.yaml", "config: { greeting: hello }\n")
+        } else {
+            setup
+        };
+        let gateway = setup.start();
+        let asked = || gateway.ask(&request("GET", "/").header("x-do", act)).status;
+        assert_eq!(asked(), status, "{name}");
+        gateway.edit("policies/10-it.wasm", wat::parse_str(idle).unwrap());
+        assert_says(&gateway.wait_refused(), &["10-it.test.yaml", "the test `refuses` fails"]);
+        assert_eq!((asked(), gateway.generation()), (status, 1), "{name}");
+    }
+}
+
+#[test]
 fn tests_that_are_dropped_in_hold_for_what_runs() {
     let gateway = Setup::new(ONE_POLICY).file("policies/10-deny.rhai", DENIES).start();
     gateway.edit("policies/10-deny.test.yaml", EXPECTS_403.replace("403", "200"));
