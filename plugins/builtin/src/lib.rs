@@ -3,16 +3,19 @@
 //! A plugin's file holds all there is to know about it: a module doc with an example and its reason
 //! codes, its `Config`, one plain function that decides, and its hooks. A new one costs its file and
 //! two lines here. Beside them stand the few things that several share: `names` for header names,
-//! `media` for media types, `template` for header values.
+//! `media` for media types, `template` for header values, `credentials` for the places of
+//! keys and tokens, `strict` for JSON with one meaning only.
 
 mod access_log;
 mod api_key;
 mod body_limit;
 mod cors;
+mod credentials;
 mod ext_authz;
 mod headers;
 mod ip_filter;
 mod json_schema;
+mod jwt;
 mod mask;
 mod media;
 mod names;
@@ -20,11 +23,13 @@ mod rate_limit;
 mod regex_error;
 mod request_id;
 mod sign;
+mod strict;
 mod template;
 
 use portcullis_plugin::Registration;
 
 pub use api_key::{HashKey, NewKey};
+pub use jwt::{ASKING, Finding, Outcome, Report, Why};
 
 /// Every built-in plugin kind, by name.
 pub const BUILTIN: &[Registration] = &[
@@ -36,6 +41,7 @@ pub const BUILTIN: &[Registration] = &[
     Registration::of::<headers::Headers>(),
     Registration::of::<ip_filter::IpFilter>(),
     Registration::of::<json_schema::JsonSchemaCheck>(),
+    Registration::of::<jwt::Jwt>(),
     Registration::of::<mask::Mask>(),
     Registration::of::<rate_limit::RateLimit>(),
     Registration::of::<request_id::TrustedRequestId>(),
@@ -56,7 +62,9 @@ mod tests {
             .file("schemas/order.json", r#"{"type": "object", "properties": {"id": {"type": "integer"}}}"#)
             .file("keys.jsonl", "# none yet\n")
             .secret("API_KEY_HASH_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
+            .secret("PARTNER_SECRET", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
             .secret("SIGNING_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
+            .upstream("login", |_| Ok(Response::default()))
             .upstream("authz", |_| Ok(Response::default()))
     }
 
@@ -89,6 +97,7 @@ mod tests {
             include_str!("headers.rs"),
             include_str!("ip_filter.rs"),
             include_str!("json_schema.rs"),
+            include_str!("jwt.rs"),
             include_str!("mask.rs"),
             include_str!("rate_limit.rs"),
             include_str!("request_id.rs"),
