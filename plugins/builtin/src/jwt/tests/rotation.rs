@@ -248,3 +248,23 @@ fn metadata_leads_to_keys_only_if_it_is_the_issuers_own() {
         assert_eq!(asked.get(1), expected.map(|upstream| (upstream.to_owned(), host)).as_ref());
     }
 }
+
+#[test]
+fn a_key_that_was_looked_for_is_absent_for_its_time() {
+    let (mut tester, provider) = world();
+    provider.keys(&[rsa_jwk(&RSA, "a")]);
+    let mut table = url();
+    table["issuers"][0]["keys"][0]["url"]["absent"] = json!("100ms");
+    let plugin = tester.build::<Jwt>(table).unwrap();
+    let token = rs256(&RSA, "b", json!({}));
+    assert_eq!(refusal(&plugin, &mut with(&token)), refused("unknown_key"));
+    at(&tester, 1);
+    assert_eq!(refusal(&plugin, &mut with(&token)), refused("unknown_key"));
+    // The cache forgets by the machine's clock.
+    let began = std::time::Instant::now();
+    while refusal(&plugin, &mut with(&token)) != unavailable() {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        std::thread::yield_now();
+    }
+    assert!(began.elapsed() < Duration::from_secs(20) && provider.asked() == 1);
+}
