@@ -58,7 +58,8 @@ mod tests {
             );
             std::fs::write(&config, text).unwrap();
             let key = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=".to_owned();
-            let variables = ["SIGNING_KEY", "API_KEY_HASH_KEY", "PARTNER_SECRET"].map(|name| (name.to_owned(), key.clone()));
+            let variables = ["SIGNING_KEY", "API_KEY_HASH_KEY", "PARTNER_SECRET"]
+                .map(|name| (name.to_owned(), key.clone()));
             let variables = std::collections::BTreeMap::from(variables);
             if let Err(findings) = portcullis_control::check(&config, &registry, variables) {
                 panic!("{}", findings.render(false));

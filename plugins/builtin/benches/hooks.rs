@@ -112,7 +112,11 @@ fn jwt() -> (TestedPlugin, String) {
         "realm_access": { "roles": ["clerk", "reader"] },
     });
     let encoded = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-    let message = format!("{}.{}", encoded(br#"{"alg":"HS256","typ":"at+jwt"}"#), encoded(claims.to_string().as_bytes()));
+    let message = format!(
+        "{}.{}",
+        encoded(br#"{"alg":"HS256","typ":"at+jwt"}"#),
+        encoded(claims.to_string().as_bytes())
+    );
     let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
     let token = format!("{message}.{}", encoded(hmac::sign(&key, message.as_bytes()).as_ref()));
     let table = json!({ "issuers": [{

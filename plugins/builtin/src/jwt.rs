@@ -294,7 +294,8 @@ impl Jwt {
             Ok(Some((keys, set))) => self.verify(token, number, &keys, Some(set), id).map_err(plain),
             Ok(None) => Err(plain(unknown_key(&token))),
             Err(later) => {
-                let why = "the issuer's keys are not at hand, and it can't be known whether this is one of them";
+                let why =
+                    "the issuer's keys are not at hand, and it can't be known whether this is one of them";
                 Err((Wrong::new(Refusal::KeysUnavailable, why), Some(later)))
             }
         }
@@ -303,7 +304,8 @@ impl Jwt {
     /// The issuer that a token says it is from.
     fn issuer(&self, token: &Token<'_>) -> Result<(usize, &Known), Wrong> {
         let name = token.issuer();
-        let found = self.issuers.iter().enumerate().find(|(_, known)| Some(known.issuer.name.as_str()) == name);
+        let found =
+            self.issuers.iter().enumerate().find(|(_, known)| Some(known.issuer.name.as_str()) == name);
         found.ok_or_else(|| match name {
             Some(name) => {
                 let name: String = name.escape_debug().take(128).collect();
@@ -395,7 +397,9 @@ fn challenge(refusal: Refusal, challenge: &'static str) -> Reply {
 
 fn unknown_key(token: &Token<'_>) -> Wrong {
     match token.kid() {
-        Some(kid) => Wrong::new(Refusal::UnknownKey, format!("the issuer has no key `{}`", kid.escape_debug())),
+        Some(kid) => {
+            Wrong::new(Refusal::UnknownKey, format!("the issuer has no key `{}`", kid.escape_debug()))
+        }
         None => Wrong::new(Refusal::UnknownKey, "the issuer has no key for its algorithm"),
     }
 }
@@ -451,7 +455,10 @@ impl PluginType for Jwt {
             let at = format!("issuers[{number}]");
             let (issuer, fetched) = config.build(&at, context)?;
             if known.iter().any(|other| other.name == issuer.name) {
-                return Err(BuildError::at(format!("{at}.issuer"), format!("`{}` is there already", issuer.name)));
+                return Err(BuildError::at(
+                    format!("{at}.issuer"),
+                    format!("`{}` is there already", issuer.name),
+                ));
             }
             if let Some(fetched) = fetched {
                 let at = format!("{at}.keys");

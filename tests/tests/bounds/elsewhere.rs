@@ -131,6 +131,7 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "core/control/src/state.rs YEAR",
         Bites("core/control/src/state.rs", "an_entry_lives_as_long_as_was_said"),
     ),
+    ("core/gateway/src/cli/jwt.rs MAX_INPUT", Not("what the person who asks gives it")),
     ("core/gateway/src/cli/test.rs DEPTH", Not("of the command line, about directories of its own")),
     ("core/gateway/src/sinks.rs LOG", Not("permissions")),
     ("core/gateway/src/sinks.rs PRIVATE", Not("permissions")),
@@ -418,11 +419,17 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     (
         "plugins/builtin/src/jwt/keys.rs MAX_TRIES",
-        Bites("plugins/builtin/src/jwt/tests/attacks.rs", "a_token_without_a_key_id_is_tried_with_a_few_keys_only"),
+        Bites(
+            "plugins/builtin/src/jwt/tests/attacks.rs",
+            "a_token_without_a_key_id_is_tried_with_a_few_keys_only",
+        ),
     ),
     (
         "plugins/builtin/src/jwt/keys.rs MAX_DEPTH",
-        Bites("plugins/builtin/src/jwt/tests/rotation.rs", "an_issuer_that_is_away_or_answers_anything_else_makes_no_401"),
+        Bites(
+            "plugins/builtin/src/jwt/tests/rotation.rs",
+            "an_issuer_that_is_away_or_answers_anything_else_makes_no_401",
+        ),
     ),
     (
         "plugins/builtin/src/jwt/remote.rs MAX_ANSWER",
@@ -430,11 +437,17 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
     ),
     (
         "plugins/builtin/src/jwt/remote.rs MAX_DEPTH",
-        Bites("plugins/builtin/src/jwt/tests/rotation.rs", "metadata_leads_to_keys_only_if_it_is_the_issuers_own"),
+        Bites(
+            "plugins/builtin/src/jwt/tests/rotation.rs",
+            "metadata_leads_to_keys_only_if_it_is_the_issuers_own",
+        ),
     ),
     (
         "plugins/builtin/src/jwt/remote.rs MAX_WAITING",
-        Bites("plugins/builtin/src/jwt/tests/rotation.rs", "requests_wait_for_one_fetch_together_and_not_too_many"),
+        Bites(
+            "plugins/builtin/src/jwt/tests/rotation.rs",
+            "requests_wait_for_one_fetch_together_and_not_too_many",
+        ),
     ),
     ("plugins/builtin/src/jwt/remote.rs MAX_ABSENT", Not("a cache, which may forget")),
     (

@@ -27,7 +27,13 @@ pub(super) struct IssuerConfig {
     /// What tokens may be signed with, all of one type: `HS256`, `HS384`, `HS512`; `RS256`, `RS384`, `RS512`, `PS256`, `PS384`,
     /// `PS512`; `ES256`, `ES384`; `EdDSA`.
     algorithms: Vec<String>,
-    /// Where the keys are.
+    /// Where the keys are: `{ pem: .. }`; `{ jwk: .. }`, a JWK or a set of them; `{ file: keys.json }`, of either, watched;
+    /// `{ secret: env:NAME }`, shared; `{ url: { upstream: login, path: /jwks } }`, a set that is fetched, by default from
+    /// `/.well-known/jwks.json`; `{ discovery: { upstream: login } }`, a set where the issuer's metadata says. The last two may
+    /// have `timeout` (`2s`), `refresh` (`10m`: how long keys are good), `stale` (`1h`: how long beyond that if they cannot be
+    /// fetched), `window` (`5s`: the time between fetches), `wait` (`1s`: how long a request with an unknown key waits for the
+    /// window to pass), `absent` (`1m`: how long a key that was looked for in vain counts as none); `discovery` also
+    /// `keys_upstream`, for a set on another host than the issuer.
     keys: Vec<KeyConfig>,
     /// What `typ` of the header may be, e.g. `[at+jwt]` (RFC 9068). Default: anything.
     #[serde(default)]
@@ -137,7 +143,9 @@ impl IssuerConfig {
                 KeyConfig::Secret(secret) => {
                     keys.push(Key::shared(&context.secret(&format!("{at}.secret"), &secret)?));
                 }
-                KeyConfig::Url(config) => set_once(&mut remote, Fetched { config, is_discovery: false }, &at)?,
+                KeyConfig::Url(config) => {
+                    set_once(&mut remote, Fetched { config, is_discovery: false }, &at)?
+                }
                 KeyConfig::Discovery(config) => {
                     set_once(&mut remote, Fetched { config, is_discovery: true }, &at)?;
                 }
@@ -187,7 +195,8 @@ fn algorithms(names: &[String]) -> Result<Vec<Algorithm>, (String, String)> {
         if let Some(first) = found.first()
             && first.family() != algorithm.family()
         {
-            let message = format!("{first:?} and {algorithm:?} take keys of different types; an issuer has one");
+            let message =
+                format!("{first:?} and {algorithm:?} take keys of different types; an issuer has one");
             return Err((place, message));
         }
         found.push(*algorithm);
@@ -246,7 +255,10 @@ impl Issuer {
         match typ.map(|typ| media_type(typ).to_ascii_lowercase()) {
             Some(typ) if self.typ.contains(&typ) => Ok(()),
             Some(typ) => Err(Wrong::new(Refusal::Claim, format!("`{typ}` is not among {:?}", self.typ))),
-            None => Err(Wrong::new(Refusal::Claim, format!("there is none, and it must be one of {:?}", self.typ))),
+            None => Err(Wrong::new(
+                Refusal::Claim,
+                format!("there is none, and it must be one of {:?}", self.typ),
+            )),
         }
     }
 
@@ -254,7 +266,8 @@ impl Issuer {
         if self.audience.is_empty() {
             return Ok(());
         }
-        let is_meant = |value: &Value| value.as_str().is_some_and(|text| self.audience.iter().any(|one| one == text));
+        let is_meant =
+            |value: &Value| value.as_str().is_some_and(|text| self.audience.iter().any(|one| one == text));
         let found = match token.claims.get("aud") {
             Some(Value::Array(all)) => all.iter().all(Value::is_string) && all.iter().any(is_meant),
             Some(one) => is_meant(one),
@@ -268,7 +281,10 @@ impl Issuer {
 
     fn expires(&self, token: &Token<'_>, now: f64) -> Result<(), Wrong> {
         let Some(end) = date(token, "exp")? else {
-            return Err(Wrong::new(Refusal::Claim, "there is none, and a token that holds for ever is not taken"));
+            return Err(Wrong::new(
+                Refusal::Claim,
+                "there is none, and a token that holds for ever is not taken",
+            ));
         };
         match end + self.leeway.as_secs_f64() > now {
             true => Ok(()),

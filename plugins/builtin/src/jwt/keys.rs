@@ -141,7 +141,8 @@ impl Key {
         };
         let verifies = |operation: &Value| operation == "verify";
         let may = |operations: &Value| operations.as_array().is_some_and(|all| all.iter().any(verifies));
-        if text("use").is_some_and(|usage| usage != "sig") || jwk.get("key_ops").is_some_and(|all| !may(all)) {
+        if text("use").is_some_and(|usage| usage != "sig") || jwk.get("key_ops").is_some_and(|all| !may(all))
+        {
             return Ok(None);
         }
         if jwk.contains_key("d") && origin != Origin::Remote {
@@ -156,15 +157,21 @@ impl Key {
         };
         let (kind, key) = match (text("kty"), text("crv")) {
             (Some("RSA"), _) => Self::rsa(&bytes("n")?, &bytes("e")?)?,
-            (Some("EC"), Some("P-256")) => Self::elliptic(Kind::P256, &point(&bytes("x")?, &bytes("y")?, 32)?)?,
-            (Some("EC"), Some("P-384")) => Self::elliptic(Kind::P384, &point(&bytes("x")?, &bytes("y")?, 48)?)?,
+            (Some("EC"), Some("P-256")) => {
+                Self::elliptic(Kind::P256, &point(&bytes("x")?, &bytes("y")?, 32)?)?
+            }
+            (Some("EC"), Some("P-384")) => {
+                Self::elliptic(Kind::P384, &point(&bytes("x")?, &bytes("y")?, 48)?)?
+            }
             (Some("OKP"), Some("Ed25519")) => Self::elliptic(Kind::Ed25519, &bytes("x")?)?,
             (Some("oct"), _) if origin == Origin::File => {
                 let secret = bytes("k")?;
                 (Kind::Shared(secret.len()), DecodingKey::from_secret(&secret))
             }
             (Some("oct"), _) if origin == Origin::Config => {
-                return Err("a shared key does not stand in the configuration; `secret: env:NAME` does".to_owned());
+                return Err(
+                    "a shared key does not stand in the configuration; `secret: env:NAME` does".to_owned()
+                );
             }
             _ => return Ok(None),
         };
@@ -234,7 +241,9 @@ fn element(tag: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = match *length {
         short @ ..=0x7f => (usize::from(short), rest),
         0x81 => rest.split_first().map(|(length, rest)| (usize::from(*length), rest))?,
-        0x82 => rest.split_first_chunk().map(|(length, rest)| (usize::from(u16::from_be_bytes(*length)), rest))?,
+        0x82 => {
+            rest.split_first_chunk().map(|(length, rest)| (usize::from(u16::from_be_bytes(*length)), rest))?
+        }
         _ => return None,
     };
     (*first == tag).then_some(())?;
@@ -253,7 +262,9 @@ impl KeySet {
     fn from_json(text: &[u8], origin: Origin) -> Result<Self, String> {
         match strict::parse(text, MAX_DEPTH) {
             Ok(Value::Object(object)) => Self::from_object(&object, origin),
-            Err(strict::Fault::DuplicateKey) => Err("a name stands twice in an object of the key set".to_owned()),
+            Err(strict::Fault::DuplicateKey) => {
+                Err("a name stands twice in an object of the key set".to_owned())
+            }
             _ => Err("that is no key set (RFC 7517, 5) and no PEM".to_owned()),
         }
     }
@@ -262,7 +273,9 @@ impl KeySet {
     pub(super) fn from_object(object: &Map<String, Value>, origin: Origin) -> Result<Self, String> {
         let Some(keys) = object.get("keys") else {
             let key = Key::from_jwk(object, origin)?;
-            return key.map(|key| KeySet(vec![key])).ok_or_else(|| "no signature is verified with that key".into());
+            return key
+                .map(|key| KeySet(vec![key]))
+                .ok_or_else(|| "no signature is verified with that key".into());
         };
         let keys = keys.as_array().ok_or("`keys` is no list")?;
         if keys.len() > MAX_KEYS {

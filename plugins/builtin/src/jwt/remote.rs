@@ -137,7 +137,9 @@ impl Keep {
             Arc::new(Kept { state, ended, waiting, absent })
         };
         let pairs = names.iter().zip(absent);
-        pairs.map(|(name, absent)| kept.entry(name.clone()).or_insert_with(|| make(*absent)).clone()).collect()
+        pairs
+            .map(|(name, absent)| kept.entry(name.clone()).or_insert_with(|| make(*absent)).clone())
+            .collect()
     }
 }
 
@@ -206,20 +208,28 @@ impl Unkept {
         fetches: Fetches,
         context: &mut BuildContext<'_>,
     ) -> Result<Self, BuildError> {
-        let name = format!("{issuer}\n{is_discovery}\n{}\n{:?}\n{:?}", config.upstream, config.path, config.keys_upstream);
+        let name = format!(
+            "{issuer}\n{is_discovery}\n{}\n{:?}\n{:?}",
+            config.upstream, config.path, config.keys_upstream
+        );
         let upstream = context.upstream(&format!("{at}.upstream"), &config.upstream)?;
-        let url = issuer.parse::<Uri>().ok().filter(|url| url.scheme().is_some() && url.authority().is_some());
+        let url =
+            issuer.parse::<Uri>().ok().filter(|url| url.scheme().is_some() && url.authority().is_some());
         let authority = url.as_ref().and_then(Uri::authority);
         let host = authority.and_then(|authority| HeaderValue::try_from(authority.as_str()).ok());
         let discovery = match (is_discovery, &url, &config.keys_upstream) {
             (true, Some(url), elsewhere) => {
                 let elsewhere = elsewhere.as_deref();
-                let elsewhere =
-                    elsewhere.map(|name| context.upstream(&format!("{at}.keys_upstream"), name)).transpose()?;
+                let elsewhere = elsewhere
+                    .map(|name| context.upstream(&format!("{at}.keys_upstream"), name))
+                    .transpose()?;
                 Some((origin(url), elsewhere))
             }
             (true, None, _) => {
-                return Err(BuildError::at(at, format!("the issuer `{issuer}` is no URL, whose metadata there could be")));
+                return Err(BuildError::at(
+                    at,
+                    format!("the issuer `{issuer}` is no URL, whose metadata there could be"),
+                ));
             }
             (false, _, None) => None,
             (false, ..) => {
@@ -232,9 +242,9 @@ impl Unkept {
             }
             _ => "/.well-known/jwks.json".to_owned(),
         });
-        let path = PathAndQuery::try_from(path.as_str()).ok().filter(|_| path.starts_with('/')).ok_or_else(|| {
-            BuildError::at(format!("{at}.path"), format!("`{path}` is not a path; it begins with `/`"))
-        })?;
+        let path = PathAndQuery::try_from(path.as_str()).ok().filter(|_| path.starts_with('/')).ok_or_else(
+            || BuildError::at(format!("{at}.path"), format!("`{path}` is not a path; it begins with `/`")),
+        )?;
         for (field, span) in
             [("timeout", config.timeout), ("refresh", config.refresh), ("window", config.window)]
         {
@@ -248,7 +258,13 @@ impl Unkept {
         let remote = Remote {
             kept: Keep::default().only(&["".to_owned()], &[config.absent.0]).remove(0),
             // A set is at a host of its own, which the upstream knows.
-            place: Place { issuer: issuer.to_owned(), upstream, host: host.filter(|_| is_discovery), path, discovery },
+            place: Place {
+                issuer: issuer.to_owned(),
+                upstream,
+                host: host.filter(|_| is_discovery),
+                path,
+                discovery,
+            },
             limits: OutboundLimits { timeout: config.timeout.0, max_body: MAX_ANSWER },
             refresh: config.refresh.0,
             stale: config.stale.0,
@@ -283,10 +299,14 @@ impl Remote {
         let now = self.clock.now();
         let mut state = lock(&self.kept.state);
         let age = state.current.as_ref().map(|current| now.saturating_sub(current.began));
-        let usable = state.current.clone().filter(|_| age.is_some_and(|age| age <= self.refresh + self.stale));
+        let usable =
+            state.current.clone().filter(|_| age.is_some_and(|age| age <= self.refresh + self.stale));
         let next = state.began.map_or(Duration::ZERO, |began| (began + self.window).saturating_sub(now));
         if let Some(current) = usable {
-            if age.is_some_and(|age| age >= self.refresh.mul_f64(AHEAD)) && next.is_zero() && !state.is_fetching {
+            if age.is_some_and(|age| age >= self.refresh.mul_f64(AHEAD))
+                && next.is_zero()
+                && !state.is_fetching
+            {
                 self.begin(&mut state, now);
             }
             if current.keys.has(kid, algorithm) {
@@ -398,7 +418,12 @@ impl Remote {
         KeySet::read(&answer, Origin::Remote).ok()
     }
 
-    async fn get(&self, upstream: &Arc<dyn Outbound>, path: PathAndQuery, host: Option<HeaderValue>) -> Option<Bytes> {
+    async fn get(
+        &self,
+        upstream: &Arc<dyn Outbound>,
+        path: PathAndQuery,
+        host: Option<HeaderValue>,
+    ) -> Option<Bytes> {
         let mut request = http::Request::new(Bytes::new());
         *request.uri_mut() = path.into();
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));

@@ -85,7 +85,9 @@ fn claims(changes: Value) -> String {
 }
 
 fn hs256(changes: Value) -> String {
-    signed(r#"{"alg":"HS256","typ":"at+jwt"}"#, &claims(changes), |message| shared(SECRET.as_bytes(), message))
+    signed(r#"{"alg":"HS256","typ":"at+jwt"}"#, &claims(changes), |message| {
+        shared(SECRET.as_bytes(), message)
+    })
 }
 
 fn rs256(key: &RsaKeyPair, kid: &str, changes: Value) -> String {
@@ -146,7 +148,10 @@ fn a_token_makes_the_principal_and_goes_no_further() {
         assert_eq!(refusal(&plugin, &mut exchange), None);
         let principal = exchange.principal().unwrap();
         assert_eq!((&*principal.id, &*principal.issuer), ("ann", "https://login.test"));
-        assert_eq!((&principal.roles[..], &principal.scopes[..]), (&["clerk".into()][..], &["read".into(), "write".into()][..]));
+        assert_eq!(
+            (&principal.roles[..], &principal.scopes[..]),
+            (&["clerk".into()][..], &["read".into(), "write".into()][..])
+        );
         assert_eq!(principal.claims["aud"], "orders");
         assert!(!exchange.request().headers().contains_key("authorization"));
     }
@@ -177,7 +182,10 @@ fn who_brings_no_token_passes_only_if_that_is_optional_and_who_brings_a_bad_one_
     let bare = || ExchangeBuilder::get("/").build();
     let plugin = build(table.clone());
     let Ok(Decision::Respond(reply)) = plugin.on_request(&mut bare()) else { panic!() };
-    assert_eq!((reply.status.as_u16(), &reply.headers["www-authenticate"]), (401, &HeaderValue::from_static("Bearer")));
+    assert_eq!(
+        (reply.status.as_u16(), &reply.headers["www-authenticate"]),
+        (401, &HeaderValue::from_static("Bearer"))
+    );
     let Ok(Decision::Respond(reply)) = plugin.on_request(&mut with("a.b.c")) else { panic!() };
     assert_eq!(reply.headers["www-authenticate"], "Bearer error=\"invalid_token\"");
     table["optional"] = json!(true);
@@ -186,7 +194,8 @@ fn who_brings_no_token_passes_only_if_that_is_optional_and_who_brings_a_bad_one_
     assert_eq!(refusal(&plugin, &mut exchange), None);
     assert!(exchange.principal().is_none());
     assert_eq!(refusal(&plugin, &mut with("a.b.c")), refused("malformed"));
-    let two = ExchangeBuilder::get("/").header("authorization", "Bearer a").header("authorization", "Bearer b");
+    let two =
+        ExchangeBuilder::get("/").header("authorization", "Bearer a").header("authorization", "Bearer b");
     assert_eq!(refusal(&plugin, &mut two.build()), refused("malformed"));
 }
 
@@ -322,14 +331,18 @@ fn a_bound_token_holds_with_its_certificate_alone() {
 #[test]
 fn a_table_that_cannot_be_meant_is_refused() {
     let long = "x".repeat(31);
-    let mut tester = tester().secret("SHORT", long).file("bad", "{").upstream("login", |_| {
-        Err(portcullis_plugin::OutboundError::Failed)
-    });
+    let mut tester = tester()
+        .secret("SHORT", long)
+        .file("bad", "{")
+        .upstream("login", |_| Err(portcullis_plugin::OutboundError::Failed));
     let mut path = |table: Value| tester.build::<Jwt>(table).err().unwrap().path;
     let keys = |keys: Value| table(json!(["RS256"]), keys);
     let rsa = || rsa_jwk(&RSA, "k");
     assert_eq!(path(json!({ "issuers": [] })), "issuers");
-    assert_eq!(path(json!({ "issuers": vec![hs256_table()["issuers"][0].clone(); MAX_ISSUERS + 1] })), "issuers");
+    assert_eq!(
+        path(json!({ "issuers": vec![hs256_table()["issuers"][0].clone(); MAX_ISSUERS + 1] })),
+        "issuers"
+    );
     assert_eq!(path(json!({ "issuers": vec![hs256_table()["issuers"][0].clone(); 2] })), "issuers[1].issuer");
     let with = |name: &str, value: Value| {
         let mut table = hs256_table();

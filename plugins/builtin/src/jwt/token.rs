@@ -114,8 +114,9 @@ impl<'t> Token<'t> {
 
 /// One part of a token: base64url without padding and stray bits, of a JSON object without repeated names.
 fn object(what: &str, part: &str) -> Result<Map<String, Value>, Wrong> {
-    let text =
-        URL_SAFE_NO_PAD.decode(part).map_err(|_| malformed(format!("{what} is not base64url (RFC 7515, 2)")))?;
+    let text = URL_SAFE_NO_PAD
+        .decode(part)
+        .map_err(|_| malformed(format!("{what} is not base64url (RFC 7515, 2)")))?;
     match strict::parse(&text, MAX_DEPTH) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(malformed(format!("{what} is no object"))),

@@ -115,7 +115,9 @@ impl Why {
             match &self.keys {
                 _ if is_own => outcome(issuer.keys.verify(token, *algorithm)),
                 Some(keys) => outcome(keys.verify(token, *algorithm)),
-                None => Outcome::Open("the keys are fetched by a running gateway; `--keys` gives them here".to_owned()),
+                None => Outcome::Open(
+                    "the keys are fetched by a running gateway; `--keys` gives them here".to_owned(),
+                ),
             }
         });
         add("alg", outcome(algorithm.map(|_| ())));
@@ -129,7 +131,10 @@ impl Why {
         match Binding::of(token) {
             None => {}
             Some(Binding::Certificate(_)) => {
-                add("cnf", Outcome::Open("it holds only with the client certificate that it is bound to".to_owned()));
+                add(
+                    "cnf",
+                    Outcome::Open("it holds only with the client certificate that it is bound to".to_owned()),
+                );
             }
             Some(Binding::Other) => {
                 let why = "it is bound to something that is not asked for here";

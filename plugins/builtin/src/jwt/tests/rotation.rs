@@ -101,7 +101,9 @@ fn invented_keys_cause_one_fetch_per_window_and_are_not_told_from_new_ones_meanw
     let plugin = tester.build::<Jwt>(url()).unwrap();
     assert_eq!(refusal(&plugin, &mut with(&rs256(&RSA, "a", json!({})))), None);
     at(&tester, 6);
-    let junk = |n: usize| signed(&json!({ "alg": "RS256", "kid": n.to_string() }).to_string(), &claims(json!({})), |_| vec![0]);
+    let junk = |n: usize| {
+        signed(&json!({ "alg": "RS256", "kid": n.to_string() }).to_string(), &claims(json!({})), |_| vec![0])
+    };
     assert_eq!(refusal(&plugin, &mut with(&junk(0))), refused("unknown_key"));
     assert_eq!(provider.asked(), 2);
     // Time stands still at first, so that the fetch is as young as they are; then they come later.
@@ -117,7 +119,9 @@ fn invented_keys_cause_one_fetch_per_window_and_are_not_told_from_new_ones_meanw
     let new = new_rsa();
     provider.keys(&[rsa_jwk(&RSA, "a"), rsa_jwk(&new, "b")]);
     assert_eq!(provider.asked(), 2);
-    let Ok(Decision::Respond(reply)) = plugin.on_request(&mut with(&rs256(&new, "b", json!({})))) else { panic!() };
+    let Ok(Decision::Respond(reply)) = plugin.on_request(&mut with(&rs256(&new, "b", json!({})))) else {
+        panic!()
+    };
     assert_eq!((reply.status.as_u16(), &reply.headers["retry-after"]), (503, &HeaderValue::from_static("4")));
     at(&tester, 11);
     assert_eq!(refusal(&plugin, &mut with(&rs256(&new, "b", json!({})))), None);
@@ -154,18 +158,24 @@ fn requests_wait_for_one_fetch_together_and_not_too_many() {
     let token = rs256(&RSA, "a", json!({}));
     let mut exchanges: Vec<_> = (0..1025).map(|_| with(&token)).collect();
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    let mut waiting: Vec<_> = exchanges.iter_mut().map(|exchange| {
-        let Hook::Wait(mut waiting) = plugin.plugin().on_request(exchange) else { panic!() };
-        let now = waiting.as_mut().poll(&mut context);
-        (waiting, now)
-    }).collect();
+    let mut waiting: Vec<_> = exchanges
+        .iter_mut()
+        .map(|exchange| {
+            let Hook::Wait(mut waiting) = plugin.plugin().on_request(exchange) else { panic!() };
+            let now = waiting.as_mut().poll(&mut context);
+            (waiting, now)
+        })
+        .collect();
     let (_, last) = waiting.pop().unwrap();
     let std::task::Poll::Ready(Ok(Decision::Respond(reply))) = last else { panic!() };
     assert_eq!(reply.status, 503);
     assert_eq!(tester.run_tasks(), 0);
     for (mut waiting, first) in waiting {
         assert!(first.is_pending());
-        assert!(matches!(waiting.as_mut().poll(&mut context), std::task::Poll::Ready(Ok(Decision::Continue))));
+        assert!(matches!(
+            waiting.as_mut().poll(&mut context),
+            std::task::Poll::Ready(Ok(Decision::Continue))
+        ));
     }
     assert_eq!(provider.asked(), 1);
 }
@@ -202,7 +212,9 @@ fn an_issuer_that_is_away_or_answers_anything_else_makes_no_401() {
     assert_eq!(ask(), unavailable());
     let many: Vec<_> = (0..65).map(|n| rsa_jwk(&RSA, &n.to_string())).collect();
     for (number, answer) in
-        [json!({ "keys": [] }), json!([]), json!({ "keys": many }), json!({ "keys": "x" })].into_iter().enumerate()
+        [json!({ "keys": [] }), json!([]), json!({ "keys": many }), json!({ "keys": "x" })]
+            .into_iter()
+            .enumerate()
     {
         provider.publish("/keys", answer);
         at(&tester, 6 * (number as u64 + 1));
@@ -233,7 +245,12 @@ fn metadata_leads_to_keys_only_if_it_is_the_issuers_own() {
         ("https://evil.test/", "https://login.test/keys", json!({}), None),
         ("https://login.test/realm/", "https://keys.test/keys", json!({}), None),
         ("https://login.test/realm/", "http://login.test/keys", json!({}), None),
-        ("https://login.test/realm/", "https://keys.test/keys", json!({ "keys_upstream": "elsewhere" }), Some("elsewhere")),
+        (
+            "https://login.test/realm/",
+            "https://keys.test/keys",
+            json!({ "keys_upstream": "elsewhere" }),
+            Some("elsewhere"),
+        ),
     ] {
         let (mut tester, provider) = world();
         let metadata = json!({ "issuer": issuer, "jwks_uri": keys });
