@@ -47,10 +47,15 @@ pub fn guest(name: &str) -> Option<Vec<u8>> {
 /// A Python with gRPC, which `tests/grpc/install` installs; none if it is missing and the test is to be left out.
 #[track_caller]
 pub fn grpc() -> Option<PathBuf> {
-    let file = "target/grpc/bin/python3";
-    let python = repository().join(file);
-    if python.is_file() {
-        return Some(python);
+    installed("target/grpc/bin/python3")
+}
+
+/// A file that something below `tests` installs; none if it is missing and the test is to be left out.
+#[track_caller]
+pub fn installed(file: &str) -> Option<PathBuf> {
+    let path = repository().join(file);
+    if path.is_file() {
+        return Some(path);
     }
     left_out(file);
     None

@@ -54,6 +54,9 @@ const CSRF: &str = "plugins/builtin/src/csrf/tests.rs";
 const UPGRADES: &str = "tests/tests/upgrades/main.rs";
 const PROXYING: &str = "tests/tests/proxying.rs";
 const ATTEMPTS: &str = "tests/tests/attempts.rs";
+const JWT: &str = "plugins/builtin/src/jwt/tests.rs";
+const KEYS: &str = "plugins/builtin/src/jwt/tests/rotation.rs";
+const TOKENS: &str = "tests/tests/jwt.rs";
 const TRAFFIC: &str = "tests/tests/traffic.rs";
 
 /// The numbers, times and sizes of the configuration, by their path in the schema.
@@ -232,6 +235,47 @@ const CONFIGURED: &[(&str, Known)] = &[
     ("cors.max_age", Bites(BUDGETS, "a_preflight_holds_for_its_time")),
     ("ext_authz.cache.ttl", Bites(BUDGETS, "an_answer_that_is_kept_is_asked_for_again_after_its_time")),
     ("ext_authz.timeout", Bites(BUDGETS, "a_plugin_that_waits_is_not_waited_for_longer_than_its_timeout")),
+    ("jwt.issuers.leeway", Bites(JWT, "claims_hold_by_time_audience_and_what_is_required")),
+    ("jwt.issuers.keys.discovery.absent", Bites(KEYS, "a_key_that_was_looked_for_is_absent_for_its_time")),
+    (
+        "jwt.issuers.keys.discovery.refresh",
+        Bites(KEYS, "keys_are_fetched_ahead_and_used_for_a_while_when_they_cannot_be"),
+    ),
+    (
+        "jwt.issuers.keys.discovery.stale",
+        Bites(KEYS, "keys_are_fetched_ahead_and_used_for_a_while_when_they_cannot_be"),
+    ),
+    (
+        "jwt.issuers.keys.discovery.timeout",
+        Bites(TOKENS, "an_issuers_answer_is_waited_for_and_read_up_to_a_bound"),
+    ),
+    (
+        "jwt.issuers.keys.discovery.wait",
+        Bites(KEYS, "who_comes_shortly_before_the_window_passes_waits_for_it"),
+    ),
+    (
+        "jwt.issuers.keys.discovery.window",
+        Bites(KEYS, "invented_keys_cause_one_fetch_per_window_and_are_not_told_from_new_ones_meanwhile"),
+    ),
+    ("jwt.issuers.keys.url.absent", Bites(KEYS, "a_key_that_was_looked_for_is_absent_for_its_time")),
+    (
+        "jwt.issuers.keys.url.refresh",
+        Bites(KEYS, "keys_are_fetched_ahead_and_used_for_a_while_when_they_cannot_be"),
+    ),
+    (
+        "jwt.issuers.keys.url.stale",
+        Bites(KEYS, "keys_are_fetched_ahead_and_used_for_a_while_when_they_cannot_be"),
+    ),
+    ("jwt.issuers.keys.url.timeout", Bites(TOKENS, "an_issuers_answer_is_waited_for_and_read_up_to_a_bound")),
+    ("jwt.issuers.keys.url.wait", Bites(KEYS, "who_comes_shortly_before_the_window_passes_waits_for_it")),
+    (
+        "jwt.issuers.keys.url.window",
+        Bites(KEYS, "invented_keys_cause_one_fetch_per_window_and_are_not_told_from_new_ones_meanwhile"),
+    ),
+    (
+        "jwt.max_token",
+        Bites("plugins/builtin/src/jwt/tests/attacks.rs", "a_token_is_as_long_as_allowed_and_no_longer"),
+    ),
     ("json_schema.limit", Bites(BUDGETS, "a_document_is_bounded_in_length_and_depth")),
     ("json_schema.max_depth", Bites(BUDGETS, "a_document_is_bounded_in_length_and_depth")),
     ("mask.limit", Bites(BUDGETS, "a_body_that_is_masked_whole_has_a_limit")),

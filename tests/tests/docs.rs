@@ -312,6 +312,10 @@ routes:
       - rbac: { rules: [{ name: all, allow: anyone }] }
       - ext_authz: { upstream: origin }
       - json_schema: { schema: {} }
+      - jwt:
+          optional: true
+          issuers:
+            - { issuer: me, audience: [a], algorithms: [HS256], keys: [{ secret: env:HASH_KEY }] }
       - rate_limit: { limits: [{ key: client, token_bucket: { rate: 10/s, burst: 20 } }] }
       - { on_error: quarantine, wasm: { file: m.wasm, config: { prefixes: [/internal] } } }
     upstream: origin

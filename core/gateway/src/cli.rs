@@ -5,6 +5,7 @@
 mod check;
 mod explain;
 mod interface;
+mod jwt;
 mod key;
 mod new;
 mod plugins;
@@ -127,6 +128,12 @@ portcullis.schema.json and begin the configuration with
     Key {
         #[command(subcommand)]
         what: Key,
+    },
+
+    /// Look into tokens of the `jwt` plugin.
+    Jwt {
+        #[command(subcommand)]
+        what: Jwt,
     },
 
     /// Ask a running gateway how it is: generation, listeners, plugins, the last refused reload.
@@ -300,6 +307,32 @@ struct NewKeyOptions {
     hash_key: String,
 }
 
+#[derive(Debug, Subcommand)]
+enum Jwt {
+    /// Tell how a token is judged, check by check.
+    #[command(after_help = "\
+Without a configuration, only the token's form and, with --keys, its signature are looked at. What it
+says is printed, its signature is not. Keys that a gateway fetches are not fetched here: --keys stands for
+them. Exit code 1 if no instance takes the token.
+
+For example: portcullis jwt why - --config portcullis.yaml < token")]
+    Why(JwtOptions),
+}
+
+#[derive(Debug, Args)]
+struct JwtOptions {
+    /// The token; `-` reads it from standard input, where nobody else sees it.
+    token: String,
+
+    /// The configuration whose `jwt` plugins are asked.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Keys in place of those that are fetched: PEM, a JWK, or a set.
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 struct NewWasmOptions {
     #[command(flatten)]
@@ -424,6 +457,7 @@ fn answer(command: Command) -> Result<ExitCode, Failure> {
             new::wasm(&options.common.name, options.lang, &options.common.dir)
         }
         Command::Key { what: Key::New(options) } => key::new(options),
+        Command::Jwt { what: Jwt::Why(options) } => jwt::why(&options),
         Command::Status(options) => status::status(&options.config, options.admin, options.json),
         Command::Explain(options) => explain::explain(options),
         Command::Shadow(options) => shadow::shadow(&options.config, options.admin, options.json),

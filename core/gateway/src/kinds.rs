@@ -12,6 +12,11 @@ pub(crate) fn registry() -> Registry {
     Registry::new(&[portcullis_plugins::BUILTIN, RUNTIMES])
 }
 
+/// All of them, with the `jwt` that is asked about a token.
+pub(crate) fn asking() -> Registry {
+    Registry::new(&[portcullis_plugins::ASKING, portcullis_plugins::BUILTIN, RUNTIMES])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,13 +53,13 @@ mod tests {
             let route = kind.example.replace('\n', "\n      ");
             let text = format!(
                 "listeners: [{{ bind: '127.0.0.1:0' }}]\n\
-                 upstreams: {{ authz: {{ endpoints: ['http://127.0.0.1:9'] }} }}\n\
+                 upstreams: {{ authz: {{ endpoints: ['http://127.0.0.1:9'] }}, login: {{ endpoints: ['http://127.0.0.1:9'] }} }}\n\
                  routes:\n  - name: r\n    respond: {{ status: 204 }}\n    plugins:\n      {route}\n"
             );
             std::fs::write(&config, text).unwrap();
             let key = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=".to_owned();
-            let variables =
-                ["SIGNING_KEY", "API_KEY_HASH_KEY", "CSRF_KEY"].map(|name| (name.to_owned(), key.clone()));
+            let variables = ["SIGNING_KEY", "API_KEY_HASH_KEY", "CSRF_KEY", "PARTNER_SECRET"]
+                .map(|name| (name.to_owned(), key.clone()));
             let variables = std::collections::BTreeMap::from(variables);
             if let Err(findings) = portcullis_control::check(&config, &registry, variables) {
                 panic!("{}", findings.render(false));

@@ -7,6 +7,9 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use divan::{Bencher, black_box};
 use portcullis_plugin::{
     BuildContext, Decision, Exchange, ExchangeBuilder, Hook, Instance, PluginTester, Rate, Secret,
@@ -89,6 +92,38 @@ fn api_key_among(bencher: Bencher<'_, '_>, count: u32) {
     bencher
         .with_inputs(|| ExchangeBuilder::get("/").header("x-api-key", turns.next().unwrap()).build())
         .bench_local_refs(|exchange| passes(&plugin, exchange));
+}
+
+/// A token that was seen before.
+#[divan::bench]
+fn jwt_remembered(bencher: Bencher<'_, '_>) {
+    let (plugin, token) = jwt();
+    let exchange = || ExchangeBuilder::get("/").header("authorization", &format!("Bearer {token}")).build();
+    assert!(matches!(decision(plugin.plugin().on_request(&mut exchange())), Decision::Continue));
+    bencher.with_inputs(exchange).bench_local_refs(|exchange| passes(&plugin, exchange));
+}
+
+fn jwt() -> (TestedPlugin, String) {
+    const SECRET: &str = "a secret of more than thirty-two bytes";
+    let claims = json!({
+        "iss": "https://login.example.com/", "sub": "5f8f8c44-b37c-4a1c-8f0e-7f1f2a1b9d10", "aud": ["orders"],
+        "exp": 4_102_444_800_u64, "iat": 1_767_225_600_u64, "jti": "0b1d6b1c-2d5d-4fd4-9d0a-2f8a3d0f5a11",
+        "azp": "web", "scope": "orders:read orders:write profile",
+        "realm_access": { "roles": ["clerk", "reader"] },
+    });
+    let encoded = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let message = format!(
+        "{}.{}",
+        encoded(br#"{"alg":"HS256","typ":"at+jwt"}"#),
+        encoded(claims.to_string().as_bytes())
+    );
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    let token = format!("{message}.{}", encoded(hmac::sign(&key, message.as_bytes()).as_ref()));
+    let table = json!({ "issuers": [{
+        "issuer": "https://login.example.com/", "audience": ["orders"], "algorithms": ["HS256"],
+        "keys": [{ "secret": "env:KEY" }], "roles": "realm_access.roles",
+    }] });
+    (build("jwt", PluginTester::new().secret("KEY", SECRET), table), token)
 }
 
 /// A rate that refuses nobody here.

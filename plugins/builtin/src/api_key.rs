@@ -27,22 +27,21 @@
 
 mod known;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use http::StatusCode;
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{HeaderValue, WWW_AUTHENTICATE};
 use portcullis_plugin::{
     BuildContext, BuildError, Clock, Counter, Exchange, Hook, HookName, Needs, Plugin, PluginError,
-    PluginType, Reply, Request, SecretRef,
+    PluginType, Reply, SecretRef,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::known::{Digest, KeyConfig, Known};
 pub use self::known::{HashKey, NewKey};
-use crate::names::header_name;
+use crate::credentials::{Place, PlaceConfig, Unclear};
 
 /// Longer texts are no keys, and not worth a hash.
 const MAX_KEY: usize = 512;
@@ -84,30 +83,8 @@ pub(crate) struct Config {
     forward: bool,
 }
 
-/// Where a key may stand.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum PlaceConfig {
-    /// As a bearer token (RFC 6750, 2.1).
-    Bearer,
-    /// The value of a header.
-    Header(String),
-    /// The value of a parameter of the query. It shows in logs of whoever sees the target.
-    Query(String),
-    /// The value of a cookie.
-    Cookie(String),
-}
-
 fn default_places() -> Vec<PlaceConfig> {
     vec![PlaceConfig::Header("x-api-key".to_owned())]
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
-    Bearer,
-    Header(HeaderName),
-    Query(String),
-    Cookie(String),
 }
 
 /// Requests by what became of them.
@@ -140,56 +117,10 @@ impl Refusal {
     }
 }
 
-impl Place {
-    fn new(at: &str, config: PlaceConfig) -> Result<Self, BuildError> {
-        Ok(match config {
-            PlaceConfig::Bearer => Place::Bearer,
-            PlaceConfig::Header(name) => Place::Header(header_name(&format!("{at}.header"), &name)?),
-            PlaceConfig::Query(name) => Place::Query(name),
-            PlaceConfig::Cookie(name) => Place::Cookie(name),
-        })
+impl From<Unclear> for Refusal {
+    fn from(_: Unclear) -> Self {
+        Refusal::Malformed
     }
-
-    /// The key that stands here; empty values are none.
-    fn find<'r>(&self, request: &'r Request) -> Result<Option<Cow<'r, str>>, Refusal> {
-        let found = match self {
-            Place::Bearer => header(request, &AUTHORIZATION)?.and_then(bearer).map(Cow::Borrowed),
-            Place::Header(name) => header(request, name)?.map(Cow::Borrowed),
-            Place::Query(name) => only(request.query_params(name))?,
-            Place::Cookie(name) => only(request.cookies(name))?.map(Cow::Borrowed),
-        };
-        Ok(found.filter(|key| !key.is_empty()))
-    }
-
-    fn clear(&self, exchange: &mut Exchange) -> Result<(), PluginError> {
-        let mut request = exchange.request_mut();
-        match self {
-            Place::Bearer => request.headers.remove(&AUTHORIZATION),
-            Place::Header(name) => request.headers.remove(name),
-            Place::Query(name) => request.remove_query_param(name).map_err(PluginError::failed)?,
-            Place::Cookie(name) => request.remove_cookie(name),
-        }
-        Ok(())
-    }
-}
-
-fn header<'r>(request: &'r Request, name: &HeaderName) -> Result<Option<&'r str>, Refusal> {
-    let value = only(request.headers().get_all(name).iter())?;
-    value.map(|value| value.to_str().map(str::trim)).transpose().map_err(|_| Refusal::Malformed)
-}
-
-/// One or none: of two, each could be what somebody else believes.
-fn only<T>(mut values: impl Iterator<Item = T>) -> Result<Option<T>, Refusal> {
-    match (values.next(), values.next()) {
-        (first, None) => Ok(first),
-        _ => Err(Refusal::Malformed),
-    }
-}
-
-/// The token of `Bearer TOKEN`; of another scheme, none.
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start())
 }
 
 impl ApiKey {
@@ -197,7 +128,7 @@ impl ApiKey {
     fn judge(&self, exchange: &Exchange) -> Result<Option<&Known>, (Refusal, Option<&Known>)> {
         let request = exchange.request();
         let found = self.places.iter().find_map(|place| place.find(request).transpose());
-        let Some(key) = found.transpose().map_err(|refusal| (refusal, None))? else {
+        let Some(key) = found.transpose().map_err(|unclear| (unclear.into(), None))? else {
             return if self.anonymous { Ok(None) } else { Err((Refusal::Missing, None)) };
         };
         let known = self.look_up(&key).ok_or((Refusal::Unknown, None))?;
@@ -266,8 +197,7 @@ impl PluginType for ApiKey {
         if from.is_empty() {
             return Err(BuildError::at("from", "a key has to stand somewhere"));
         }
-        let place = |(number, place)| Place::new(&format!("from[{number}]"), place);
-        let places: Box<[Place]> = from.into_iter().enumerate().map(place).collect::<Result<_, _>>()?;
+        let places = Place::list(from)?;
         if keys.is_empty() && files.is_empty() {
             return Err(
                 BuildError::at("", "there are no keys").help("`portcullis key new --id ann` makes one")

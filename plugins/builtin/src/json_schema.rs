@@ -20,7 +20,6 @@
 //! `portcullis_plugin_json_schema_refusals_total{reason}`.
 
 mod closed;
-mod strict;
 
 use std::sync::Arc;
 
@@ -37,6 +36,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::media::{MediaTypes, is_encoded, media_type};
+use crate::strict;
 
 const MEDIA_TYPE: &str = "json_schema.media_type";
 const MALFORMED: &str = "json_schema.malformed";

@@ -3,17 +3,20 @@
 //! A plugin's file holds all there is to know about it: a module doc with an example and its reason
 //! codes, its `Config`, one plain function that decides, and its hooks. A new one costs its file and
 //! two lines here. Beside them stand the few things that several share: `names` for header names,
-//! `media` for media types, `origins` for those of pages, `template` for header values.
+//! `media` for media types, `origins` for those of pages, `template` for header values, `credentials`
+//! for the places of keys and tokens, `strict` for JSON with one meaning only.
 
 mod access_log;
 mod api_key;
 mod body_limit;
 mod cors;
+mod credentials;
 mod csrf;
 mod ext_authz;
 mod headers;
 mod ip_filter;
 mod json_schema;
+mod jwt;
 mod mask;
 mod media;
 mod names;
@@ -24,11 +27,13 @@ mod regex_error;
 mod request_id;
 mod security_headers;
 mod sign;
+mod strict;
 mod template;
 
 use portcullis_plugin::Registration;
 
 pub use api_key::{HashKey, NewKey};
+pub use jwt::{ASKING, Finding, Outcome, Report, Why};
 
 /// Every built-in plugin kind, by name.
 pub const BUILTIN: &[Registration] = &[
@@ -41,6 +46,7 @@ pub const BUILTIN: &[Registration] = &[
     Registration::of::<headers::Headers>(),
     Registration::of::<ip_filter::IpFilter>(),
     Registration::of::<json_schema::JsonSchemaCheck>(),
+    Registration::of::<jwt::Jwt>(),
     Registration::of::<mask::Mask>(),
     Registration::of::<rate_limit::RateLimit>(),
     Registration::of::<rbac::Rbac>(),
@@ -64,7 +70,9 @@ mod tests {
             .file("keys.jsonl", "# none yet\n")
             .secret("API_KEY_HASH_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
             .secret("CSRF_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
+            .secret("PARTNER_SECRET", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
             .secret("SIGNING_KEY", "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlIDE=")
+            .upstream("login", |_| Ok(Response::default()))
             .upstream("authz", |_| Ok(Response::default()))
     }
 
@@ -98,6 +106,7 @@ mod tests {
             include_str!("headers.rs"),
             include_str!("ip_filter.rs"),
             include_str!("json_schema.rs"),
+            include_str!("jwt.rs"),
             include_str!("mask.rs"),
             include_str!("rate_limit.rs"),
             include_str!("rbac.rs"),

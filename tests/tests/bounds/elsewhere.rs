@@ -131,6 +131,7 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         "core/control/src/state.rs YEAR",
         Bites("core/control/src/state.rs", "an_entry_lives_as_long_as_was_said"),
     ),
+    ("core/gateway/src/cli/jwt.rs MAX_INPUT", Not("what the person who asks gives it")),
     ("core/gateway/src/cli/test.rs DEPTH", Not("of the command line, about directories of its own")),
     ("core/gateway/src/sinks.rs LOG", Not("permissions")),
     ("core/gateway/src/sinks.rs PRIVATE", Not("permissions")),
@@ -410,6 +411,60 @@ pub(crate) const BUILT_IN: &[(&str, Known)] = &[
         Bites("plugins/builtin/src/api_key/tests.rs", "a_table_that_cannot_be_meant_is_refused"),
     ),
     ("plugins/builtin/src/api_key/known.rs RANDOM", Not("the length of new keys")),
+    (
+        "plugins/builtin/src/jwt.rs MAX_ISSUERS",
+        Bites("plugins/builtin/src/jwt/tests.rs", "a_table_that_cannot_be_meant_is_refused"),
+    ),
+    (
+        "plugins/builtin/src/jwt.rs MAX_TOKEN",
+        Bites("plugins/builtin/src/jwt/tests.rs", "a_table_that_cannot_be_meant_is_refused"),
+    ),
+    ("plugins/builtin/src/jwt.rs REMEMBERED", Not("a cache, which may forget")),
+    (
+        "plugins/builtin/src/jwt/keys.rs MAX_KEYS",
+        Bites("plugins/builtin/src/jwt/tests.rs", "a_table_that_cannot_be_meant_is_refused"),
+    ),
+    (
+        "plugins/builtin/src/jwt/keys.rs MAX_TRIES",
+        Bites(
+            "plugins/builtin/src/jwt/tests/attacks.rs",
+            "a_token_without_a_key_id_is_tried_with_a_few_keys_only",
+        ),
+    ),
+    (
+        "plugins/builtin/src/jwt/keys.rs MAX_DEPTH",
+        Bites(
+            "plugins/builtin/src/jwt/tests/rotation.rs",
+            "an_issuer_that_is_away_or_answers_anything_else_makes_no_401",
+        ),
+    ),
+    (
+        "plugins/builtin/src/jwt/remote.rs MAX_ANSWER",
+        Bites("tests/tests/jwt.rs", "an_issuers_answer_is_waited_for_and_read_up_to_a_bound"),
+    ),
+    (
+        "plugins/builtin/src/jwt/remote.rs MAX_DEPTH",
+        Bites(
+            "plugins/builtin/src/jwt/tests/rotation.rs",
+            "metadata_leads_to_keys_only_if_it_is_the_issuers_own",
+        ),
+    ),
+    (
+        "plugins/builtin/src/jwt/remote.rs MAX_WAITING",
+        Bites(
+            "plugins/builtin/src/jwt/tests/rotation.rs",
+            "requests_wait_for_one_fetch_together_and_not_too_many",
+        ),
+    ),
+    ("plugins/builtin/src/jwt/remote.rs MAX_ABSENT", Not("a cache, which may forget")),
+    (
+        "plugins/builtin/src/jwt/token.rs MAX_DEPTH",
+        Bites("plugins/builtin/src/jwt/tests/attacks.rs", "what_could_be_read_in_two_ways_is_no_token"),
+    ),
+    (
+        "plugins/builtin/src/jwt/token.rs MAX_KID",
+        Bites("plugins/builtin/src/jwt/tests/attacks.rs", "an_id_of_a_key_is_a_name_and_nothing_else"),
+    ),
     (
         "plugins/builtin/src/sign.rs AT_ONCE",
         Bites(

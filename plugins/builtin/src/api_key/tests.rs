@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use http::HeaderName;
 use portcullis_plugin::{Decision, ExchangeBuilder, Instance, PluginTester, Secret, TestedPlugin};
 use serde_json::{Map, Value, json};
 

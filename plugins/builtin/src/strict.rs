@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 /// Why a body can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// It is not JSON (RFC 8259).
     Malformed,
     /// An object has the same key twice.
@@ -19,7 +19,7 @@ pub(super) enum Fault {
 }
 
 /// Reads a document whose arrays and objects are nested at most `max_depth` deep.
-pub(super) fn parse(text: &[u8], max_depth: usize) -> Result<Value, Fault> {
+pub(crate) fn parse(text: &[u8], max_depth: usize) -> Result<Value, Fault> {
     let fault = Cell::new(Fault::Malformed);
     let mut reader = serde_json::Deserializer::from_slice(text);
     let value = Strict { fault: &fault, left: max_depth }.deserialize(&mut reader);
