@@ -315,10 +315,11 @@ routes: [{{ upstream: origin }}]
     let answered = |kid: &str, length: usize| {
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| with(&gateway, "GET", "/", &token(kid)).status);
-            let (mut raw, _) = issuer.accept();
+            let (raw, _) = issuer.accept();
             let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
             // It may be gone before it has all of it.
-            let _ = raw.stream().write_all(format!("{head}{keys:length$}").as_bytes());
+            let _ =
+                raw.stream().write_all(format!("{head}{keys}{}", " ".repeat(length - keys.len())).as_bytes());
             let status = asked.join().unwrap();
             drop(raw.stream().shutdown(std::net::Shutdown::Both));
             status

@@ -160,7 +160,7 @@ fn a_token_without_a_key_id_is_tried_with_a_few_keys_only() {
         P256.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec()
     });
     let plugin = |keys: Vec<Value>| build(table(json!(["ES256"]), json!([{ "jwk": { "keys": keys } }])));
-    let third = [&others[..2], &[own.clone()]].concat();
+    let third = [&others[..2], std::slice::from_ref(&own)].concat();
     assert_eq!(refusal(&plugin(third), &mut with(&token)), None);
     let fourth = [&others[..], &[own]].concat();
     assert_eq!(refusal(&plugin(fourth), &mut with(&token)), refused("signature"));
