@@ -4,11 +4,12 @@
 //! codes, its `Config`, one plain function that decides, and its hooks. A new one costs its file and
 //! two lines here. Beside them stand the few things that several share: `names` for header names,
 //! `media` for media types, `origins` for those of pages, `template` for header values, `credentials`
-//! for the places of keys and tokens, `strict` for JSON with one meaning only.
+//! for the places of keys and tokens, `claims` for what these say of a caller, `strict` for JSON with one meaning only.
 
 mod access_log;
 mod api_key;
 mod body_limit;
+mod claims;
 mod cors;
 mod credentials;
 mod csrf;

@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use super::Refusal;
 use super::keys::{Key, KeySet, MAX_KEYS, Origin};
 use super::remote::RemoteConfig;
-use super::token::{ALGORITHMS, Token, Wrong, claim, texts};
+use super::token::{ALGORITHMS, Token, Wrong};
+use crate::claims::{claim, texts};
 
 /// Moments beyond this are no dates: the year 9999.
 const MAX_DATE: f64 = 253_402_300_800.0;
@@ -323,11 +324,12 @@ impl Issuer {
 
     /// Who calls with a token that was checked.
     pub(super) fn principal(&self, token: Token<'_>) -> Result<Principal, Wrong> {
+        let owned = |path: &str| texts(&token.claims, path).into_iter().map(str::to_owned).collect();
         Ok(Principal {
             id: self.id(&token)?.to_owned(),
             issuer: self.name.clone(),
-            roles: self.roles.as_deref().map(|path| texts(&token.claims, path)).unwrap_or_default(),
-            scopes: texts(&token.claims, &self.scopes),
+            roles: self.roles.as_deref().map(owned).unwrap_or_default(),
+            scopes: owned(&self.scopes),
             claims: token.claims,
         })
     }

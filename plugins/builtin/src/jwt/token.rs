@@ -125,21 +125,3 @@ fn object(what: &str, part: &str) -> Result<Map<String, Value>, Wrong> {
         Err(strict::Fault::TooDeep) => Err(malformed(format!("{what} is nested too deep"))),
     }
 }
-
-/// A claim by its name, or by a path with dots as in `realm_access.roles`.
-pub(super) fn claim<'c>(claims: &'c Map<String, Value>, path: &str) -> Option<&'c Value> {
-    if let Some(value) = claims.get(path) {
-        return Some(value);
-    }
-    let (first, rest) = path.split_once('.')?;
-    claim(claims.get(first)?.as_object()?, rest)
-}
-
-/// Texts of a claim: an array of them, or one text with spaces between (RFC 8693, 4.2).
-pub(super) fn texts(claims: &Map<String, Value>, path: &str) -> Vec<String> {
-    match claim(claims, path) {
-        Some(Value::String(text)) => text.split_ascii_whitespace().map(str::to_owned).collect(),
-        Some(Value::Array(texts)) => texts.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        _ => Vec::new(),
-    }
-}

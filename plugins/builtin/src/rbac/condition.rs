@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::pattern::Pattern;
 use super::roles::Has;
+use crate::claims::claim;
 use crate::names::header_name;
 
 /// What has to hold, all of it.
@@ -87,7 +88,7 @@ impl Condition {
         (self.roles.is_empty() || self.roles.iter().any(|role| has.role(role)))
             && self.permissions.iter().all(|permission| has.permission(permission))
             && self.scopes.iter().all(|scope| has.principal.scopes.contains(scope))
-            && self.claims.iter().all(|(name, wanted)| match claim(has.principal, name) {
+            && self.claims.iter().all(|(name, wanted)| match claim(&has.principal.claims, name) {
                 Some(Value::Array(items)) => items.contains(wanted),
                 found => found == Some(wanted),
             })
@@ -154,7 +155,7 @@ impl Comparison {
         let Some(left) = self.left.text(principal, exchange, path) else { return false };
         if self.relation == Relation::Within {
             let Side::Claim(name) = &self.right else { return false };
-            let list = claim(principal, name).and_then(Value::as_array);
+            let list = claim(&principal.claims, name).and_then(Value::as_array);
             return list
                 .is_some_and(|items| items.iter().any(|item| scalar(item) == Some(Cow::Borrowed(&*left))));
         }
@@ -195,7 +196,7 @@ impl Side {
         match self {
             Side::Text(text) => Some(text.into()),
             Side::PrincipalId => Some((&principal.id).into()),
-            Side::Claim(name) => claim(principal, name).and_then(scalar),
+            Side::Claim(name) => claim(&principal.claims, name).and_then(scalar),
             Side::Path(name) => {
                 let own = path.filter(|path| path.has(name));
                 let raw = match own {
@@ -214,25 +215,6 @@ impl Side {
                 values.next().filter(|_| values.next().is_none())
             }
         }
-    }
-}
-
-/// A claim by its name, or, with dots, one that lies deeper.
-pub(super) fn claim<'p>(principal: &'p Principal, path: &str) -> Option<&'p Value> {
-    if let Some(claim) = principal.claims.get(path) {
-        return Some(claim);
-    }
-    let mut names = path.split('.');
-    let first = principal.claims.get(names.next()?)?;
-    names.try_fold(first, |value, name| value.get(name))
-}
-
-/// The texts of a list, or the words of a text.
-pub(super) fn words(value: &Value) -> Vec<&str> {
-    match value {
-        Value::String(text) => text.split_ascii_whitespace().collect(),
-        Value::Array(items) => items.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
     }
 }
 

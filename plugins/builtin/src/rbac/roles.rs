@@ -6,7 +6,8 @@ use portcullis_plugin::{BuildError, Principal, SourceFile, SourcePosition};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::condition::{Condition, claim, words};
+use super::condition::Condition;
+use crate::claims::texts;
 
 /// A role.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -152,7 +153,7 @@ impl Roles {
         let assigned = self.assigned.get(&principal.id).into_iter().flatten();
         let mut names: Vec<&str> = principal.roles.iter().chain(assigned).map(String::as_str).collect();
         for path in &self.claims {
-            names.extend(claim(principal, path).into_iter().flat_map(words));
+            names.extend(texts(&principal.claims, path));
         }
         Has { roles: self, names, principal }
     }
